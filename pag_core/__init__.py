@@ -1,0 +1,1 @@
+"""Training of image classifiers with perceptually aligned input-gradients (PAG), stage by stage."""

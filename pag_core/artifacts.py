@@ -1,0 +1,77 @@
+"""Outputs appear whole or not at all: everything is written beside its destination and renamed into place."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def remove_stale_partials(path: Path) -> None:
+    """Make the folder of `path`, and remove what a killed writer of `path` left in it (one process writes a path)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.partial"):
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success it is synced and renamed to `path`, else removed."""
+    remove_stale_partials(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp creates files readable by their owner alone; a result is an ordinary file
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
+    remove_stale_partials(path)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if path.is_dir():
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def canonical_json(content: Any) -> str:
+    """JSON with sorted keys, so that equal contents are equal bytes; raises ValueError on NaN and infinity."""
+    return json.dumps(content, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as canonical JSON, atomically."""
+    text = canonical_json(content)
+    with replacing_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def digest(content: Any) -> str:
+    """SHA-256 (hexadecimal) of the canonical JSON of `content`."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,24 @@
+"""Normalisation as the first layer of a classifier, so that every attack sees images in [0, 1]."""
+
+import torch
+from torch import nn
+
+# method.md and the paper's recipe: inputs are mapped to [-1, 1]
+MEAN, DEVIATION = 0.5, 0.5
+
+
+class NormalizedClassifier(nn.Module):
+    """`network((image - mean) / deviation)`: images float [B, C, H, W] in [0, 1] to logits [B, classes]."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, network: nn.Module, *, channels: int, mean: float = MEAN, deviation: float = DEVIATION) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), mean))
+        self.register_buffer("deviation", torch.full((1, channels, 1, 1), deviation))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network((images - self.mean) / self.deviation)
+        return logits

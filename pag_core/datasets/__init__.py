@@ -1,0 +1,1 @@
+"""Image classification datasets: verified loading, splits, fingerprint."""

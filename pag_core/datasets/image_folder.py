@@ -1,0 +1,79 @@
+"""Any folder of images `train/CLASS/*` and `test/CLASS/*`."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from pag_core.datasets.labelled_images import LabelledImages, RawDataset
+from pag_core.errors import DatasetError
+
+
+def load(folder: Path, *, image_size: int | None, images_per_class: int | None) -> RawDataset:
+    """Read every image as RGB uint8 [N, 3, H, W], its shorter side resized to `image_size` and the centre cropped.
+
+    With `images_per_class` only the first images of each class, by file name, are read.
+    Raises DatasetError that names the folder or file: no such folder, fewer than two classes, a class without images,
+    classes of the splits that differ, an unreadable image, or images of different sizes without `image_size`.
+    """
+    names = {split: _class_names(folder / split) for split in ("train", "test")}
+    if names["train"] != names["test"]:
+        odd = sorted(set(names["train"]) ^ set(names["test"]))
+        raise DatasetError(f"{folder}: train and test must hold the same classes; only one of them has {', '.join(odd)}")
+    train, test = (
+        _read_split(folder / split, names["train"], image_size, images_per_class) for split in ("train", "test")
+    )
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DatasetError(
+            f"{folder}: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]} "
+            "(channels, height, width); set prepare.image_size"
+        )
+    return RawDataset(class_names=names["train"], train=train, test=test)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a folder; image_folder must hold train/CLASS/* and test/CLASS/*")
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if len(names) < 2:
+        found = f"only the class {names[0]!r}" if names else "no class"
+        raise DatasetError(f"{folder} holds {found}; a classifier needs at least two class folders")
+    return names
+
+
+def _read_split(
+    folder: Path, class_names: tuple[str, ...], image_size: int | None, images_per_class: int | None
+) -> LabelledImages:
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        paths = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        if not paths:
+            raise DatasetError(f"{folder / name} holds no image ({', '.join(IMG_EXTENSIONS)}); remove the class or fill it")
+        for path in paths[:images_per_class]:
+            image = _read_image(path, image_size)
+            if images and image.shape != images[0].shape:
+                raise DatasetError(
+                    f"{path} is {image.shape[2]}x{image.shape[1]} pixels, the images before it "
+                    f"{images[0].shape[2]}x{images[0].shape[1]}; set prepare.image_size to resize all"
+                )
+            images.append(image)
+            labels.append(label)
+    return LabelledImages(np.stack(images), np.asarray(labels, dtype=np.int64))
+
+
+def _read_image(path: Path, image_size: int | None) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+    if image_size is not None and image.size != (image_size, image_size):
+        scale = image_size / min(image.size)
+        width, height = (max(image_size, round(side * scale)) for side in image.size)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)

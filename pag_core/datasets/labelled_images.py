@@ -1,0 +1,43 @@
+"""What every dataset loader returns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pag_core.errors import DatasetError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images uint8 [N, C, H, W] (0 to 255) with labels int64 [N]; raises DatasetError if the two do not agree."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise DatasetError(f"images must be uint8 [N, C, H, W], not {self.images.dtype} {self.images.shape}")
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise DatasetError(
+                f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: NDArray[Any]) -> "LabelledImages":
+        """The images of `indices`, in their order."""
+        return LabelledImages(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A dataset as its publisher divides it; `test` is None where there is no such division."""
+
+    class_names: tuple[str, ...]
+    train: LabelledImages
+    test: LabelledImages | None

@@ -1,0 +1,123 @@
+"""The prepared dataset on disk: a Zarr v3 group per split, with class names and a content fingerprint."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from pag_core.artifacts import replacing_folder
+from pag_core.datasets.labelled_images import SPLITS, LabelledImages
+from pag_core.errors import DatasetError
+
+# one shard a split up to here, so that DVC handles few files
+IMAGES_PER_SHARD = 16384
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split in memory: images uint8 [N, C, H, W], labels int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> "Split":
+        """The split on `device`."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def pixels(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """The images of `indices` as float32 [N, C, H, W] in [0, 1], contiguous."""
+        return (self.images[indices].to(torch.float32) / 255).contiguous()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset: class names, content fingerprint (SHA-256), image shape [C, H, W], and its splits."""
+
+    class_names: tuple[str, ...]
+    fingerprint: str
+    splits: dict[str, Split]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.splits["train"].images.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+
+def fingerprint(class_names: tuple[str, ...], splits: dict[str, LabelledImages]) -> str:
+    """SHA-256 over class names, shapes, pixels and labels of every split."""
+    total = hashlib.sha256("\n".join(class_names).encode())
+    for name in SPLITS:
+        part = splits[name]
+        total.update(f"\n{name}{part.images.shape}".encode())
+        total.update(np.ascontiguousarray(part.images).tobytes())
+        total.update(np.ascontiguousarray(part.labels, dtype="<i8").tobytes())
+    return total.hexdigest()
+
+
+def write_dataset(
+    path: Path, class_names: tuple[str, ...], splits: dict[str, LabelledImages], provenance: dict[str, Any]
+) -> None:
+    """Write a prepared dataset to `path`, whole or not at all."""
+    with replacing_folder(path) as partial:
+        root = zarr.create_group(partial, zarr_format=3)
+        root.attrs.update(
+            {
+                "class_names": list(class_names),
+                "fingerprint": fingerprint(class_names, splits),
+                "provenance": provenance,
+            }
+        )
+        for name in SPLITS:
+            part = splits[name]
+            shard = min(len(part), IMAGES_PER_SHARD)
+            for key, array in (("images", part.images), ("labels", part.labels)):
+                stored = root.create_array(
+                    f"{name}/{key}",
+                    shape=array.shape,
+                    dtype=array.dtype,
+                    chunks=(shard, *array.shape[1:]),
+                    compressors=[ZstdCodec(), Crc32cCodec()],
+                )
+                stored[:] = array
+        zarr.consolidate_metadata(partial)
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read a prepared dataset into memory and check it against its fingerprint.
+
+    Raises DatasetError where it is missing, unreadable or changed since it was made.
+    """
+    try:
+        root = zarr.open_group(path, mode="r", use_consolidated=True)
+        raw = {
+            name: LabelledImages(np.asarray(root[f"{name}/images"]), np.asarray(root[f"{name}/labels"]))
+            for name in SPLITS
+        }
+        class_names = tuple(str(name) for name in root.attrs["class_names"])  # type: ignore[union-attr]
+        stated = str(root.attrs["fingerprint"])
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not hold a prepared dataset; run the prepare stage (dvc repro prepare)") from error
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); remove it and run the prepare stage again") from error
+    found = fingerprint(class_names, raw)
+    if found != stated:
+        raise DatasetError(
+            f"{path} has changed since it was prepared (fingerprint {found[:12]}, not {stated[:12]}); "
+            "remove it and run the prepare stage again"
+        )
+    splits = {
+        name: Split(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for name, part in raw.items()
+    }
+    return Dataset(class_names, found, splits)

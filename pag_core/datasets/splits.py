@@ -1,0 +1,45 @@
+"""Train, validation and test splits; every choice of a parameter is made on the validation split."""
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from pag_core.datasets.labelled_images import LabelledImages, RawDataset
+from pag_core.errors import DatasetError
+from pag_core.randomness import derived_seed
+
+
+def split(
+    raw: RawDataset, *, validation_fraction: float, test_fraction: float, images_per_class: int | None, seed: int
+) -> dict[str, LabelledImages]:
+    """The three splits, each in an order shuffled by `seed`, so that the first n images of one are a fair sample.
+
+    `test_fraction` is used only where `raw` has no test split of its own. Both divisions keep the class shares.
+    Raises DatasetError where a class has too few images to be in every split.
+    """
+    train, test = raw.train, raw.test
+    if test is None:
+        train, test = _divide(train, test_fraction, derived_seed(seed, "test split"), "prepare.test_fraction")
+    if images_per_class is not None:
+        train, test = (_capped(part, images_per_class) for part in (train, test))
+    train, validation = _divide(
+        train, validation_fraction, derived_seed(seed, "validation split"), "prepare.validation_fraction"
+    )
+    order = np.random.default_rng(derived_seed(seed, "test order")).permutation(len(test))
+    return {"train": train, "validation": validation, "test": test.take(order)}
+
+
+def _divide(whole: LabelledImages, fraction: float, seed: int, name: str) -> tuple[LabelledImages, LabelledImages]:
+    indices = np.arange(len(whole))
+    try:
+        rest, part = train_test_split(indices, test_size=fraction, stratify=whole.labels, random_state=seed % 2**32)
+    except ValueError as error:
+        smallest = int(np.bincount(whole.labels).min())
+        raise DatasetError(
+            f"{len(whole)} images (smallest class: {smallest}) cannot be divided with {name}={fraction}: {error}"
+        ) from error
+    return whole.take(rest), whole.take(part)
+
+
+def _capped(whole: LabelledImages, images_per_class: int) -> LabelledImages:
+    kept = [np.flatnonzero(whole.labels == label)[:images_per_class] for label in range(int(whole.labels.max()) + 1)]
+    return whole.take(np.sort(np.concatenate(kept)))

@@ -1,0 +1,29 @@
+"""Where tensors live: the CPU or one GPU, named by the parameter `device`."""
+
+import torch
+
+from pag_core.errors import ParamsError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for the parameter `device`: `auto` (a GPU where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
+
+    Raises ParamsError where the named device is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ParamsError(f"params.yaml: device is {name!r}, but torch sees no GPU here; set `device: auto` or `cpu`")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ParamsError(
+            f"params.yaml: device is {name!r}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
+        )
+    return device
+
+
+def device_description(device: torch.device) -> str:
+    """What computed a result: the GPU's name, or the CPU with its number of threads (which fixes the order of sums)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"

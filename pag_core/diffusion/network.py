@@ -1,0 +1,127 @@
+"""The C+1-class U-Net and its noise process, built from what their card says."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pag_core.datasets.prepared import Dataset
+from pag_core.errors import ParamsError, WeightsError
+from pag_core.params import DiffusionParams
+from pag_core.weights import SavedNetwork, load_network
+
+with warnings.catch_warnings():
+    # guided_diffusion decorates with torch.cuda.amp.custom_fwd, which newer torch calls by another name
+    warnings.simplefilter("ignore", FutureWarning)
+    from guided_diffusion.gaussian_diffusion import (
+        GaussianDiffusion,
+        LossType,
+        ModelMeanType,
+        ModelVarType,
+        get_named_beta_schedule,
+    )
+    from guided_diffusion.unet import UNetModel
+
+KIND = "diffusion"
+CARD_KEYS = (
+    "channels", "channel_multipliers", "residual_blocks", "attention_resolutions", "dropout", "learn_sigma",
+    "schedule", "timesteps",
+)  # fmt: skip
+
+
+def architecture(params: DiffusionParams) -> dict[str, Any]:
+    """The part of the parameters that a saved model must be rebuilt from."""
+    plain = params.model_dump(mode="json")
+    return {key: plain[key] for key in CARD_KEYS}
+
+
+def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """guided_diffusion's U-Net with C+1 labels; label C stands for "no class" (Appendix G.2).
+
+    Takes images float [B, C, H, W] in [-1, 1] with noise, timesteps and labels [B]; returns the predicted noise, with
+    as many channels again for the variance where `learn_sigma`. Raises ParamsError for an image that it cannot halve.
+    """
+    channels, height, width = image_shape
+    halvings = len(card["channel_multipliers"]) - 1
+    if height != width or height % 2**halvings:
+        raise ParamsError(
+            f"diffusion.channel_multipliers {card['channel_multipliers']} halve the image {halvings} times, which images "
+            f"of {height}x{width} pixels do not allow; set prepare.image_size or give fewer multipliers"
+        )
+    network: nn.Module = UNetModel(
+        image_size=height,
+        in_channels=channels,
+        model_channels=card["channels"],
+        out_channels=channels * (2 if card["learn_sigma"] else 1),
+        num_res_blocks=card["residual_blocks"],
+        # the library counts attention by the factor of reduction, we by the side in pixels
+        attention_resolutions=tuple(height // side for side in card["attention_resolutions"]),
+        dropout=card["dropout"],
+        channel_mult=tuple(card["channel_multipliers"]),
+        num_classes=classes + 1,
+        # without it, GroupNorm of as many groups as channels would erase the label (an added constant per channel)
+        use_scale_shift_norm=True,
+    )
+    return network
+
+
+def build_process(card: dict[str, Any]) -> GaussianDiffusion:
+    """guided_diffusion's noise process of `card`: its schedule, the noise predicted, its variance fixed or learned."""
+    return GaussianDiffusion(
+        betas=get_named_beta_schedule(card["schedule"], card["timesteps"]),
+        model_mean_type=ModelMeanType.EPSILON,
+        model_var_type=ModelVarType.LEARNED_RANGE if card["learn_sigma"] else ModelVarType.FIXED_LARGE,
+        loss_type=LossType.RESCALED_MSE if card["learn_sigma"] else LossType.MSE,
+        rescale_timesteps=True,
+    )
+
+
+def to_diffusion_range(images: torch.Tensor) -> torch.Tensor:
+    """Images [0, 1] to the [-1, 1] that diffusion models work in."""
+    return images * 2 - 1
+
+
+class NoisePredictor:
+    """A trained C+1-class model that predicts noise: the `eps(x_t, t, c)` of Eq. 8."""
+
+    def __init__(self, card: dict[str, Any], network: nn.Module, device: torch.device) -> None:
+        self.card = card
+        self.process = build_process(card)
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.device = device
+
+    @property
+    def no_class(self) -> int:
+        """The extra label C."""
+        return len(self.card["class_names"])
+
+    def noised(self, images: torch.Tensor, timestep: int, noise: torch.Tensor) -> torch.Tensor:
+        """x_t of images float [B, C, H, W] in [0, 1] with standard normal `noise` of their shape."""
+        keep, spread = self.process.sqrt_alphas_cumprod[timestep], self.process.sqrt_one_minus_alphas_cumprod[timestep]
+        return float(keep) * to_diffusion_range(images) + float(spread) * noise
+
+    def predicted_noise(self, noised_images: torch.Tensor, timestep: int, labels: torch.Tensor) -> torch.Tensor:
+        """eps of x_t float [B, C, H, W] under labels int64 [B], of which C means "no class"."""
+        scaled = timestep * (1000.0 / self.process.num_timesteps)
+        timesteps = torch.full((len(noised_images),), scaled, device=noised_images.device)
+        predicted: torch.Tensor = self.network(noised_images, timesteps, labels)
+        return predicted[:, : noised_images.shape[1]]
+
+
+def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -> tuple[NoisePredictor, SavedNetwork]:
+    """A trained model, ours or one brought along, for the classes and image shape of `dataset`.
+
+    Raises WeightsError where it is damaged or made for other classes or images.
+    """
+    saved = load_network(folder, KIND)
+    if tuple(saved.card["class_names"]) != dataset.class_names or tuple(saved.card["image_shape"]) != dataset.image_shape:
+        raise WeightsError(
+            f"{folder} models the classes {', '.join(saved.card['class_names'])} of images {saved.card['image_shape']}; the "
+            f"dataset has {', '.join(dataset.class_names)} of images {list(dataset.image_shape)}: train one on this dataset "
+            "(diffusion_checkpoint: data/diffusion)"
+        )
+    network = build_network(saved.card["architecture"], dataset.image_shape, dataset.classes)
+    network.load_state_dict(saved.tensors)
+    return NoisePredictor({**saved.card["architecture"], "class_names": saved.card["class_names"]}, network, device), saved

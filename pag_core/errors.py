@@ -1,0 +1,37 @@
+"""Every error that a user can cause, named after what is wrong; each message says the value, the place and the remedy."""
+
+
+class PagError(Exception):
+    """Base of all errors raised on bad input; a stage prints it without a traceback."""
+
+
+class ParamsError(PagError):
+    """params.yaml holds an unknown key or a refused value."""
+
+
+class DatasetError(PagError):
+    """A dataset is missing, unreadable or not usable for classification."""
+
+
+class StoreError(PagError):
+    """A gradient store is damaged, incomplete or was made from something else."""
+
+
+class WeightsError(PagError):
+    """A saved network is damaged or does not fit what it is used for."""
+
+
+class ShapeMismatch(PagError):
+    """Two tensors that must agree in shape do not."""
+
+
+class LabelIgnored(PagError):
+    """The diffusion model predicts the same with and without its label, so Eq. 8 would be noise."""
+
+
+class TrainingDiverged(PagError):
+    """A loss stopped being finite."""
+
+
+class EvaluationRefused(PagError):
+    """A model or input for which an attack would report a wrong robustness."""

@@ -1,0 +1,1 @@
+"""Evaluation: AutoAttack, Foolbox, checks against gradient masking, and how well input-gradients align."""

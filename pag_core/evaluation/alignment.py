@@ -1,0 +1,27 @@
+"""A PAG score: the mean cosine between a classifier's input-gradients and held-out target gradients.
+
+The paper knows no quantitative measure of perceptual alignment; this is ours. It is the cosine of Eq. 5, over test images
+and all classes, between the input-gradients of the log-probabilities and target gradients that training never saw.
+"""
+
+import torch
+from torch import nn
+
+from pag_core.gradients.store import TargetGradients
+from pag_core.objective.cosine_alignment import cosine_similarity
+from pag_core.objective.input_gradient import shared_input_gradients
+
+
+def pag_score(
+    classifier: nn.Module, images: torch.Tensor, targets: TargetGradients, *, classes: int, batch_size: int = 100
+) -> float:
+    """The mean cosine in [-1, 1] over images float [B, C, H, W] in [0, 1] (the first B of the split) and all classes."""
+    total = 0.0
+    for start in range(0, len(images), batch_size):
+        indices = torch.arange(start, min(start + batch_size, len(images)), device=images.device)
+        class_indices = torch.arange(classes, device=images.device).expand(len(indices), classes)
+        _, gradients = shared_input_gradients(
+            classifier, images[indices], class_indices, output="log_softmax", create_graph=False
+        )
+        total += cosine_similarity(gradients, targets(indices, class_indices)).mean(1).sum().item()
+    return total / len(images)

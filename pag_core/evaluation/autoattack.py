@@ -1,0 +1,151 @@
+"""Standard AutoAttack (Croce and Hein, 2020) over the test subset, in shards that survive a killed run."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyautoattack.autoattack import AutoAttack
+from torch import nn
+
+from pag_core.checkpoint import RunFolder
+from pag_core.errors import EvaluationRefused
+from pag_core.evaluation.fitness import correct, require_fit_for_attack
+from pag_core.loop import progress_bar
+from pag_core.params import AutoAttackParams, radius_value
+from pag_core.randomness import derived_seed, seed_global_streams
+
+LOGGER = "auto-attack"
+AFTER_ATTACK = re.compile(r"robust accuracy after ([A-Z-]+): ([0-9.]+)%")
+# a perturbation may exceed its radius by the rounding of float32 only
+TOLERANCE = 1e-5
+
+
+@contextmanager
+def _captured_log() -> Iterator[list[logging.LogRecord]]:
+    """The records of AutoAttack's logger, the only place where it tells per-attack numbers and warnings."""
+    records: list[logging.LogRecord] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    logger, handler = logging.getLogger(LOGGER), Collector()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _attack(classifier: nn.Module, norm: str, radius: float, classes: int, seed: int, device: torch.device) -> AutoAttack:
+    attack = AutoAttack(classifier, norm=norm, eps=radius, seed=seed, device=device, version="standard")
+    targets = classes - 1
+    if targets < attack.fab.n_target_classes:
+        # the standard version assumes ten classes and would index beyond fewer
+        attack.fab.n_target_classes = targets
+        attack.apgd_targeted.n_target_classes = min(targets, attack.apgd_targeted.n_target_classes)
+        if classes <= 3:  # its loss compares the largest logits but one and two with the third
+            attack.attacks_to_run = [name for name in attack.attacks_to_run if name != "apgd-t"]
+    return attack
+
+
+def attack_name(classes: int) -> str:
+    """`standard`, or what differs from it where the dataset has fewer than ten classes."""
+    if classes >= 10:
+        return "standard"
+    without = "" if classes > 3 else ", without APGD-T"
+    return f"non-standard: {classes - 1} target classes{without}"
+
+
+def attack_shard(
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, norm: str, radius: float, classes: int,
+    batch_size: int, seed: int,
+) -> dict[str, Any]:
+    """Attack one shard: counts of images, of those correct when clean, and of those robust after each attack in turn.
+
+    `robust` is counted anew from the returned images, whose distance and range are checked too.
+    Raises EvaluationRefused where the library's account does not agree with its images.
+    """
+    seed_global_streams(seed, "autoattack")
+    attack = _attack(classifier, norm, radius, classes, seed % 2**31, images.device)
+    with _captured_log() as records:
+        adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
+    after: dict[str, int] = {}
+    remaining = clean = int(correct(classifier, images, labels).sum())
+    stated = {m[1].lower(): m[2] for m in (AFTER_ATTACK.search(record.getMessage()) for record in records) if m}
+    for name in attack.attacks_to_run:
+        # once no image is left the library skips the other attacks
+        remaining = round(float(stated[name]) / 100 * len(images)) if name in stated else remaining
+        after[name] = remaining
+    robust = int(correct(classifier, adversarial, labels).sum())
+    if robust != remaining:
+        raise EvaluationRefused(
+            f"AutoAttack reports {remaining} of {len(images)} images robust at {norm} {radius:g}, "
+            f"its adversarial images leave {robust}: the model does not answer alike in batches of other sizes"
+        )
+    _require_within(adversarial - images, norm, radius)
+    if adversarial.min() < 0 or adversarial.max() > 1:
+        raise EvaluationRefused("adversarial images leave [0, 1]")
+    warnings = sorted({record.getMessage() for record in records if record.levelno >= logging.WARNING})
+    return {"images": len(images), "clean": clean, "after": after, "robust": robust, "warnings": warnings}
+
+
+def _require_within(perturbation: torch.Tensor, norm: str, radius: float) -> None:
+    order = {"L1": 1.0, "L2": 2.0, "Linf": float("inf")}[norm]
+    largest = float(torch.linalg.vector_norm(perturbation.flatten(1), ord=order, dim=1).max())
+    if not largest <= radius * (1 + TOLERANCE) + TOLERANCE:
+        raise EvaluationRefused(f"a perturbation of {norm} {largest:g} exceeds the radius {radius:g}")
+
+
+def run_autoattack(
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, classes: int, params: AutoAttackParams, seed: int,
+    folder: RunFolder, who: str,
+) -> dict[str, Any]:
+    """AutoAttack at every radius of `params`: `clean` and one accuracy (fraction) for each `NORM RADIUS`.
+
+    Beside them `per_attack` (accuracy after each attack of the sequence) and the library's `warnings`.
+    Finished shards are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
+    """
+    require_fit_for_attack(classifier, images, labels)
+    settings = [(norm, label) for norm, labels_ in params.radii.items() for label in labels_]
+    starts = range(0, len(images), params.images_per_shard)
+    metrics: dict[str, Any] = {}
+    per_attack: dict[str, dict[str, float]] = {}
+    warnings: set[str] = set()
+    with progress_bar(f"AutoAttack on the {who}", len(settings) * len(images), 0, "image") as bar:
+        for norm, label in settings:
+            shards = []
+            for start in starts:
+                rows = slice(start, start + params.images_per_shard)
+                unit = f"{norm}-{label.replace('/', 'over')}-{start}"
+                shard = folder.load_unit(unit)
+                if shard is None:
+                    shard = attack_shard(
+                        classifier,
+                        images[rows],
+                        labels[rows],
+                        norm=norm,
+                        radius=radius_value(label),
+                        classes=classes,
+                        batch_size=params.batch_size,
+                        seed=derived_seed(seed, "autoattack", unit),
+                    )
+                    folder.save_unit(unit, shard)
+                shards.append(shard)
+                bar.update(shard["images"])
+            total = sum(shard["images"] for shard in shards)
+            metrics["clean"] = sum(shard["clean"] for shard in shards) / total
+            metrics[f"{norm} {label}"] = sum(shard["robust"] for shard in shards) / total
+            per_attack[f"{norm} {label}"] = {
+                name: sum(shard["after"][name] for shard in shards) / total for name in shards[0]["after"]
+            }
+            warnings.update(f"{norm} {label}: {text}" for shard in shards for text in shard["warnings"])
+    return {**metrics, "per_attack": per_attack, "warnings": sorted(warnings)}

@@ -1,0 +1,73 @@
+"""What must hold before an attack's result means anything; each breach would be a wrong number, so it is refused."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pag_core.errors import EvaluationRefused
+
+
+def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise EvaluationRefused unless the attack libraries will report this model's true robustness.
+
+    The model must be in eval mode, in float32, deterministic, return finite logits and not probabilities, and have
+    input-gradients; images contiguous float32 [B, C, H, W] in [0, 1]; labels int64 [B]; autocast and inference mode off.
+    """
+    if any(module.training for module in classifier.modules()):
+        raise EvaluationRefused("the model is in train mode, where it reads too robust; call .eval()")
+    tensors = [*classifier.parameters(), *classifier.buffers()]
+    if odd := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}:
+        raise EvaluationRefused(f"the model holds {', '.join(sorted(odd))} weights; standard evaluation runs in float32")
+    if torch.is_autocast_enabled(images.device.type):
+        raise EvaluationRefused("autocast is on and changes the result; standard evaluation runs in float32")
+    if torch.is_inference_mode_enabled():
+        raise EvaluationRefused("inference mode is on; attacks need gradients")
+    _require_images(images, labels)
+    _require_forward(classifier, images)
+    _require_gradients(classifier, images, labels)
+
+
+def _require_images(images: torch.Tensor, labels: torch.Tensor) -> None:
+    if images.ndim != 4 or images.dtype != torch.float32 or not images.is_contiguous():
+        raise EvaluationRefused(
+            f"images must be contiguous float32 [B, C, H, W], not {images.dtype} {list(images.shape)} "
+            f"of strides {images.stride()}; call .float().contiguous()"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise EvaluationRefused(f"images must lie in [0, 1], not [{low:g}, {high:g}]; normalisation belongs inside the model")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise EvaluationRefused(f"labels must be int64 [{len(images)}], not {labels.dtype} {list(labels.shape)}")
+
+
+@torch.no_grad()
+def _require_forward(classifier: nn.Module, images: torch.Tensor) -> None:
+    logits, again = classifier(images), classifier(images)
+    if not torch.isfinite(logits).all():
+        raise EvaluationRefused("the model returns logits that are not finite")
+    if not torch.equal(logits, again):
+        raise EvaluationRefused("two forward passes differ; a randomised model needs another evaluation than the standard one")
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), atol=1e-5):
+        raise EvaluationRefused("the model returns probabilities; attacks need its logits (leave the softmax out)")
+
+
+def _require_gradients(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    with torch.enable_grad():
+        inputs = images.clone().requires_grad_()
+        loss = F.cross_entropy(classifier(inputs), labels, reduction="sum")
+        if not loss.requires_grad:
+            raise EvaluationRefused("the loss does not depend on the image through differentiable operations")
+        gradient = torch.autograd.grad(loss, inputs)[0]
+    vanishing = int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    if vanishing == len(images):
+        raise EvaluationRefused("the input-gradient is zero for every image, so gradient attacks are blind (masking)")
+
+
+@torch.no_grad()
+def correct(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+    """Which images [B, C, H, W] are classified as their labels: bool [B]."""
+    parts = [
+        classifier(images[start : start + batch_size]).argmax(1) == labels[start : start + batch_size]
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,67 @@
+"""Projected gradient descent (Eq. 1) by Foolbox: bounded attacks, targeted images at a large radius, a radius curve."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import foolbox
+import torch
+from foolbox.attacks import L2ProjectedGradientDescentAttack, LinfProjectedGradientDescentAttack
+from torch import nn
+
+from pag_core.evaluation.fitness import correct, require_fit_for_attack
+from pag_core.params import radius_value
+from pag_core.randomness import seed_global_streams
+
+ATTACKS: dict[str, Any] = {"L2": L2ProjectedGradientDescentAttack, "Linf": LinfProjectedGradientDescentAttack}
+
+
+def foolbox_model(classifier: nn.Module, device: torch.device) -> foolbox.PyTorchModel:
+    """The classifier as Foolbox takes it: images in [0, 1], no preprocessing."""
+    return foolbox.PyTorchModel(classifier, bounds=(0, 1), device=device)
+
+
+def _pgd(norm: str, steps: int, *, random_start: bool = True) -> Any:
+    # 2.5 radii in all, so that a path can cross the ball and come back
+    return ATTACKS[norm](steps=steps, rel_stepsize=2.5 / steps, random_start=random_start)
+
+
+def pgd_images(
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, norm: str, radius: str, steps: int, seed: int
+) -> torch.Tensor:
+    """Adversarial images of untargeted PGD from a random start within `radius` (as in params.yaml): [B, C, H, W]."""
+    seed_global_streams(seed, "pgd", norm, radius)
+    _, clipped, _ = _pgd(norm, steps)(foolbox_model(classifier, images.device), images, labels, epsilons=radius_value(radius))
+    return clipped.detach()
+
+
+def pgd_accuracy(
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, radii: dict[Any, Sequence[str]], steps: int,
+    seed: int,
+) -> dict[str, float]:
+    """Accuracy (fraction) under untargeted PGD at each `NORM RADIUS`: a fast proxy, an upper bound of robustness."""
+    require_fit_for_attack(classifier, images, labels)
+    return {
+        f"{norm} {radius}": correct(
+            classifier,
+            pgd_images(classifier, images, labels, norm=norm, radius=radius, steps=steps, seed=seed),
+            labels,
+        )
+        .float()
+        .mean()
+        .item()
+        for norm, labels_ in radii.items()
+        for radius in labels_
+    }
+
+
+def targeted_images(
+    classifier: nn.Module, images: torch.Tensor, classes: int, *, norm: str, radius: float, steps: int
+) -> torch.Tensor:
+    """Each image pushed towards every class by targeted PGD from the image itself (Fig. 2): [B, classes, C, H, W]."""
+    repeated = images.repeat_interleave(classes, dim=0)
+    targets = torch.arange(classes, device=images.device).repeat(len(images))
+    criterion = foolbox.criteria.TargetedMisclassification(targets)
+    attack = _pgd(norm, steps, random_start=False)
+    _, clipped, _ = attack(foolbox_model(classifier, images.device), repeated, criterion, epsilons=radius)
+    pushed: torch.Tensor = clipped.detach().unflatten(0, (len(images), classes))
+    return pushed

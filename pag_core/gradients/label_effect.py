@@ -1,0 +1,62 @@
+"""Does the label do anything? A model that ignores it turns Eq. 8 into noise, so this is measured before distilling."""
+
+import torch
+from torch.nn import functional as F
+
+from pag_core.datasets.prepared import Split
+from pag_core.diffusion.network import NoisePredictor
+from pag_core.errors import LabelIgnored
+from pag_core.gradients.score_based import score_based_gradients
+from pag_core.objective.cosine_alignment import cosine_similarity
+from pag_core.randomness import generator
+
+
+@torch.no_grad()
+def label_effect(
+    predictor: NoisePredictor, split: Split, *, timestep: int, batch_size: int, seed: int
+) -> dict[str, float]:
+    """Mean squared errors of the predicted noise on held-out images, and how well independent draws agree.
+
+    `held_out_error_conditional`, `_unconditional` and `_wrong_class` (the class after the right one) share images and
+    noise. `draw_cosine` is the mean cosine between the gradients of Eq. 8 from two independent draws, over images and
+    classes. `relative_difference` is |eps_c - eps_none| / |eps_none|: the smaller, the more precision Eq. 8 needs.
+    """
+    classes, device = predictor.no_class, predictor.device
+    data = split.to(device)
+    draws = generator(device, seed, "label effect")
+    names = ("conditional", "unconditional", "wrong_class")
+    errors = dict.fromkeys(names, 0.0)
+    cosines = difference = magnitude = 0.0
+    for start in range(0, len(data), batch_size):
+        images, labels = data.pixels(slice(start, start + batch_size)), data.labels[start : start + batch_size]
+        first, second = (torch.randn(images.shape, generator=draws, device=device) for _ in range(2))
+        noised = predictor.noised(images, timestep, first)
+        choices = (labels, torch.full_like(labels, classes), (labels + 1) % classes)
+        predicted = [predictor.predicted_noise(noised, timestep, choice) for choice in choices]
+        for name, noise in zip(names, predicted, strict=True):
+            errors[name] += F.mse_loss(noise, first, reduction="sum").item()
+        difference += (predicted[0] - predicted[1]).flatten(1).norm(dim=1).sum().item()
+        magnitude += predicted[1].flatten(1).norm(dim=1).sum().item()
+        pair = [score_based_gradients(predictor, images, timestep=timestep, noise=noise) for noise in (first, second)]
+        cosines += cosine_similarity(*pair).mean(1).sum().item()
+    values = {f"held_out_error_{name}": error / data.images.numel() for name, error in errors.items()}
+    return {
+        **values,
+        "draw_cosine": cosines / len(data),
+        "relative_difference": difference / magnitude,
+        "images": len(data),
+        "timestep": timestep,
+    }
+
+
+def require_label_effect(measured: dict[str, float], place: str) -> None:
+    """Raise LabelIgnored unless the error is lowest with the right label, higher without one and highest with a wrong one."""
+    right, none, wrong = (
+        measured[f"held_out_error_{name}"] for name in ("conditional", "unconditional", "wrong_class")
+    )
+    if not right < none < wrong:
+        raise LabelIgnored(
+            f"{place} does not use its label: held-out error {right:.5f} with the right label, {none:.5f} without one, "
+            f"{wrong:.5f} with a wrong one (each should be below the next). Gradients from it would be noise: train longer "
+            "(diffusion.steps), or at another noise level (sbg.timestep, diffusion.timestep_window)"
+        )

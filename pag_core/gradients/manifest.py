@@ -1,0 +1,85 @@
+"""The manifest of a gradient store: what it holds, what it was made from, and every file with its size and SHA-256.
+
+A missing shard would read as zeros, so a store is what its manifest says and nothing else.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pag_core.artifacts import digest, file_digest, write_json
+from pag_core.datasets.prepared import Dataset
+from pag_core.errors import StoreError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a finished file."""
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def write_manifest(store: Path, content: dict[str, Any], finished: dict[str, dict[str, Any]]) -> None:
+    """Write the manifest of a complete store; `finished` holds the records of shards that were taken when written."""
+    files = {
+        str(path.relative_to(store)): finished.get(str(path.relative_to(store))) or file_record(path)
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    body = {**content, "format": FORMAT, "files": files}
+    write_json(store / MANIFEST, {**body, "checksum": digest(body)})
+
+
+def read_manifest(store: Path) -> dict[str, Any]:
+    """The manifest of a store, checked against its own checksum, with every file present in its stated size.
+
+    The metadata files are small and are checked by SHA-256; shards carry crc32c checksums that reading them checks.
+    Raises StoreError that names the file.
+    """
+    try:
+        content: dict[str, Any] = json.loads((store / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{store} is not a finished gradient store (no {MANIFEST}); run its stage again") from None
+    except ValueError as error:
+        raise StoreError(f"{store / MANIFEST} is damaged ({error}); remove the store and run its stage again") from error
+    stated = content.pop("checksum", None)
+    if stated != digest(content) or content.get("format") != FORMAT:
+        raise StoreError(
+            f"{store / MANIFEST} is damaged or of another format than {FORMAT}; remove the store and run its stage again"
+        )
+    for name, record in content["files"].items():
+        path = store / name
+        if not path.exists():
+            raise StoreError(f"{path} is missing, though the manifest lists it; remove the store and run its stage again")
+        size = path.stat().st_size
+        if size != record["bytes"]:
+            raise StoreError(
+                f"{path} has {size} bytes, the manifest says {record['bytes']}; remove the store and run its stage again"
+            )
+        if path.name == "zarr.json" and file_digest(path) != record["sha256"]:
+            raise StoreError(f"{path} is damaged (its SHA-256 differs); remove the store and run its stage again")
+    return content
+
+
+def require_same_origin(
+    store: Path, manifest: dict[str, Any], dataset: Dataset, made_from: dict[str, str] | None = None
+) -> None:
+    """Raise StoreError unless the store was made from `dataset` and from what `made_from` names (name: SHA-256)."""
+    if tuple(manifest["class_names"]) != dataset.class_names:
+        raise StoreError(
+            f"{store} was made for the classes {', '.join(manifest['class_names'])}, the dataset has "
+            f"{', '.join(dataset.class_names)}; run its stage again"
+        )
+    if manifest["dataset"] != dataset.fingerprint:
+        raise StoreError(
+            f"{store} was made from other data (fingerprint {manifest['dataset'][:12]}, the dataset has "
+            f"{dataset.fingerprint[:12]}); run its stage again"
+        )
+    for name, fingerprint in (made_from or {}).items():
+        stated = manifest["made_from"].get(name)
+        if stated != fingerprint:
+            raise StoreError(
+                f"{store} was made with another {name} (SHA-256 {str(stated)[:12]}, now {fingerprint[:12]}); "
+                "run its stage again"
+            )

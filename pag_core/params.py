@@ -1,0 +1,273 @@
+"""params.yaml as frozen, validated objects: one class for each section, with its choices and bounds."""
+
+import difflib
+import fractions
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pag_core.errors import ParamsError
+
+Norm = Literal["L0", "L1", "L2", "Linf"]
+Source = Literal["none", "oi", "cm", "nn", "sbg"]
+
+# bool counts as a number in Python; `steps: true` is a slip, not a one
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+
+
+def _real(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; a boolean is not a number."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not a boolean")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
+PositiveReal = Annotated[Real, Field(gt=0)]
+NonNegativeReal = Annotated[Real, Field(ge=0)]
+
+
+def radius_value(label: str) -> float:
+    """The value of a radius as it is written in params.yaml: a number or a fraction such as `8/255`."""
+    return float(fractions.Fraction(label))
+
+
+def _radius_label(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}")
+    label = str(value)
+    try:
+        positive = radius_value(label) > 0
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}") from None
+    if not positive:
+        raise ValueError(f"a radius is positive, not {value!r}")
+    return label
+
+
+RadiusLabel = Annotated[str, BeforeValidator(_radius_label)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PrepareParams(Section):
+    validation_fraction: Annotated[Real, Field(gt=0, lt=1)]
+    test_fraction: Annotated[Real, Field(gt=0, lt=1)]
+    images_per_class: PositiveInt | None
+    image_size: PositiveInt | None
+
+
+class OneImageParams(Section):
+    pass
+
+
+class ClassMeanParams(Section):
+    factor: PositiveReal
+
+
+class NearestNeighborParams(Section):
+    samples_per_class: Annotated[int, Field(ge=2, strict=True)]
+
+
+class DiffusionParams(Section):
+    channels: Annotated[int, Field(gt=0, multiple_of=32, strict=True)]
+    channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    residual_blocks: PositiveInt
+    attention_resolutions: tuple[PositiveInt, ...]
+    dropout: Annotated[Real, Field(ge=0, lt=1)]
+    learn_sigma: bool
+    schedule: Literal["linear", "cosine"]
+    timesteps: Annotated[int, Field(ge=2, strict=True)]
+    timestep_window: tuple[Annotated[int, Field(ge=0, strict=True)], Annotated[int, Field(ge=0, strict=True)]] | None
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveReal
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)]
+    checkpoint_seconds: NonNegativeReal
+
+    @model_validator(mode="after")
+    def _window_lies_inside(self) -> Self:
+        if self.timestep_window is not None:
+            low, high = self.timestep_window
+            if not low <= high < self.timesteps:
+                raise ValueError(f"timestep_window [{low}, {high}] must ascend and end below timesteps={self.timesteps}")
+        return self
+
+
+class ScoreBasedParams(Section):
+    timestep: Annotated[int, Field(ge=0, strict=True)]
+    draws: PositiveInt
+    batch_size: PositiveInt
+
+
+class GradientStoreParams(Section):
+    dtype: Literal["int8", "float16", "float32"]
+    images_per_shard: PositiveInt
+    images_per_chunk: PositiveInt
+    held_out_images: PositiveInt
+
+    @model_validator(mode="after")
+    def _chunks_fill_a_shard(self) -> Self:
+        if self.images_per_shard % self.images_per_chunk:
+            raise ValueError(
+                f"images_per_shard={self.images_per_shard} must be a multiple of images_per_chunk={self.images_per_chunk}"
+            )
+        return self
+
+
+class ClassifierParams(Section):
+    width: PositiveInt | None
+    activation: Literal["relu", "silu", "gelu"] | None
+
+
+class TrainParams(Section):
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: PositiveReal
+    momentum: Annotated[Real, Field(ge=0, lt=1)]
+    weight_decay: NonNegativeReal
+    schedule: Literal["cosine", "step", "constant"]
+    augmentation: Literal["none", "crop_flip"]
+    validation_radii: dict[Literal["L2", "Linf"], tuple[RadiusLabel, ...]]
+    checkpoint_seconds: NonNegativeReal
+
+
+class ObjectiveParams(Section):
+    output: Literal["logit", "log_softmax"]
+    classes_per_step: PositiveInt | None
+    scaling: Literal["all", "drawn"]
+    differentiation: Literal["shared", "repeat"]
+
+
+class AutoAttackParams(Section):
+    images: PositiveInt
+    radii: Annotated[dict[Literal["L1", "L2", "Linf"], tuple[RadiusLabel, ...]], Field(min_length=1)]
+    images_per_shard: PositiveInt
+    batch_size: PositiveInt
+
+
+class FoolboxParams(Section):
+    images: PositiveInt
+    grid: dict[Literal["L0", "L1", "L2"], Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]]
+    ead_steps: PositiveInt
+    batch_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _has_every_norm(self) -> Self:
+        if missing := {"L0", "L1", "L2"} - set(self.grid):
+            raise ValueError(f"grid lacks radii for {', '.join(sorted(missing))}")
+        return self
+
+
+class MaskingParams(Section):
+    images: PositiveInt
+    radii: Annotated[dict[Literal["L2", "Linf"], Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]], Field(min_length=1)]
+    steps: PositiveInt
+    square_queries: PositiveInt
+    transfer_radii: Annotated[dict[Literal["L2", "Linf"], tuple[RadiusLabel, ...]], Field(min_length=1)]
+
+
+class AlignmentParams(Section):
+    images: PositiveInt
+    reference: Source
+
+
+class FiguresParams(Section):
+    images: PositiveInt
+    targeted_radius: Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_length=1, max_length=1)]
+    targeted_steps: PositiveInt
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    dataset: Literal["digits", "cifar10", "image_folder"]
+    source: Source
+    arch: Literal["small_resnet", "resnet18"]
+    # `lambda` is a keyword of Python
+    weight: NonNegativeReal = Field(alias="lambda")
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    diffusion_checkpoint: Annotated[str, Field(min_length=1)]
+    image_folder: Annotated[str, Field(min_length=1)]
+    prepare: PrepareParams
+    oi: OneImageParams
+    cm: ClassMeanParams
+    nn: NearestNeighborParams
+    diffusion: DiffusionParams
+    sbg: ScoreBasedParams
+    gradient_store: GradientStoreParams
+    classifier: ClassifierParams
+    train: TrainParams
+    objective: ObjectiveParams
+    autoattack: AutoAttackParams
+    foolbox: FoolboxParams
+    masking: MaskingParams
+    alignment: AlignmentParams
+    figures: FiguresParams
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named parameters as plain data, spelled as in params.yaml: what a stage's result depends on."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        return {name: plain[name] for name in names}
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate params.yaml.
+
+    Raises ParamsError that names each refused key or value, its place, what is allowed and the nearest name.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; run the stage from the folder that holds it") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path} must hold keys and values, not {type(content).__name__}")
+    return parse_params(content, str(path))
+
+
+def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
+    """Validate parameters given as plain data; raises ParamsError as `load_params` does."""
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = [_explained(dict(problem), content) for problem in error.errors()]
+        raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
+    location = problem["loc"]
+    place = ".".join(str(part) for part in location)
+    if problem["type"] in ("extra_forbidden", "missing"):
+        keys = _keys_at(location[:-1])
+        kind = "is an unknown key" if problem["type"] == "extra_forbidden" else "is missing"
+        text = f"{place} {kind}; allowed: {', '.join(keys)}"
+        return text + (_nearest(str(location[-1]), keys) if problem["type"] == "extra_forbidden" else "")
+    if problem["type"] == "literal_error":
+        if location[-1] == "[key]":
+            place = ".".join(str(part) for part in location[:-2])
+        allowed = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}" + _nearest(str(problem["input"]), allowed)
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {problem['input']!r} is refused: {message}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Params
+    for part in location:
+        section = section.model_fields[str(part)].annotation
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

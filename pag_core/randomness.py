@@ -1,0 +1,51 @@
+"""All randomness comes from the one seed of params.yaml: each use derives a stream of its own from it by name."""
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for the stream `names` of the experiment's `seed`; streams of other names are independent."""
+    words = [seed]
+    for name in names:
+        words += [2**32 + name] if isinstance(name, int) else list(name.encode())
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(device: torch.device | str, seed: int, *names: str | int) -> torch.Generator:
+    """A generator on `device` for the stream `names`."""
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, *names))
+
+
+def seed_global_streams(seed: int, *names: str | int) -> None:
+    """Seed the global generators that libraries (attacks, dropout, initialisation) draw from."""
+    value = derived_seed(seed, *names)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+def require_determinism() -> None:
+    """Ask for deterministic kernels; an operation that has none warns by name."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def global_state() -> dict[str, Any]:
+    """The state of torch's global generators, for a checkpoint."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_global_state(state: dict[str, Any]) -> None:
+    """Put back what `global_state` returned."""
+    # a checkpoint may have been loaded onto a GPU; the states of generators live on the CPU
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])

@@ -1,0 +1,38 @@
+"""What every stage does around its one function: read params.yaml, print errors as a user reads them, time itself."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import typer
+
+from pag_core.artifacts import write_json
+from pag_core.errors import PagError
+from pag_core.randomness import require_determinism
+
+TIMINGS = Path("timings")
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Run a stage's body deterministically; a PagError ends it with its message and exit code 1, without a traceback.
+
+    Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run.
+    """
+    require_determinism()
+    start = time.perf_counter()
+    try:
+        yield
+    except PagError as error:
+        print(f"\n{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    write_json(TIMINGS / f"{name}.json", {"seconds": round(time.perf_counter() - start, 3)})
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a stage's `main` as a command; an unforeseen error keeps Python's plain traceback."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

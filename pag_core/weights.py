@@ -1,0 +1,56 @@
+"""A network on disk: `weights.safetensors` beside `card.json`, which says what it is, where it came from and its SHA-256."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pag_core.artifacts import file_digest, replacing_folder, write_json
+from pag_core.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """What `load_network` returns: the card, and the tensors by name on the CPU."""
+
+    card: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights file."""
+        return str(self.card["sha256"])
+
+
+def save_network(folder: Path, tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
+    """Write a state dict and its card to `folder`, whole or not at all; the card gains the weights' `sha256`."""
+    with replacing_folder(folder) as partial:
+        weights = partial / "weights.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+        write_json(partial / "card.json", {**card, "sha256": file_digest(weights)})
+
+
+def load_network(folder: Path, kind: str) -> SavedNetwork:
+    """Read a network that `save_network` wrote; raises WeightsError where it is missing, damaged or of another kind."""
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        found = file_digest(folder / "weights.safetensors")
+    except FileNotFoundError as error:
+        raise WeightsError(f"{folder} holds no saved network ({error.filename} is missing)") from error
+    except ValueError as error:
+        raise WeightsError(f"{folder / 'card.json'} is damaged: {error}") from error
+    if card.get("sha256") != found:
+        raise WeightsError(
+            f"{folder}/weights.safetensors is damaged: its SHA-256 is {found[:12]}, the card says "
+            f"{str(card.get('sha256'))[:12]}; make it again"
+        )
+    if card.get("kind") != kind:
+        raise WeightsError(f"{folder} holds a {card.get('kind')}, a {kind} is needed")
+    try:
+        return SavedNetwork(card, load_file(folder / "weights.safetensors"))
+    except SafetensorError as error:
+        raise WeightsError(f"{folder}/weights.safetensors cannot be read: {error}") from error

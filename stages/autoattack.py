@@ -1,0 +1,61 @@
+"""Attack the classifier, or the baseline, with standard AutoAttack."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
+
+import json
+from typing import Annotated
+
+import typer
+
+from pag_core.artifacts import write_json
+from pag_core.checkpoint import run_folder
+from pag_core.classifiers.building import load_classifier
+from pag_core.datasets.prepared import read_dataset
+from pag_core.device import resolve_device
+from pag_core.evaluation.autoattack import attack_name, run_autoattack
+from pag_core.params import load_params
+from pag_core.stage import run, stage
+
+BASELINE = Path("data/attacks/baseline_autoattack.json")
+
+
+def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the vanilla baseline.")] = False) -> None:
+    """Write metrics/autoattack.json, which includes the baseline's results, or those alone with --baseline."""
+    who = "baseline" if baseline else "classifier"
+    with stage(f"autoattack_{who}"):
+        params = load_params()
+        device = resolve_device(params.device)
+        dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
+        classifier, saved = load_classifier(Path("data") / who, dataset, device)
+        test = dataset.splits["test"].to(device)
+        rows = slice(0, params.autoattack.images)
+        inputs = {"dataset": dataset.fingerprint, "classifier": saved.fingerprint}
+        identity = {"params": params.section("autoattack"), "seed": params.seed, **inputs}
+        with run_folder(f"autoattack_{who}", identity, device) as folder:
+            result = run_autoattack(
+                classifier,
+                test.pixels(rows),
+                test.labels[rows],
+                classes=dataset.classes,
+                params=params.autoattack,
+                seed=params.seed,
+                folder=folder,
+                who=who,
+            )
+            if baseline:
+                write_json(BASELINE, result)
+            else:
+                metrics = {
+                    "attack": attack_name(dataset.classes),
+                    "images": len(test.labels[rows]),
+                    "model": result,
+                    "baseline": json.loads(BASELINE.read_text(encoding="utf-8")),
+                }
+                write_json(Path("metrics/autoattack.json"), metrics)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,38 @@
+"""Check that the robustness is not an illusion of masked gradients."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
+
+from pag_core.artifacts import write_json
+from pag_core.classifiers.building import load_classifier
+from pag_core.datasets.prepared import read_dataset
+from pag_core.device import resolve_device
+from pag_core.evaluation.masking import masking_checks
+from pag_core.params import load_params
+from pag_core.stage import run, stage
+
+
+def main() -> None:
+    """Write metrics/masking.json."""
+    with stage("masking"):
+        params = load_params()
+        device = resolve_device(params.device)
+        dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
+        classifier, baseline = (
+            load_classifier(Path("data") / who, dataset, device)[0] for who in ("classifier", "baseline")
+        )
+        test = dataset.splits["test"].to(device)
+        rows = slice(0, params.masking.images)
+        result = masking_checks(
+            classifier, baseline, test.pixels(rows), test.labels[rows], params=params.masking, seed=params.seed
+        )
+        write_json(Path("metrics/masking.json"), result)
+        for name, holds in result["verdict"].items():
+            if not holds:
+                print(f"Sign of gradient masking: {name} does not hold; see metrics/masking.json", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

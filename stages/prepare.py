@@ -1,0 +1,39 @@
+"""Prepare the dataset: verified images as uint8 Zarr with train, validation and test splits."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
+
+import torch
+from pag_core.datasets.loading import load_raw
+from pag_core.datasets.prepared import write_dataset
+from pag_core.datasets.splits import split
+from pag_core.params import load_params
+from pag_core.provenance import provenance
+from pag_core.stage import run, stage
+
+
+def main() -> None:
+    """Write data/DATASET.zarr."""
+    with stage("prepare"):
+        params = load_params()
+        raw = load_raw(params)
+        splits = split(
+            raw,
+            validation_fraction=params.prepare.validation_fraction,
+            test_fraction=params.prepare.test_fraction,
+            images_per_class=params.prepare.images_per_class,
+            seed=params.seed,
+        )
+        origin = provenance(
+            params=params.section("dataset", "prepare"), seed=params.seed, inputs={}, device=torch.device("cpu")
+        )
+        path = Path("data") / f"{params.dataset}.zarr"
+        write_dataset(path, raw.class_names, splits, origin)
+        sizes = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
+        print(f"{path}: {sizes} images {splits['train'].images.shape[1:]} of {len(raw.class_names)} classes")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""Distill score-based gradients (Section 4.2, Eq. 8) from the diffusion model into a store."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
+
+from pag_core.artifacts import write_json
+from pag_core.checkpoint import run_folder
+from pag_core.datasets.prepared import read_dataset
+from pag_core.device import resolve_device
+from pag_core.diffusion.network import load_noise_predictor
+from pag_core.errors import ParamsError
+from pag_core.gradients.distillation import distill
+from pag_core.gradients.label_effect import label_effect, require_label_effect
+from pag_core.params import load_params
+from pag_core.provenance import provenance
+from pag_core.stage import run, stage
+
+
+def main() -> None:
+    """Write data/gradients/sbg.zarr and metrics/diffusion.json; a model that ignores its label is refused."""
+    with stage("sbg"):
+        params = load_params()
+        device = resolve_device(params.device)
+        dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
+        checkpoint = Path(params.diffusion_checkpoint)
+        predictor, saved = load_noise_predictor(checkpoint, dataset, device)
+        if params.sbg.timestep >= predictor.process.num_timesteps:
+            raise ParamsError(
+                f"params.yaml: sbg.timestep is {params.sbg.timestep}, {checkpoint} has timesteps 0 to "
+                f"{predictor.process.num_timesteps - 1}"
+            )
+        if saved.card["dataset"] != dataset.fingerprint:
+            print(f"{checkpoint} was trained on other images of the same classes (fingerprint {saved.card['dataset'][:12]})")
+        measured = label_effect(
+            predictor,
+            dataset.splits["validation"],
+            timestep=params.sbg.timestep,
+            batch_size=params.sbg.batch_size,
+            seed=params.seed,
+        )
+        write_json(Path("metrics/diffusion.json"), measured)
+        require_label_effect(measured, str(checkpoint))
+        made_from = {"diffusion model": saved.fingerprint}
+        origin = provenance(
+            params=params.section("sbg", "gradient_store"),
+            seed=params.seed,
+            inputs={"dataset": dataset.fingerprint, **made_from},
+            device=device,
+        )
+        with run_folder("sbg", {"params": origin["params"], "seed": params.seed, **origin["inputs"]}, device) as folder:
+            distill(
+                Path("data/gradients/sbg.zarr"),
+                predictor,
+                dataset,
+                sbg=params.sbg,
+                store=params.gradient_store,
+                seed=params.seed,
+                folder=folder,
+                made_from=made_from,
+                provenance=origin,
+                measured=measured,
+            )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,98 @@
+"""Train the classifier with Eq. 4 against the store of its source, or the vanilla baseline."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
+
+from typing import Annotated, Any
+
+import typer
+
+from pag_core.artifacts import write_json
+from pag_core.checkpoint import run_folder
+from pag_core.classifiers.building import build_classifier, save_classifier
+from pag_core.datasets.prepared import Dataset, read_dataset
+from pag_core.device import resolve_device
+from pag_core.evaluation.fitness import correct
+from pag_core.evaluation.pgd import pgd_accuracy
+from pag_core.gradients.manifest import read_manifest
+from pag_core.gradients.store import open_gradients
+from pag_core.params import Params, load_params
+from pag_core.provenance import provenance
+from pag_core.randomness import seed_global_streams
+from pag_core.stage import run, stage
+from pag_core.training.classifier import Alignment, Trainer
+from pag_core.weights import load_network
+
+VALIDATION_PGD_STEPS = 20
+
+
+def _alignment(params: Params, dataset: Dataset, store: Path, device: Any) -> Alignment | None:
+    """The alignment term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
+    if params.source == "none" or params.weight == 0:
+        return None
+    made_from = {}
+    checkpoint = Path(params.diffusion_checkpoint)
+    if params.source == "sbg" and checkpoint.exists():
+        made_from["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
+    targets = open_gradients(store, dataset, "train", device, made_from=made_from)
+    return Alignment(targets, params.weight, params.objective)
+
+
+def main(
+    baseline: Annotated[bool, typer.Option("--baseline", help="Train the vanilla baseline of the same recipe.")] = False,
+) -> None:
+    """Write data/classifier (or data/baseline), its curves and metrics/training.json."""
+    name = "baseline" if baseline else "classifier"
+    with stage(name):
+        params = load_params()
+        device = resolve_device(params.device)
+        dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
+        sections, inputs = ["arch", "classifier", "train"], {"dataset": dataset.fingerprint}
+        alignment = None
+        if not baseline:
+            store = Path("data/gradients") / f"{params.source}.zarr"
+            alignment = _alignment(params, dataset, store, device)
+            sections += ["source", "lambda", "objective"]
+            inputs["gradient store"] = read_manifest(store)["checksum"]
+        origin = provenance(params=params.section(*sections), seed=params.seed, inputs=inputs, device=device)
+        options = params.classifier.model_dump()
+        with run_folder(name, {"params": origin["params"], "seed": params.seed, **inputs}, device) as folder:
+            seed_global_streams(params.seed, "classifier")
+            classifier = build_classifier(
+                params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes
+            ).to(device)
+            trainer = Trainer(
+                classifier=classifier,
+                train=dataset.splits["train"],
+                classes=dataset.classes,
+                params=params.train,
+                alignment=alignment,
+                seed=params.seed,
+                device=device,
+                folder=folder,
+            )
+            history = trainer.run(Path("curves") / name)
+            classifier.eval().requires_grad_(False)
+            validation = dataset.splits["validation"].to(device)
+            images, labels = validation.pixels(), validation.labels
+            proxy = pgd_accuracy(
+                classifier, images, labels, radii=params.train.validation_radii, steps=VALIDATION_PGD_STEPS, seed=params.seed
+            )
+            metrics = {
+                "train": {key: value for key, value in history[-1].items() if key != "step"},
+                "validation": {
+                    "clean": correct(classifier, images, labels).float().mean().item(),
+                    f"PGD-{VALIDATION_PGD_STEPS} (fast proxy)": proxy,
+                },
+            }
+            save_classifier(
+                Path("data") / name, classifier, arch=params.arch, options=options, dataset=dataset, provenance=origin
+            )
+            place = Path("data/baseline_training.json") if baseline else Path("metrics/training.json")
+            write_json(place, metrics)
+
+
+if __name__ == "__main__":
+    run(main)
