@@ -3,22 +3,23 @@
 import torch
 
 from pag_core.errors import ParamsError
+from pag_core.randomness import require_determinism
 
 
-def resolve_device(name: str) -> torch.device:
+def prepare_device(name: str) -> torch.device:
     """The device for the parameter `device`: `auto` (a GPU where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
-    Raises ParamsError where the named device is not on this machine.
+    Sets the device up for deterministic work. Raises ParamsError where the named device is not on this machine.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(automatic if name == "auto" else name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ParamsError(f"params.yaml: device is {name!r}, but torch sees no GPU here; set `device: auto` or `cpu`")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ParamsError(
             f"params.yaml: device is {name!r}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
         )
+    require_determinism(device)
     return device
 
 

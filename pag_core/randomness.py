@@ -29,12 +29,16 @@ def seed_global_streams(seed: int, *names: str | int) -> None:
     torch.manual_seed(value)
 
 
-def require_determinism() -> None:
-    """Ask for deterministic kernels; an operation that has none warns by name."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+def require_determinism(device: torch.device) -> None:
+    """Ask a GPU for deterministic kernels; an operation that has none warns by name.
+
+    The CPU's kernels are deterministic for a given number of threads, and asking there loads torch's compiler (seconds).
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
 
 
 def global_state() -> dict[str, Any]:

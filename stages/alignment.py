@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout tha
 from pag_core.artifacts import write_json
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
-from pag_core.device import resolve_device
+from pag_core.device import prepare_device
 from pag_core.evaluation.alignment import pag_score
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.store import RepresentativeGradients, TargetGradients, open_gradients
@@ -20,7 +20,7 @@ def main() -> None:
     """Write metrics/alignment.json: scores against the own source, a chosen reference, and class means (always at hand)."""
     with stage("alignment"):
         params = load_params()
-        device = resolve_device(params.device)
+        device = prepare_device(params.device)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
         means = class_mean_representatives(train, dataset.classes, factor=1.0).to(device)

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout tha
 
 from pag_core.checkpoint import run_folder
 from pag_core.datasets.prepared import read_dataset
-from pag_core.device import resolve_device
+from pag_core.device import prepare_device
 from pag_core.diffusion.network import KIND, architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.params import load_params
@@ -21,7 +21,7 @@ def main() -> None:
     """Write data/diffusion and curves/diffusion."""
     with stage("diffusion"):
         params = load_params()
-        device = resolve_device(params.device)
+        device = prepare_device(params.device)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         shape = architecture(params.diffusion)
         origin = provenance(

@@ -14,7 +14,7 @@ from pag_core.artifacts import write_json
 from pag_core.checkpoint import run_folder
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
-from pag_core.device import resolve_device
+from pag_core.device import prepare_device
 from pag_core.evaluation.foolbox_suite import run_foolbox
 from pag_core.params import load_params
 from pag_core.stage import run, stage
@@ -27,7 +27,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the v
     who = "baseline" if baseline else "classifier"
     with stage(f"foolbox_{who}"):
         params = load_params()
-        device = resolve_device(params.device)
+        device = prepare_device(params.device)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         classifier, saved = load_classifier(Path("data") / who, dataset, device)
         test = dataset.splits["test"].to(device)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout tha
 from pag_core.artifacts import write_json
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
-from pag_core.device import resolve_device
+from pag_core.device import prepare_device
 from pag_core.evaluation.masking import masking_checks
 from pag_core.params import load_params
 from pag_core.stage import run, stage
@@ -18,7 +18,7 @@ def main() -> None:
     """Write metrics/masking.json."""
     with stage("masking"):
         params = load_params()
-        device = resolve_device(params.device)
+        device = prepare_device(params.device)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         classifier, baseline = (
             load_classifier(Path("data") / who, dataset, device)[0] for who in ("classifier", "baseline")

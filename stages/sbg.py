@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout tha
 from pag_core.artifacts import write_json
 from pag_core.checkpoint import run_folder
 from pag_core.datasets.prepared import read_dataset
-from pag_core.device import resolve_device
+from pag_core.device import prepare_device
 from pag_core.diffusion.network import load_noise_predictor
 from pag_core.errors import ParamsError
 from pag_core.gradients.distillation import distill
@@ -22,7 +22,7 @@ def main() -> None:
     """Write data/gradients/sbg.zarr and metrics/diffusion.json; a model that ignores its label is refused."""
     with stage("sbg"):
         params = load_params()
-        device = resolve_device(params.device)
+        device = prepare_device(params.device)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         checkpoint = Path(params.diffusion_checkpoint)
         predictor, saved = load_noise_predictor(checkpoint, dataset, device)

@@ -13,7 +13,7 @@ from pag_core.artifacts import write_json
 from pag_core.checkpoint import run_folder
 from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.device import resolve_device
+from pag_core.device import prepare_device
 from pag_core.evaluation.fitness import correct
 from pag_core.evaluation.pgd import pgd_accuracy
 from pag_core.gradients.manifest import read_manifest
@@ -47,7 +47,7 @@ def main(
     name = "baseline" if baseline else "classifier"
     with stage(name):
         params = load_params()
-        device = resolve_device(params.device)
+        device = prepare_device(params.device)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         sections, inputs = ["arch", "classifier", "train"], {"dataset": dataset.fingerprint}
         alignment = None

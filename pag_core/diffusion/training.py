@@ -35,7 +35,7 @@ def train_diffusion(
     seed_global_streams(seed, "diffusion")
     network = build().to(device).train()
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.0, fused=True)
     process = build_process(card)
     draws = generator(device, seed, "diffusion draws")
     data = split.to(device)

@@ -13,10 +13,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], params: TrainParams) -> 
     """AdamW, or SGD with momentum (Appendix G.2)."""
     match params.optimizer:
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=params.learning_rate, weight_decay=params.weight_decay)
+            return torch.optim.AdamW(parameters, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
         case "sgd":
             return torch.optim.SGD(
-                parameters, lr=params.learning_rate, momentum=params.momentum, weight_decay=params.weight_decay
+                parameters, lr=params.learning_rate, momentum=params.momentum, weight_decay=params.weight_decay, fused=True
             )
 
 
