@@ -57,6 +57,8 @@ class Section(BaseModel):
 
 
 class PrepareParams(Section):
+    """Splits and sizes of the prepared dataset."""
+
     validation_fraction: Annotated[Real, Field(gt=0, lt=1)]
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     images_per_class: PositiveInt | None
@@ -64,18 +66,24 @@ class PrepareParams(Section):
 
 
 class OneImageParams(Section):
-    pass
+    """OI has no options; its images are drawn by the seed."""
 
 
 class ClassMeanParams(Section):
+    """CM: the class mean times a constant (Section 4.1)."""
+
     factor: PositiveReal
 
 
 class NearestNeighborParams(Section):
+    """NN: the size of the limited set D_y of Eq. 6."""
+
     samples_per_class: Annotated[int, Field(ge=2, strict=True)]
 
 
 class DiffusionParams(Section):
+    """The C+1-class diffusion model and its training (Appendix G.2, H)."""
+
     channels: Annotated[int, Field(gt=0, multiple_of=32, strict=True)]
     channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     residual_blocks: PositiveInt
@@ -96,17 +104,23 @@ class DiffusionParams(Section):
         if self.timestep_window is not None:
             low, high = self.timestep_window
             if not low <= high < self.timesteps:
-                raise ValueError(f"timestep_window [{low}, {high}] must ascend and end below timesteps={self.timesteps}")
+                raise ValueError(
+                    f"timestep_window [{low}, {high}] must ascend and end below timesteps={self.timesteps}"
+                )
         return self
 
 
 class ScoreBasedParams(Section):
+    """SBG: noise level, draws and images at once of the distillation (Eq. 8)."""
+
     timestep: Annotated[int, Field(ge=0, strict=True)]
     draws: PositiveInt
     batch_size: PositiveInt
 
 
 class GradientStoreParams(Section):
+    """Format of the store of score-based gradients."""
+
     dtype: Literal["int8", "float16", "float32"]
     images_per_shard: PositiveInt
     images_per_chunk: PositiveInt
@@ -122,11 +136,15 @@ class GradientStoreParams(Section):
 
 
 class ClassifierParams(Section):
+    """Options of the architecture; None takes its own."""
+
     width: PositiveInt | None
     activation: Literal["relu", "silu", "gelu"] | None
 
 
 class TrainParams(Section):
+    """The recipe that model and baseline share (Appendix G.2)."""
+
     epochs: PositiveInt
     batch_size: PositiveInt
     optimizer: Literal["adamw", "sgd"]
@@ -140,6 +158,8 @@ class TrainParams(Section):
 
 
 class ObjectiveParams(Section):
+    """How the alignment term of Eq. 4 is computed."""
+
     output: Literal["logit", "log_softmax"]
     classes_per_step: PositiveInt | None
     scaling: Literal["all", "drawn"]
@@ -147,6 +167,8 @@ class ObjectiveParams(Section):
 
 
 class AutoAttackParams(Section):
+    """Test images and radii of AutoAttack, and how its work is divided."""
+
     images: PositiveInt
     radii: Annotated[dict[Literal["L1", "L2", "Linf"], tuple[RadiusLabel, ...]], Field(min_length=1)]
     images_per_shard: PositiveInt
@@ -154,6 +176,8 @@ class AutoAttackParams(Section):
 
 
 class FoolboxParams(Section):
+    """Test images and the grid of radii of the attacks of Table 6."""
+
     images: PositiveInt
     grid: dict[Literal["L0", "L1", "L2"], Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]]
     ead_steps: PositiveInt
@@ -167,19 +191,27 @@ class FoolboxParams(Section):
 
 
 class MaskingParams(Section):
+    """The checks against masked gradients."""
+
     images: PositiveInt
-    radii: Annotated[dict[Literal["L2", "Linf"], Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]], Field(min_length=1)]
+    radii: Annotated[
+        dict[Literal["L2", "Linf"], Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]], Field(min_length=1)
+    ]
     steps: PositiveInt
     square_queries: PositiveInt
     transfer_radii: Annotated[dict[Literal["L2", "Linf"], tuple[RadiusLabel, ...]], Field(min_length=1)]
 
 
 class AlignmentParams(Section):
+    """The PAG score."""
+
     images: PositiveInt
     reference: Source
 
 
 class FiguresParams(Section):
+    """The pictures; the radius and steps are those of Fig. 2."""
+
     images: PositiveInt
     targeted_radius: Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_length=1, max_length=1)]
     targeted_steps: PositiveInt
@@ -256,7 +288,9 @@ def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
         if location[-1] == "[key]":
             place = ".".join(str(part) for part in location[:-2])
         allowed = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}" + _nearest(str(problem["input"]), allowed)
+        return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}" + _nearest(
+            str(problem["input"]), allowed
+        )
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {problem['input']!r} is refused: {message}"
 

@@ -45,13 +45,13 @@ def provenance(*, params: dict[str, Any], seed: int, inputs: dict[str, str], dev
 
 def code_digest() -> str:
     """SHA-256 over the project's own modules that this process has loaded: a change of any of them voids checkpoints."""
-    files = {
-        str(Path(module.__file__).relative_to(PACKAGE)): module.__file__
+    paths = [
+        Path(module.__file__)
         for name, module in sys.modules.items()
-        if name.startswith("pag_core") and getattr(module, "__file__", None)
-    }
+        if name.startswith("pag_core") and module.__file__ is not None
+    ]
     total = hashlib.sha256()
-    for name, file in sorted(files.items()):
-        total.update(name.encode())
-        total.update(Path(str(file)).read_bytes())
+    for path in sorted(paths):
+        total.update(str(path.relative_to(PACKAGE)).encode())
+        total.update(path.read_bytes())
     return total.hexdigest()

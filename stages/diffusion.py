@@ -30,7 +30,9 @@ def main() -> None:
             inputs={"dataset": dataset.fingerprint},
             device=device,
         )
-        with run_folder("diffusion", {"params": origin["params"], "seed": params.seed, **origin["inputs"]}, device) as folder:
+        with run_folder(
+            "diffusion", {"params": origin["params"], "seed": params.seed, **origin["inputs"]}, device
+        ) as folder:
             weights, curve = train_diffusion(
                 lambda: build_network(shape, dataset.image_shape, dataset.classes),
                 dataset.splits["train"],

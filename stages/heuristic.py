@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
 
 import torch
+
 from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ParamsError
 from pag_core.gradients.class_mean import class_mean_representatives

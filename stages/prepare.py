@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
 
 import torch
+
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import write_dataset
 from pag_core.datasets.splits import split

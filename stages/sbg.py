@@ -32,7 +32,9 @@ def main() -> None:
                 f"{predictor.process.num_timesteps - 1}"
             )
         if saved.card["dataset"] != dataset.fingerprint:
-            print(f"{checkpoint} was trained on other images of the same classes (fingerprint {saved.card['dataset'][:12]})")
+            print(
+                f"{checkpoint} was trained on other images of the same classes (fingerprint {saved.card['dataset'][:12]})"
+            )
         measured = label_effect(
             predictor,
             dataset.splits["validation"],

@@ -41,7 +41,9 @@ def _alignment(params: Params, dataset: Dataset, store: Path, device: Any) -> Al
 
 
 def main(
-    baseline: Annotated[bool, typer.Option("--baseline", help="Train the vanilla baseline of the same recipe.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Train the vanilla baseline of the same recipe.")
+    ] = False,
 ) -> None:
     """Write data/classifier (or data/baseline), its curves and metrics/training.json."""
     name = "baseline" if baseline else "classifier"
@@ -78,7 +80,12 @@ def main(
             validation = dataset.splits["validation"].to(device)
             images, labels = validation.pixels(), validation.labels
             proxy = pgd_accuracy(
-                classifier, images, labels, radii=params.train.validation_radii, steps=VALIDATION_PGD_STEPS, seed=params.seed
+                classifier,
+                images,
+                labels,
+                radii=params.train.validation_radii,
+                steps=VALIDATION_PGD_STEPS,
+                seed=params.seed,
             )
             metrics = {
                 "train": {key: value for key, value in history[-1].items() if key != "step"},

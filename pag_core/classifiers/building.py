@@ -41,7 +41,12 @@ def build_classifier(
 
 
 def save_classifier(
-    folder: Path, classifier: NormalizedClassifier, *, arch: str, options: dict[str, Any], dataset: Dataset,
+    folder: Path,
+    classifier: NormalizedClassifier,
+    *,
+    arch: str,
+    options: dict[str, Any],
+    dataset: Dataset,
     provenance: dict[str, Any],
 ) -> None:
     """Write a trained classifier with the card that `load_classifier` rebuilds it from."""
@@ -58,9 +63,7 @@ def save_classifier(
     save_network(folder, classifier.state_dict(), card)
 
 
-def load_classifier(
-    folder: Path, dataset: Dataset, device: torch.device
-) -> tuple[NormalizedClassifier, SavedNetwork]:
+def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tuple[NormalizedClassifier, SavedNetwork]:
     """A trained classifier in eval mode on `device`, and its card.
 
     Raises WeightsError where it is damaged or was trained on other classes or image shapes than those of `dataset`.

@@ -8,10 +8,10 @@ WIDTH = 64
 
 def resnet18(*, channels: int, classes: int, activation: type[nn.Module]) -> nn.Module:
     """torchvision's ResNet-18 with `classes` outputs, its stem replaced and its activations of the given kind."""
-    network = torchvision_resnet18(num_classes=classes)
+    network: nn.Module = torchvision_resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(channels, WIDTH, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()  # type: ignore[assignment]
+    network.maxpool = nn.Identity()
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):

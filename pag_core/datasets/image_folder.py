@@ -21,7 +21,9 @@ def load(folder: Path, *, image_size: int | None, images_per_class: int | None) 
     names = {split: _class_names(folder / split) for split in ("train", "test")}
     if names["train"] != names["test"]:
         odd = sorted(set(names["train"]) ^ set(names["test"]))
-        raise DatasetError(f"{folder}: train and test must hold the same classes; only one of them has {', '.join(odd)}")
+        raise DatasetError(
+            f"{folder}: train and test must hold the same classes; only one of them has {', '.join(odd)}"
+        )
     train, test = (
         _read_split(folder / split, names["train"], image_size, images_per_class) for split in ("train", "test")
     )
@@ -51,7 +53,9 @@ def _read_split(
     for label, name in enumerate(class_names):
         paths = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
         if not paths:
-            raise DatasetError(f"{folder / name} holds no image ({', '.join(IMG_EXTENSIONS)}); remove the class or fill it")
+            raise DatasetError(
+                f"{folder / name} holds no image ({', '.join(IMG_EXTENSIONS)}); remove the class or fill it"
+            )
         for path in paths[:images_per_class]:
             image = _read_image(path, image_size)
             if images and image.shape != images[0].shape:

@@ -1,6 +1,7 @@
 """The prepared dataset on disk: a Zarr v3 group per split, with class names and a content fingerprint."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import ZarrUserWarning
 
 from pag_core.artifacts import replacing_folder
 from pag_core.datasets.labelled_images import SPLITS, LabelledImages
@@ -55,6 +57,14 @@ class Dataset:
         return len(self.class_names)
 
 
+def consolidate_metadata(folder: Path) -> None:
+    """Gather the metadata of a Zarr group into its root, so that it opens with one read."""
+    with warnings.catch_warnings():
+        # Zarr warns that other implementations may not read it; the metadata of each array stays beside it
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(folder)
+
+
 def fingerprint(class_names: tuple[str, ...], splits: dict[str, LabelledImages]) -> str:
     """SHA-256 over class names, shapes, pixels and labels of every split."""
     total = hashlib.sha256("\n".join(class_names).encode())
@@ -91,7 +101,7 @@ def write_dataset(
                     compressors=[ZstdCodec(), Crc32cCodec()],
                 )
                 stored[:] = array
-        zarr.consolidate_metadata(partial)
+        consolidate_metadata(partial)
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -108,7 +118,9 @@ def read_dataset(path: Path) -> Dataset:
         class_names = tuple(str(name) for name in root.attrs["class_names"])  # type: ignore[union-attr]
         stated = str(root.attrs["fingerprint"])
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not hold a prepared dataset; run the prepare stage (dvc repro prepare)") from error
+        raise DatasetError(
+            f"{path} does not hold a prepared dataset; run the prepare stage (dvc repro prepare)"
+        ) from error
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise DatasetError(f"{path} is damaged ({error}); remove it and run the prepare stage again") from error
     found = fingerprint(class_names, raw)
@@ -117,7 +129,5 @@ def read_dataset(path: Path) -> Dataset:
             f"{path} has changed since it was prepared (fingerprint {found[:12]}, not {stated[:12]}); "
             "remove it and run the prepare stage again"
         )
-    splits = {
-        name: Split(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for name, part in raw.items()
-    }
+    splits = {name: Split(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for name, part in raw.items()}
     return Dataset(class_names, found, splits)

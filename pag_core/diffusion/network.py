@@ -116,7 +116,10 @@ def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -
     Raises WeightsError where it is damaged or made for other classes or images.
     """
     saved = load_network(folder, KIND)
-    if tuple(saved.card["class_names"]) != dataset.class_names or tuple(saved.card["image_shape"]) != dataset.image_shape:
+    if (
+        tuple(saved.card["class_names"]) != dataset.class_names
+        or tuple(saved.card["image_shape"]) != dataset.image_shape
+    ):
         raise WeightsError(
             f"{folder} models the classes {', '.join(saved.card['class_names'])} of images {saved.card['image_shape']}; the "
             f"dataset has {', '.join(dataset.class_names)} of images {list(dataset.image_shape)}: train one on this dataset "
@@ -124,4 +127,6 @@ def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -
         )
     network = build_network(saved.card["architecture"], dataset.image_shape, dataset.classes)
     network.load_state_dict(saved.tensors)
-    return NoisePredictor({**saved.card["architecture"], "class_names": saved.card["class_names"]}, network, device), saved
+    return NoisePredictor(
+        {**saved.card["architecture"], "class_names": saved.card["class_names"]}, network, device
+    ), saved

@@ -24,8 +24,15 @@ def diffusion_labels(labels: torch.Tensor, classes: int, draws: torch.Generator)
 
 
 def train_diffusion(
-    build: Callable[[], nn.Module], split: Split, *, card: dict[str, Any], params: DiffusionParams, classes: int,
-    seed: int, device: torch.device, folder: RunFolder,
+    build: Callable[[], nn.Module],
+    split: Split,
+    *,
+    card: dict[str, Any],
+    params: DiffusionParams,
+    classes: int,
+    seed: int,
+    device: torch.device,
+    folder: RunFolder,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Train on `split`; return the EMA weights by name, and the curve: step and mean loss of each 50 steps.
 

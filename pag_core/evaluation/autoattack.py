@@ -45,7 +45,9 @@ def _captured_log() -> Iterator[list[logging.LogRecord]]:
         logger.propagate = propagate
 
 
-def _attack(classifier: nn.Module, norm: str, radius: float, classes: int, seed: int, device: torch.device) -> AutoAttack:
+def _attack(
+    classifier: nn.Module, norm: str, radius: float, classes: int, seed: int, device: torch.device
+) -> AutoAttack:
     attack = AutoAttack(classifier, norm=norm, eps=radius, seed=seed, device=device, version="standard")
     targets = classes - 1
     if targets < attack.fab.n_target_classes:
@@ -66,8 +68,15 @@ def attack_name(classes: int) -> str:
 
 
 def attack_shard(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, norm: str, radius: float, classes: int,
-    batch_size: int, seed: int,
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    norm: str,
+    radius: float,
+    classes: int,
+    batch_size: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Attack one shard: counts of images, of those correct when clean, and of those robust after each attack in turn.
 
@@ -106,8 +115,15 @@ def _require_within(perturbation: torch.Tensor, norm: str, radius: float) -> Non
 
 
 def run_autoattack(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, classes: int, params: AutoAttackParams, seed: int,
-    folder: RunFolder, who: str,
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    classes: int,
+    params: AutoAttackParams,
+    seed: int,
+    folder: RunFolder,
+    who: str,
 ) -> dict[str, Any]:
     """AutoAttack at every radius of `params`: `clean` and one accuracy (fraction) for each `NORM RADIUS`.
 

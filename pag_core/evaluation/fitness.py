@@ -17,7 +17,9 @@ def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: 
         raise EvaluationRefused("the model is in train mode, where it reads too robust; call .eval()")
     tensors = [*classifier.parameters(), *classifier.buffers()]
     if odd := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}:
-        raise EvaluationRefused(f"the model holds {', '.join(sorted(odd))} weights; standard evaluation runs in float32")
+        raise EvaluationRefused(
+            f"the model holds {', '.join(sorted(odd))} weights; standard evaluation runs in float32"
+        )
     if torch.is_autocast_enabled(images.device.type):
         raise EvaluationRefused("autocast is on and changes the result; standard evaluation runs in float32")
     if torch.is_inference_mode_enabled():
@@ -35,7 +37,9 @@ def _require_images(images: torch.Tensor, labels: torch.Tensor) -> None:
         )
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
-        raise EvaluationRefused(f"images must lie in [0, 1], not [{low:g}, {high:g}]; normalisation belongs inside the model")
+        raise EvaluationRefused(
+            f"images must lie in [0, 1], not [{low:g}, {high:g}]; normalisation belongs inside the model"
+        )
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise EvaluationRefused(f"labels must be int64 [{len(images)}], not {labels.dtype} {list(labels.shape)}")
 
@@ -46,7 +50,9 @@ def _require_forward(classifier: nn.Module, images: torch.Tensor) -> None:
     if not torch.isfinite(logits).all():
         raise EvaluationRefused("the model returns logits that are not finite")
     if not torch.equal(logits, again):
-        raise EvaluationRefused("two forward passes differ; a randomised model needs another evaluation than the standard one")
+        raise EvaluationRefused(
+            "two forward passes differ; a randomised model needs another evaluation than the standard one"
+        )
     if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), atol=1e-5):
         raise EvaluationRefused("the model returns probabilities; attacks need its logits (leave the softmax out)")
 

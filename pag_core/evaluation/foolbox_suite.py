@@ -25,7 +25,10 @@ def table_6_attacks(ead_steps: int) -> dict[str, tuple[str, Any]]:
     return {
         # grey images have one channel to flip; on colour all channels of a pixel flip together, Foolbox's default
         "SaltAndPepperNoiseAttack": ("L2", attacks.SaltAndPepperNoiseAttack().repeat(3)),
-        "BinarySearchContrastReductionAttack": ("L2", attacks.BinarySearchContrastReductionAttack(distance=distances.l2)),
+        "BinarySearchContrastReductionAttack": (
+            "L2",
+            attacks.BinarySearchContrastReductionAttack(distance=distances.l2),
+        ),
         "GaussianBlurAttack": ("L2", attacks.GaussianBlurAttack(distance=distances.l2)),
         "LinearSearchBlendedUniformNoiseAttack": (
             "L2",
@@ -60,7 +63,11 @@ def smallest_distances(
 def _median(values: list[float | None]) -> float | None:
     """The median over images with never-fooled ones as infinitely far; None where it is infinite."""
     ordered = sorted(float("inf") if value is None else value for value in values)
-    middle = ordered[len(ordered) // 2] if len(ordered) % 2 else (ordered[len(ordered) // 2 - 1] + ordered[len(ordered) // 2]) / 2
+    middle = (
+        ordered[len(ordered) // 2]
+        if len(ordered) % 2
+        else (ordered[len(ordered) // 2 - 1] + ordered[len(ordered) // 2]) / 2
+    )
     return None if middle == float("inf") else round(middle, 6)
 
 
@@ -71,7 +78,13 @@ def accuracy_at(values: list[float | None], radius: float | None) -> float:
 
 
 def run_foolbox(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, params: FoolboxParams, seed: int, folder: RunFolder,
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    params: FoolboxParams,
+    seed: int,
+    folder: RunFolder,
     who: str,
 ) -> dict[str, Any]:
     """Every attack of Table 6: accuracy (fraction) at each radius of its norm, at `None`, and `median_distance`.

@@ -31,7 +31,12 @@ def _square_accuracy(
 
 
 def masking_checks(
-    classifier: nn.Module, baseline: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, params: MaskingParams,
+    classifier: nn.Module,
+    baseline: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    params: MaskingParams,
     seed: int,
 ) -> dict[str, Any]:
     """PGD accuracy against radius of model and baseline, transfer and Square at `transfer_radii`, and the verdicts.

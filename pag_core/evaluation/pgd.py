@@ -1,11 +1,12 @@
 """Projected gradient descent (Eq. 1) by Foolbox: bounded attacks, targeted images at a large radius, a radius curve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import foolbox
 import torch
+from foolbox import criteria
 from foolbox.attacks import L2ProjectedGradientDescentAttack, LinfProjectedGradientDescentAttack
+from foolbox.models import PyTorchModel
 from torch import nn
 
 from pag_core.evaluation.fitness import correct, require_fit_for_attack
@@ -15,9 +16,9 @@ from pag_core.randomness import seed_global_streams
 ATTACKS: dict[str, Any] = {"L2": L2ProjectedGradientDescentAttack, "Linf": LinfProjectedGradientDescentAttack}
 
 
-def foolbox_model(classifier: nn.Module, device: torch.device) -> foolbox.PyTorchModel:
+def foolbox_model(classifier: nn.Module, device: torch.device) -> PyTorchModel:
     """The classifier as Foolbox takes it: images in [0, 1], no preprocessing."""
-    return foolbox.PyTorchModel(classifier, bounds=(0, 1), device=device)
+    return PyTorchModel(classifier, bounds=(0, 1), device=device)
 
 
 def _pgd(norm: str, steps: int, *, random_start: bool = True) -> Any:
@@ -30,12 +31,20 @@ def pgd_images(
 ) -> torch.Tensor:
     """Adversarial images of untargeted PGD from a random start within `radius` (as in params.yaml): [B, C, H, W]."""
     seed_global_streams(seed, "pgd", norm, radius)
-    _, clipped, _ = _pgd(norm, steps)(foolbox_model(classifier, images.device), images, labels, epsilons=radius_value(radius))
-    return clipped.detach()
+    _, clipped, _ = _pgd(norm, steps)(
+        foolbox_model(classifier, images.device), images, labels, epsilons=radius_value(radius)
+    )
+    adversarial: torch.Tensor = clipped.detach()
+    return adversarial
 
 
 def pgd_accuracy(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, radii: dict[Any, Sequence[str]], steps: int,
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    radii: Mapping[Any, Sequence[str]],
+    steps: int,
     seed: int,
 ) -> dict[str, float]:
     """Accuracy (fraction) under untargeted PGD at each `NORM RADIUS`: a fast proxy, an upper bound of robustness."""
@@ -60,7 +69,7 @@ def targeted_images(
     """Each image pushed towards every class by targeted PGD from the image itself (Fig. 2): [B, classes, C, H, W]."""
     repeated = images.repeat_interleave(classes, dim=0)
     targets = torch.arange(classes, device=images.device).repeat(len(images))
-    criterion = foolbox.criteria.TargetedMisclassification(targets)
+    criterion = criteria.TargetedMisclassification(targets)
     attack = _pgd(norm, steps, random_start=False)
     _, clipped, _ = attack(foolbox_model(classifier, images.device), repeated, criterion, epsilons=radius)
     pushed: torch.Tensor = clipped.detach().unflatten(0, (len(images), classes))

@@ -15,8 +15,17 @@ from pag_core.randomness import generator
 
 
 def distill(
-    path: Path, predictor: NoisePredictor, dataset: Dataset, *, sbg: ScoreBasedParams, store: GradientStoreParams,
-    seed: int, folder: RunFolder, made_from: dict[str, str], provenance: dict[str, Any], measured: dict[str, float],
+    path: Path,
+    predictor: NoisePredictor,
+    dataset: Dataset,
+    *,
+    sbg: ScoreBasedParams,
+    store: GradientStoreParams,
+    seed: int,
+    folder: RunFolder,
+    made_from: dict[str, str],
+    provenance: dict[str, Any],
+    measured: dict[str, float],
 ) -> None:
     """Write g(x, c) of Eq. 8 for every training image, and for the first held-out test images, to the store `path`.
 

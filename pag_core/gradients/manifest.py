@@ -42,7 +42,9 @@ def read_manifest(store: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{store} is not a finished gradient store (no {MANIFEST}); run its stage again") from None
     except ValueError as error:
-        raise StoreError(f"{store / MANIFEST} is damaged ({error}); remove the store and run its stage again") from error
+        raise StoreError(
+            f"{store / MANIFEST} is damaged ({error}); remove the store and run its stage again"
+        ) from error
     stated = content.pop("checksum", None)
     if stated != digest(content) or content.get("format") != FORMAT:
         raise StoreError(
@@ -51,7 +53,9 @@ def read_manifest(store: Path) -> dict[str, Any]:
     for name, record in content["files"].items():
         path = store / name
         if not path.exists():
-            raise StoreError(f"{path} is missing, though the manifest lists it; remove the store and run its stage again")
+            raise StoreError(
+                f"{path} is missing, though the manifest lists it; remove the store and run its stage again"
+            )
         size = path.stat().st_size
         if size != record["bytes"]:
             raise StoreError(

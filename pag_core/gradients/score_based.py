@@ -17,13 +17,20 @@ def score_based_gradients(
     labels = predictor.no_class + 1
     noised = predictor.noised(images, timestep, noise).repeat_interleave(labels, dim=0)
     every_label = torch.arange(labels, device=images.device).repeat(len(images))
-    predicted = predictor.predicted_noise(noised, timestep, every_label).float().unflatten(0, (len(images), labels))
+    predicted: torch.Tensor = (
+        predictor.predicted_noise(noised, timestep, every_label).float().unflatten(0, (len(images), labels))
+    )
     return predicted[:, -1:] - predicted[:, :-1]
 
 
 @torch.no_grad()
 def averaged_score_based_gradients(
-    predictor: NoisePredictor, images: torch.Tensor, *, timestep: int, draws: int, batch_size: int,
+    predictor: NoisePredictor,
+    images: torch.Tensor,
+    *,
+    timestep: int,
+    draws: int,
+    batch_size: int,
     noise_stream: torch.Generator,
 ) -> torch.Tensor:
     """Eq. 8 averaged over `draws` noise draws, `batch_size` images at a time: float32 [N, classes, C, H, W].
@@ -35,7 +42,10 @@ def averaged_score_based_gradients(
         noise = torch.randn(images.shape, generator=noise_stream, device=images.device)
         parts = [
             score_based_gradients(
-                predictor, images[start : start + batch_size], timestep=timestep, noise=noise[start : start + batch_size]
+                predictor,
+                images[start : start + batch_size],
+                timestep=timestep,
+                noise=noise[start : start + batch_size],
             )
             for start in range(0, len(images), batch_size)
         ]

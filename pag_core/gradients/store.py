@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from pag_core.artifacts import replacing_folder
-from pag_core.datasets.prepared import Dataset, Split
+from pag_core.datasets.prepared import Dataset, Split, consolidate_metadata
 from pag_core.errors import StoreError
 from pag_core.gradients.manifest import read_manifest, require_same_origin, write_manifest
 
@@ -51,7 +51,7 @@ class NeighbourGradients:
 
     def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
         chosen = self.neighbours[image_indices].gather(1, class_indices).long()
-        nearest = self.train.pixels(chosen.flatten()).unflatten(0, tuple(chosen.shape))
+        nearest: torch.Tensor = self.train.pixels(chosen.flatten()).unflatten(0, tuple(chosen.shape))
         return nearest - self.split.pixels(image_indices)[:, None]
 
 
@@ -85,7 +85,9 @@ def quantised(gradients: torch.Tensor, dtype: str) -> tuple[NDArray[Any], NDArra
     return codes.cpu().numpy().astype(dtype), scales.cpu().numpy().astype(np.float32)
 
 
-def _header(dataset: Dataset, source: str, kind: str, made_from: dict[str, str], origin: dict[str, Any]) -> dict[str, Any]:
+def _header(
+    dataset: Dataset, source: str, kind: str, made_from: dict[str, str], origin: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "source": source,
         "kind": kind,
@@ -109,7 +111,7 @@ def write_small_store(
                 name, shape=values.shape, dtype=values.dtype, chunks=values.shape, compressors=[Crc32cCodec()]
             )
             array[:] = values
-        zarr.consolidate_metadata(partial)
+        consolidate_metadata(partial)
         write_manifest(partial, _header(dataset, source, kind, {}, provenance), {})
 
 
@@ -120,7 +122,13 @@ class DenseStoreWriter:
     """
 
     def __init__(
-        self, folder: Path, dataset: Dataset, *, images: dict[str, int], dtype: str, images_per_shard: int,
+        self,
+        folder: Path,
+        dataset: Dataset,
+        *,
+        images: dict[str, int],
+        dtype: str,
+        images_per_shard: int,
         images_per_chunk: int,
     ) -> None:
         self.folder = folder
@@ -133,7 +141,7 @@ class DenseStoreWriter:
                 root = zarr.create_group(partial, zarr_format=3)
                 for split, count in images.items():
                     self._create_arrays(root, split, count, images_per_chunk)
-                zarr.consolidate_metadata(partial)
+                consolidate_metadata(partial)
         for orphan in folder.rglob("*.partial"):
             orphan.unlink()
         self.root = zarr.open_group(folder, mode="r+", use_consolidated=True)
@@ -180,15 +188,22 @@ class DenseStoreWriter:
         return array
 
     def finish(
-        self, path: Path, source: str, made_from: dict[str, str], provenance: dict[str, Any],
-        measured: dict[str, float], finished: dict[str, dict[str, Any]],
+        self,
+        path: Path,
+        source: str,
+        made_from: dict[str, str],
+        provenance: dict[str, Any],
+        measured: dict[str, float],
+        finished: dict[str, dict[str, Any]],
     ) -> None:
         """Write the manifest and move the store to `path`; raises StoreError where a shard was not written."""
         expected = [name for split, number, _ in self.shards() for name in self.files_of(split, number)]
         if absent := [name for name in expected if name not in finished or not (self.folder / name).exists()]:
             raise StoreError(f"{len(absent)} of {len(expected)} shard files were not written, {absent[0]} the first")
         header = _header(self.dataset, source, "dense", made_from, provenance)
-        write_manifest(self.folder, {**header, "dtype": self.dtype, "images": self.images, "measured": measured}, finished)
+        write_manifest(
+            self.folder, {**header, "dtype": self.dtype, "images": self.images, "measured": measured}, finished
+        )
         with replacing_folder(path) as partial:
             partial.rmdir()
             shutil.move(self.folder, partial)
@@ -212,7 +227,9 @@ def open_gradients(
             neighbours = _read_whole(path, f"{split}/neighbours", device)
             return NeighbourGradients(neighbours, images, dataset.splits["train"].to(device))
         case "dense":
-            return DenseGradients(_read_shards(path, f"{split}/gradient", device), _read_shards(path, f"{split}/scale", device))
+            return DenseGradients(
+                _read_shards(path, f"{split}/gradient", device), _read_shards(path, f"{split}/scale", device)
+            )
         case kind:
             raise StoreError(f"{path} holds no gradients (kind {kind!r}): it stands for vanilla training")
 
@@ -221,9 +238,7 @@ def _checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
     try:
         return np.asarray(read())
     except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise StoreError(
-            f"{path}: {place} is damaged ({error}); remove the store and run its stage again"
-        ) from error
+        raise StoreError(f"{path}: {place} is damaged ({error}); remove the store and run its stage again") from error
 
 
 def _read_whole(path: Path, name: str, device: torch.device) -> torch.Tensor:

@@ -16,7 +16,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], params: TrainParams) -> 
             return torch.optim.AdamW(parameters, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
         case "sgd":
             return torch.optim.SGD(
-                parameters, lr=params.learning_rate, momentum=params.momentum, weight_decay=params.weight_decay, fused=True
+                parameters,
+                lr=params.learning_rate,
+                momentum=params.momentum,
+                weight_decay=params.weight_decay,
+                fused=True,
             )
 
 

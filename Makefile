@@ -1,0 +1,39 @@
+# make repro: the experiment of params.yaml, from data to page. make test: the checks.
+# Each makes .venv on first use; a second run installs nothing.
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# the first Python of a supported version; PYTHON=/path/to/python chooses another
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && { command -v $$name; break; }; done)
+
+.PHONY: repro test lint environment
+.DEFAULT_GOAL := repro
+
+repro: $(VENV)/.installed
+	PATH="$(BIN):$$PATH" dvc repro
+	@echo "The page: $(CURDIR)/report.html"
+
+test: lint
+	PATH="$(BIN):$$PATH" python -m pytest
+
+lint: $(VENV)/.installed
+	PATH="$(BIN):$$PATH" ruff check .
+	PATH="$(BIN):$$PATH" ruff format --check .
+	PATH="$(BIN):$$PATH" mypy
+	PATH="$(BIN):$$PATH" lint-imports --no-cache
+
+environment: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes --requirement requirements.lock
+	@touch $@
+
+# after a change of the dependencies in pyproject.toml; needs uv
+.PHONY: lock
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --no-annotate \
+		--python-version 3.11 --output-file requirements.lock
