@@ -1,6 +1,7 @@
 """What every stage does around its one function: read params.yaml, print errors as a user reads them, time itself."""
 
 import contextlib
+import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,15 @@ def stage(name: str) -> Iterator[None]:
         yield
     except PagError as error:
         print(f"\n{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(
+            f"\n{name}: the disk is full ({error}); finished work is kept in .cache, so free some space and run again",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(1)
     write_json(TIMINGS / f"{name}.json", {"seconds": round(time.perf_counter() - start, 3)})
 

@@ -40,49 +40,84 @@ def train_diffusion(
     Raises TrainingDiverged at a loss that is not finite.
     """
     seed_global_streams(seed, "diffusion")
-    network = build().to(device).train()
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.0, fused=True)
-    process = build_process(card)
-    draws = generator(device, seed, "diffusion draws")
-    data = split.to(device)
-    low, high = params.timestep_window or (0, params.timesteps - 1)
-    done, curve = 0, list[dict[str, float]]()
+    trainer = _DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
     if state := folder.load_checkpoint(device):
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        draws.set_state(state["draws"].cpu())
-        restore_global_state(state["global"])
-        done, curve = state["step"], state["curve"]
-
-    def snapshot() -> dict[str, Any]:
-        return {
-            "network": network.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-            "draws": draws.get_state(), "global": global_state(), "step": done, "curve": curve,
-        }  # fmt: skip
-
+        trainer.restore(state)
     watch, clock = LossWatch("diffusion"), CheckpointClock(folder, params.checkpoint_seconds)
-    with progress_bar("diffusion", params.steps, done, "step") as bar:
-        while done < params.steps:
-            indices = torch.randint(len(data), (params.batch_size,), generator=draws, device=device)
-            images = to_diffusion_range(data.pixels(indices))
-            labels = diffusion_labels(data.labels[indices], classes, draws)
-            timesteps = torch.randint(low, high + 1, (len(images),), generator=draws, device=device)
-            noise = torch.randn(images.shape, generator=draws, device=device)
-            losses = process.training_losses(network, images, timesteps, model_kwargs={"y": labels}, noise=noise)
-            loss = losses["loss"].mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            average.update_parameters(network)
-            done += 1
-            watch.add(done, loss)
+    with progress_bar("diffusion", params.steps, trainer.done, "step") as bar:
+        while trainer.done < params.steps:
+            loss = trainer.step()
+            watch.add(trainer.done, loss)
             bar.update()
-            if done % REPORT_EVERY == 0 or done == params.steps:
-                window = [loss for (loss,) in watch.flush()]
-                curve.append({"step": done, "loss": sum(window) / len(window)})
-                bar.set_postfix(loss=f"{curve[-1]['loss']:.4f}")
-                clock.tick(snapshot)
-    weights = {name: tensor.detach() for name, tensor in average.module.state_dict().items()}
-    return weights, curve
+            if trainer.done % REPORT_EVERY == 0 or trainer.done == params.steps:
+                losses = [row[0] for row in watch.flush()]
+                trainer.curve.append({"step": trainer.done, "loss": sum(losses) / len(losses)})
+                bar.set_postfix(loss=f"{trainer.curve[-1]['loss']:.4f}")
+                clock.tick(trainer.snapshot)
+    weights = {name: tensor.detach() for name, tensor in trainer.average.module.state_dict().items()}
+    return weights, trainer.curve
+
+
+class _DiffusionTrainer:
+    """The state of a training run, and one step of it; everything lives on the device."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Split,
+        card: dict[str, Any],
+        params: DiffusionParams,
+        classes: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.network = network
+        self.data = data
+        self.batch_size = params.batch_size
+        self.classes = classes
+        self.process = build_process(card)
+        self.window = params.timestep_window or (0, params.timesteps - 1)
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.0, fused=True)
+        self.draws = generator(device, seed, "diffusion draws")
+        self.done = 0
+        self.curve: list[dict[str, float]] = []
+
+    def step(self) -> torch.Tensor:
+        """One step on images drawn with replacement, each at a noise level of the window; returns the mean loss."""
+        draws, device = self.draws, self.draws.device
+        indices = torch.randint(len(self.data), (self.batch_size,), generator=draws, device=device)
+        images = to_diffusion_range(self.data.pixels(indices))
+        labels = diffusion_labels(self.data.labels[indices], self.classes, draws)
+        low, high = self.window
+        timesteps = torch.randint(low, high + 1, (self.batch_size,), generator=draws, device=device)
+        noise = torch.randn(images.shape, generator=draws, device=device)
+        terms = self.process.training_losses(self.network, images, timesteps, model_kwargs={"y": labels}, noise=noise)
+        loss: torch.Tensor = terms["loss"].mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        self.done += 1
+        return loss
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that a later run needs to go on."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "draws": self.draws.get_state(),
+            "global": global_state(),
+            "done": self.done,
+            "curve": self.curve,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `snapshot` returned."""
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.draws.set_state(state["draws"].cpu())
+        restore_global_state(state["global"])
+        self.done, self.curve = state["done"], state["curve"]

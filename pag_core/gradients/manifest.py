@@ -45,8 +45,8 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{store / MANIFEST} is damaged ({error}); remove the store and run its stage again"
         ) from error
-    stated = content.pop("checksum", None)
-    if stated != digest(content) or content.get("format") != FORMAT:
+    body = {key: value for key, value in content.items() if key != "checksum"}
+    if content.get("checksum") != digest(body) or content.get("format") != FORMAT:
         raise StoreError(
             f"{store / MANIFEST} is damaged or of another format than {FORMAT}; remove the store and run its stage again"
         )

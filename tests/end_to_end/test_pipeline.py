@@ -1,0 +1,101 @@
+"""The pipeline through DVC, at a small budget: what runs, what is taken from the cache, and what comes out."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.project_copy import SMALL, ProjectCopy, stages_run
+
+pytestmark = pytest.mark.slow
+
+AFTER_TRAINING = {"train", "autoattack", "foolbox", "masking", "alignment", "figures", "report"}
+BEFORE = {"prepare", "baseline", "baseline_autoattack", "baseline_foolbox"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
+    """One project for the whole module: the tests below run in order, each going on from the last."""
+    yield ProjectCopy(tmp_path_factory.mktemp("project"), SMALL)
+
+
+def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
+    done = project.run("dvc", "repro")
+    assert set(stages_run(done.stdout)) == BEFORE | AFTER_TRAINING | {"diffusion", "sbg"}
+    page = (project.path / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page and "data:image/png;base64," in page
+    autoattack = project.metrics("autoattack")
+    assert autoattack["attack"] == "standard" and autoattack["images"] == 6
+    for who in ("model", "baseline"):
+        assert {"clean", "L2 0.75", "Linf 0.15", "per_attack", "warnings"} == set(autoattack[who])
+        assert autoattack[who]["L2 0.75"] <= autoattack[who]["clean"] <= 1
+    foolbox = project.metrics("foolbox")
+    assert len(foolbox["model"]) == 8 and foolbox["model"]["EADAttack"]["None"] <= foolbox["model"]["EADAttack"]["L1 8"]
+    diffusion = project.metrics("diffusion")
+    errors = [diffusion[f"held_out_error_{name}"] for name in ("conditional", "unconditional", "wrong_class")]
+    assert errors == sorted(errors)
+    assert {"class means", "sbg"} == set(project.metrics("alignment")["model"])
+    assert 0 <= project.metrics("training")["validation"]["clean"] <= 1
+    assert (project.path / "curves/classifier/plots/metrics/cross_entropy.tsv").read_text().count("\n") == 4
+    project.commit("first results")
+
+
+def test_second_run_does_nothing(project: ProjectCopy) -> None:
+    done = project.run("dvc", "repro")
+    assert stages_run(done.stdout) == []
+    assert "Data and pipelines are up to date." in done.stdout
+
+
+def test_lambda_rebuilds_training_and_what_follows(project: ProjectCopy) -> None:
+    before = project.metrics_bytes()
+    done = project.run("dvc", "exp", "run", "-S", "lambda=1.5")
+    assert set(stages_run(done.stdout)) == AFTER_TRAINING
+    changed = {name for name, content in project.metrics_bytes().items() if content != before[name]}
+    assert "training.json" in changed and "diffusion.json" not in changed
+    difference = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
+    assert difference == {"params.yaml": {"lambda": {"old": 3.0, "new": 1.5, "diff": -1.5}}}
+    metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
+    assert "train.cross_entropy" in metrics["diff"]["metrics/training.json"]
+
+
+def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> None:
+    after = project.metrics_bytes()
+    project.set({"lambda": 3.0})
+    done = project.run("dvc", "repro")
+    assert stages_run(done.stdout) == []
+    assert project.git("status", "--porcelain", "metrics") == ""
+    assert project.metrics_bytes() != after
+
+
+@pytest.mark.parametrize("source", ["cm", "nn", "oi", "none"])
+def test_other_sources_need_no_diffusion(project: ProjectCopy, source: str) -> None:
+    done = project.run(
+        "dvc", "exp", "run", "-S", f"source={source}", "-S", "objective.output=logit", "-S", "lambda=1.0"
+    )
+    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {source}
+    scores = project.metrics("alignment")["model"]
+    assert set(scores) == {"class means"} | ({source} - {"none"})
+
+
+def test_reference_scores_a_heuristic_against_sbg(project: ProjectCopy) -> None:
+    done = project.run("dvc", "exp", "run", "-S", "source=cm", "-S", "alignment.reference=sbg")
+    assert not {"diffusion", "sbg", "baseline"} & set(stages_run(done.stdout))
+    assert {"class means", "cm", "sbg"} == set(project.metrics("alignment")["model"])
+
+
+def test_queued_sweep_and_table(project: ProjectCopy) -> None:
+    project.git("checkout", "--quiet", "--force", "HEAD")
+    project.run("dvc", "checkout", "--quiet", "--force")
+    project.run("dvc", "exp", "run", "--queue", "-S", "lambda=0.5,2.0")
+    project.run("dvc", "queue", "start", "--jobs", "1")
+    deadline = time.monotonic() + 600
+    while "Success" not in (status := project.run("dvc", "queue", "status").stdout) or status.count("Success") < 2:
+        assert "Failed" not in status, status
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    table = project.run("dvc", "exp", "show", "--csv", "--only-changed").stdout.splitlines()
+    header = table[0].split(",")
+    assert "lambda" in header
+    values = {row.split(",")[header.index("lambda")] for row in table[1:]}
+    assert {"0.5", "2.0"} <= values

@@ -1,0 +1,109 @@
+"""kill -9 in each long stage at three moments: a rerun goes on from the last checkpoint and ends in the same bytes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.project_copy import SMALL, ProjectCopy
+
+pytestmark = pytest.mark.slow
+
+# stage: (command, what it makes, glob of the work in progress whose changes are counted)
+STAGES = {
+    "diffusion": (["stages/diffusion.py"], ["data/diffusion", "curves/diffusion"], "diffusion-*/checkpoint.pt"),
+    "sbg": (["stages/sbg.py"], ["data/gradients/sbg.zarr", "metrics/diffusion.json"], "sbg-*/units/*.json"),
+    "train": (
+        ["stages/train.py"],
+        ["data/classifier", "metrics/training.json", "curves/classifier"],
+        "classifier-*/checkpoint.pt",
+    ),
+    "autoattack": (["stages/autoattack.py"], ["metrics/autoattack.json"], "autoattack_classifier-*/units/*.json"),
+    "foolbox": (["stages/foolbox.py"], ["metrics/foolbox.json"], "foolbox_classifier-*/units/*.json"),
+}
+MOMENTS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
+    """An unbroken run of every stage, by hand."""
+    project = ProjectCopy(tmp_path_factory.mktemp("unbroken"), {**SMALL, "gradient_store.images_per_shard": 64})
+    project.stage("prepare")
+    for name in ("diffusion", "sbg"):
+        project.stage(name)
+    project.stage("train", "--baseline")
+    project.stage("train")
+    for name in ("autoattack", "foolbox"):
+        project.stage(name, "--baseline")
+        project.stage(name)
+    yield project
+
+
+def contents(root: Path, names: list[str]) -> dict[str, bytes]:
+    """Every file below the named outputs by its path."""
+    files = [
+        path
+        for name in names
+        for path in ([root / name] if (root / name).is_file() else sorted((root / name).rglob("*")))
+    ]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.is_file()}
+
+
+def kill_after(project: ProjectCopy, command: list[str], pattern: str, changes: int) -> bool:
+    """Start a stage and kill -9 it after the files of `pattern` changed `changes` times; False if it ended before."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=project.path,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    seen: set[tuple[str, int]] = set()
+    deadline = time.monotonic() + 300
+    while process.poll() is None:
+        assert time.monotonic() < deadline, f"{command} made no {pattern}"
+        for path in (project.path / ".cache").glob(pattern):
+            try:
+                seen.add((path.name, path.stat().st_mtime_ns))
+            except FileNotFoundError:
+                continue
+        if len(seen) >= changes:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_rerun_after_kill_gives_the_same_bytes(finished: ProjectCopy, name: str) -> None:
+    command, outputs, pattern = STAGES[name]
+    expected = contents(finished.path, outputs)
+    assert expected
+    for moment in MOMENTS:
+        for output in outputs:
+            path = finished.path / output
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        assert kill_after(finished, command, pattern, moment), f"{name} ended before its change {moment}"
+        left = contents(finished.path, [output for output in outputs if not output.startswith("curves/")])
+        assert not left or left == {key: expected[key] for key in left}, "an output of a killed run is not whole"
+        assert list((finished.path / ".cache").glob(pattern)), "nothing to go on from"
+        done = finished.run(sys.executable, *command)
+        assert contents(finished.path, outputs) == expected, f"{name}, killed at change {moment}: {done.stderr[-500:]}"
+
+
+def test_rerun_takes_up_the_checkpoint(finished: ProjectCopy) -> None:
+    """The rerun does not begin anew: its progress bar starts where the checkpoint is."""
+    assert kill_after(finished, ["stages/diffusion.py"], "diffusion-*/checkpoint.pt", 2)
+    done = finished.stage("diffusion")
+    first = done.stderr.replace("\r", "\n").split("\n")[0]
+    assert "| 0/" not in first and "/150" in first, first

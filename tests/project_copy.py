@@ -1,0 +1,117 @@
+"""A copy of the project in a folder of its own, at a small budget, for tests that run real stages."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# every stage runs for real, on few images and steps
+SMALL = {
+    "prepare.images_per_class": 60,
+    "nn.samples_per_class": 10,
+    "diffusion.steps": 150,
+    "diffusion.checkpoint_seconds": 0,
+    "gradient_store.images_per_shard": 128,
+    "gradient_store.held_out_images": 20,
+    "train.epochs": 3,
+    "train.checkpoint_seconds": 0,
+    "autoattack.images": 6,
+    "autoattack.images_per_shard": 2,
+    "foolbox.images": 3,
+    "foolbox.ead_steps": 5,
+    "masking.images": 8,
+    "masking.steps": 3,
+    "masking.square_queries": 20,
+    "alignment.images": 10,
+    "figures.images": 2,
+    "figures.targeted_steps": 3,
+}
+
+
+class ProjectCopy:
+    """The project's files, committed to a git repository of their own, with `overrides` written into params.yaml."""
+
+    def __init__(self, path: Path, overrides: dict[str, Any]) -> None:
+        self.path = path
+        files = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for name in files:
+            if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, path / name)
+        self.set(overrides)
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.git("config", "user.name", "test")
+        self.git("config", "user.email", "test@example.invalid")
+        self.commit("start")
+
+    def set(self, overrides: dict[str, Any]) -> None:
+        """Write values into params.yaml, `section.key` by name."""
+        yaml = YAML()
+        file = self.path / "params.yaml"
+        content = yaml.load(file.read_text(encoding="utf-8"))
+        for name, value in overrides.items():
+            *sections, key = name.split(".")
+            place = content
+            for section in sections:
+                place = place[section]
+            place[key] = value
+        with file.open("w", encoding="utf-8") as out:
+            yaml.dump(content, out)
+
+    def git(self, *arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=self.path, capture_output=True, text=True, check=True).stdout
+
+    def commit(self, message: str) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
+
+    def environment(self) -> dict[str, str]:
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
+        variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+        return variables
+
+    def run(self, *command: str, check: bool = True, timeout: float = 800) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project; with `check`, a failure shows its output."""
+        done = subprocess.run(
+            command, cwd=self.path, env=self.environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"{command} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            )
+        return done
+
+    def stage(self, name: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a stage by hand, without DVC."""
+        return self.run(sys.executable, f"stages/{name}.py", *arguments, **options)
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        """A metrics file by its name."""
+        content: dict[str, Any] = json.loads((self.path / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
+        return content
+
+    def metrics_bytes(self) -> dict[str, bytes]:
+        """Every metrics file's bytes by name."""
+        return {path.name: path.read_bytes() for path in sorted((self.path / "metrics").glob("*.json"))}
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that `dvc repro` or `dvc exp run` says it ran, in order (not those taken from the cache)."""
+    names = []
+    for line in output.splitlines():
+        if line.startswith("Running stage '"):
+            names.append(line.split("'")[1].split(":")[-1])
+    return names
