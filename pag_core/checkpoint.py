@@ -18,6 +18,7 @@ import filelock
 import torch
 
 from pag_core.artifacts import digest, replacing_file, write_json
+from pag_core.processes import this_process
 from pag_core.provenance import code_digest, versions
 
 
@@ -70,6 +71,10 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
     (root / "locks").mkdir(parents=True, exist_ok=True)
     whole = {"identity": identity, "code": code_digest(), "versions": versions(), "device": device.type}
     path = root / f"{stage}-{digest(whole)[:20]}"
+    if not this_process().leads:
+        # the process of rank 0 holds the lock, and made or found the folder
+        yield RunFolder(path)
+        return
     lock = filelock.FileLock(root / "locks" / path.name)
     try:
         lock.acquire(timeout=0)

@@ -33,5 +33,9 @@ class TrainingDiverged(PagError):
     """A loss stopped being finite."""
 
 
+class CompanionLost(PagError):
+    """One of the processes that share a piece of work failed."""
+
+
 class EvaluationRefused(PagError):
     """A model or input for which an attack would report a wrong robustness."""

@@ -17,6 +17,7 @@ from pag_core.datasets.prepared import read_dataset
 from pag_core.device import prepare_device
 from pag_core.evaluation.autoattack import attack_name, run_autoattack
 from pag_core.params import load_params
+from pag_core.processes import process_count
 from pag_core.stage import run, stage
 
 BASELINE = Path("data/attacks/baseline_autoattack.json")
@@ -43,6 +44,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the v
                 params=params.autoattack,
                 seed=params.seed,
                 folder=folder,
+                processes=process_count(params.processes, device),
                 who=who,
             )
             if baseline:

@@ -17,6 +17,7 @@ from pag_core.datasets.prepared import read_dataset
 from pag_core.device import prepare_device
 from pag_core.evaluation.foolbox_suite import run_foolbox
 from pag_core.params import load_params
+from pag_core.processes import process_count
 from pag_core.stage import run, stage
 
 BASELINE = Path("data/attacks/baseline_foolbox.json")
@@ -42,6 +43,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the v
                 params=params.foolbox,
                 seed=params.seed,
                 folder=folder,
+                processes=process_count(params.processes, device),
                 who=who,
             )
             if baseline:

@@ -6,11 +6,13 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
 
 from pag_core.artifacts import write_json
+from pag_core.checkpoint import run_folder
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
 from pag_core.device import prepare_device
 from pag_core.evaluation.masking import masking_checks
 from pag_core.params import load_params
+from pag_core.processes import process_count
 from pag_core.stage import run, stage
 
 
@@ -20,15 +22,25 @@ def main() -> None:
         params = load_params()
         device = prepare_device(params.device)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
-        classifier, baseline = (
-            load_classifier(Path("data") / who, dataset, device)[0] for who in ("classifier", "baseline")
+        (classifier, saved), (baseline, saved_baseline) = (
+            load_classifier(Path("data") / who, dataset, device) for who in ("classifier", "baseline")
         )
         test = dataset.splits["test"].to(device)
         rows = slice(0, params.masking.images)
-        result = masking_checks(
-            classifier, baseline, test.pixels(rows), test.labels[rows], params=params.masking, seed=params.seed
-        )
-        write_json(Path("metrics/masking.json"), result)
+        inputs = {"dataset": dataset.fingerprint, "model": saved.fingerprint, "baseline": saved_baseline.fingerprint}
+        identity = {"params": params.section("masking"), "seed": params.seed, **inputs}
+        with run_folder("masking", identity, device) as folder:
+            result = masking_checks(
+                classifier,
+                baseline,
+                test.pixels(rows),
+                test.labels[rows],
+                params=params.masking,
+                seed=params.seed,
+                folder=folder,
+                processes=process_count(params.processes, device),
+            )
+            write_json(Path("metrics/masking.json"), result)
         for name, holds in result["verdict"].items():
             if not holds:
                 print(f"Sign of gradient masking: {name} does not hold; see metrics/masking.json", flush=True)

@@ -14,7 +14,7 @@ from pag_core.checkpoint import run_folder
 from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.device import prepare_device
-from pag_core.evaluation.fitness import correct
+from pag_core.evaluation.fitness import accuracy
 from pag_core.evaluation.pgd import pgd_accuracy
 from pag_core.gradients.manifest import read_manifest
 from pag_core.gradients.store import open_gradients
@@ -90,7 +90,7 @@ def main(
             metrics = {
                 "train": {key: value for key, value in history[-1].items() if key != "step"},
                 "validation": {
-                    "clean": correct(classifier, images, labels).float().mean().item(),
+                    "clean": accuracy(classifier, images, labels),
                     f"PGD-{VALIDATION_PGD_STEPS} (fast proxy)": proxy,
                 },
             }

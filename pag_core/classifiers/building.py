@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 from pag_core.classifiers.normalization import DEVIATION, MEAN, NormalizedClassifier
-from pag_core.classifiers.resnet18 import WIDTH as RESNET18_WIDTH
-from pag_core.classifiers.resnet18 import resnet18
 from pag_core.classifiers.small_resnet import small_resnet
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import ParamsError, WeightsError
@@ -32,8 +30,11 @@ def build_classifier(
                 channels=channels, classes=classes, width=width or 16, activation=ACTIVATIONS[activation or "silu"]
             )
         case "resnet18":
-            if width not in (None, RESNET18_WIDTH):
-                raise ParamsError(f"params.yaml: classifier.width is {width}; resnet18 has {RESNET18_WIDTH} (or null)")
+            # torchvision takes as long to load as torch itself, so only the network that needs it pays
+            from pag_core.classifiers.resnet18 import WIDTH, resnet18
+
+            if width not in (None, WIDTH):
+                raise ParamsError(f"params.yaml: classifier.width is {width}; resnet18 has {WIDTH} (or null)")
             network = resnet18(channels=channels, classes=classes, activation=ACTIVATIONS[activation or "relu"])
         case _:
             raise ParamsError(f"params.yaml: arch {arch!r} is not one of: small_resnet, resnet18")

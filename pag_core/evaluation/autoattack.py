@@ -1,5 +1,6 @@
 """Standard AutoAttack (Croce and Hein, 2020) over the test subset, in shards that survive a killed run."""
 
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from torch import nn
 from pag_core.checkpoint import RunFolder
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.fitness import correct, require_fit_for_attack
-from pag_core.loop import progress_bar
+from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params import AutoAttackParams, radius_value
 from pag_core.randomness import derived_seed, seed_global_streams
 
@@ -123,6 +124,7 @@ def run_autoattack(
     params: AutoAttackParams,
     seed: int,
     folder: RunFolder,
+    processes: int = 1,
     who: str,
 ) -> dict[str, Any]:
     """AutoAttack at every radius of `params`: `clean` and one accuracy (fraction) for each `NORM RADIUS`.
@@ -131,37 +133,40 @@ def run_autoattack(
     Finished shards are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
     require_fit_for_attack(classifier, images, labels)
-    settings = [(norm, label) for norm, labels_ in params.radii.items() for label in labels_]
     starts = range(0, len(images), params.images_per_shard)
-    metrics: dict[str, Any] = {}
-    per_attack: dict[str, dict[str, float]] = {}
+    settings = [(norm, label) for norm, radii in params.radii.items() for label in radii]
+
+    def shard(norm: str, label: str, start: int) -> dict[str, Any]:
+        rows = slice(start, start + params.images_per_shard)
+        return attack_shard(
+            classifier,
+            images[rows],
+            labels[rows],
+            norm=norm,
+            radius=radius_value(label),
+            classes=classes,
+            batch_size=params.batch_size,
+            seed=derived_seed(seed, "autoattack", norm, label, start),
+        )
+
+    work: dict[str, Unit] = {
+        _unit_name(norm, label, start): functools.partial(shard, norm, label, start)
+        for norm, label in settings
+        for start in starts
+    }
+    done = finished_units(folder, work, processes=processes, what=f"AutoAttack on the {who}")
+    metrics: dict[str, Any] = {"per_attack": {}}
     warnings: set[str] = set()
-    with progress_bar(f"AutoAttack on the {who}", len(settings) * len(images), 0, "image") as bar:
-        for norm, label in settings:
-            shards = []
-            for start in starts:
-                rows = slice(start, start + params.images_per_shard)
-                unit = f"{norm}-{label.replace('/', 'over')}-{start}"
-                shard = folder.load_unit(unit)
-                if shard is None:
-                    shard = attack_shard(
-                        classifier,
-                        images[rows],
-                        labels[rows],
-                        norm=norm,
-                        radius=radius_value(label),
-                        classes=classes,
-                        batch_size=params.batch_size,
-                        seed=derived_seed(seed, "autoattack", unit),
-                    )
-                    folder.save_unit(unit, shard)
-                shards.append(shard)
-                bar.update(shard["images"])
-            total = sum(shard["images"] for shard in shards)
-            metrics["clean"] = sum(shard["clean"] for shard in shards) / total
-            metrics[f"{norm} {label}"] = sum(shard["robust"] for shard in shards) / total
-            per_attack[f"{norm} {label}"] = {
-                name: sum(shard["after"][name] for shard in shards) / total for name in shards[0]["after"]
-            }
-            warnings.update(f"{norm} {label}: {text}" for shard in shards for text in shard["warnings"])
-    return {**metrics, "per_attack": per_attack, "warnings": sorted(warnings)}
+    for norm, label in settings:
+        shards = [done[_unit_name(norm, label, start)] for start in starts]
+        metrics["clean"] = sum(shard["clean"] for shard in shards) / len(images)
+        metrics[f"{norm} {label}"] = sum(shard["robust"] for shard in shards) / len(images)
+        metrics["per_attack"][f"{norm} {label}"] = {
+            name: sum(shard["after"][name] for shard in shards) / len(images) for name in shards[0]["after"]
+        }
+        warnings.update(f"{norm} {label}: {text}" for shard in shards for text in shard["warnings"])
+    return {**metrics, "warnings": sorted(warnings)}
+
+
+def _unit_name(norm: str, label: str, start: int) -> str:
+    return f"{norm}-{label.replace('/', '_')}-{start}"

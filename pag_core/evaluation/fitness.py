@@ -77,3 +77,8 @@ def correct(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, b
         for start in range(0, len(images), batch_size)
     ]
     return torch.cat(parts)
+
+
+def accuracy(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The fraction of images [B, C, H, W] classified as their labels."""
+    return int(correct(classifier, images, labels).sum()) / len(images)

@@ -4,23 +4,24 @@ The paper does not state the radii of its table, so no cell here is that setting
 grid of its norm, at `None` (misclassified at any distance) and by the median distance it needs.
 """
 
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import torch
 from foolbox import attacks, distances
 from torch import nn
 
 from pag_core.checkpoint import RunFolder
-from pag_core.evaluation.fitness import correct, require_fit_for_attack
+from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
 from pag_core.evaluation.pgd import foolbox_model
-from pag_core.loop import progress_bar
+from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params import FoolboxParams, radius_value
 from pag_core.randomness import derived_seed, seed_global_streams
 
 DISTANCES = {"L0": distances.l0, "L1": distances.l1, "L2": distances.l2}
 
 
-def table_6_attacks(ead_steps: int) -> dict[str, tuple[str, Any]]:
+def table_6_attacks(ead_steps: int) -> dict[str, tuple[Literal["L0", "L1", "L2"], Any]]:
     """Name: (norm, attack) in the order of Table 6. EAD runs `ead_steps` steps of its 9 binary searches, not 10,000."""
     return {
         # grey images have one channel to flip; on colour all channels of a pixel flip together, Foolbox's default
@@ -85,6 +86,7 @@ def run_foolbox(
     params: FoolboxParams,
     seed: int,
     folder: RunFolder,
+    processes: int = 1,
     who: str,
 ) -> dict[str, Any]:
     """Every attack of Table 6: accuracy (fraction) at each radius of its norm, at `None`, and `median_distance`.
@@ -93,29 +95,24 @@ def run_foolbox(
     """
     require_fit_for_attack(classifier, images, labels)
     suite = table_6_attacks(params.ead_steps)
-    results: dict[str, Any] = {"clean": correct(classifier, images, labels).float().mean().item()}
-    with progress_bar(f"Foolbox on the {who}", len(suite), 0, "attack") as bar:
-        for name, (norm, attack) in suite.items():
-            unit = folder.load_unit(name)
-            if unit is None:
-                found: list[float | None] = []
-                for start in range(0, len(images), params.batch_size):
-                    rows = slice(start, start + params.batch_size)
-                    found += smallest_distances(
-                        classifier,
-                        images[rows],
-                        labels[rows],
-                        norm=norm,
-                        attack=attack,
-                        seed=derived_seed(seed, "foolbox", name, start),
-                    )
-                unit = {"distances": found}
-                folder.save_unit(name, unit)
-            values = unit["distances"]
-            results[name] = {
-                **{f"{norm} {label}": accuracy_at(values, radius_value(label)) for label in params.grid[norm]},  # type: ignore[index]
-                "None": accuracy_at(values, None),
-                "median_distance": _median(values),
-            }
-            bar.update()
+
+    def distances_of(name: str) -> dict[str, Any]:
+        norm, attack = suite[name]
+        found: list[float | None] = []
+        for start in range(0, len(images), params.batch_size):
+            rows = slice(start, start + params.batch_size)
+            stream = derived_seed(seed, "foolbox", name, start)
+            found += smallest_distances(classifier, images[rows], labels[rows], norm=norm, attack=attack, seed=stream)
+        return {"distances": found}
+
+    work: dict[str, Unit] = {name: functools.partial(distances_of, name) for name in suite}
+    done = finished_units(folder, work, processes=processes, what=f"Foolbox on the {who}")
+    results: dict[str, Any] = {"clean": accuracy(classifier, images, labels)}
+    for name, (norm, _) in suite.items():
+        values = done[name]["distances"]
+        results[name] = {
+            **{f"{norm} {label}": accuracy_at(values, radius_value(label)) for label in params.grid[norm]},
+            "None": accuracy_at(values, None),
+            "median_distance": _median(values),
+        }
     return results

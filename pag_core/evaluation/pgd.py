@@ -9,7 +9,7 @@ from foolbox.attacks import L2ProjectedGradientDescentAttack, LinfProjectedGradi
 from foolbox.models import PyTorchModel
 from torch import nn
 
-from pag_core.evaluation.fitness import correct, require_fit_for_attack
+from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
 from pag_core.params import radius_value
 from pag_core.randomness import seed_global_streams
 
@@ -49,18 +49,12 @@ def pgd_accuracy(
 ) -> dict[str, float]:
     """Accuracy (fraction) under untargeted PGD at each `NORM RADIUS`: a fast proxy, an upper bound of robustness."""
     require_fit_for_attack(classifier, images, labels)
-    return {
-        f"{norm} {radius}": correct(
-            classifier,
-            pgd_images(classifier, images, labels, norm=norm, radius=radius, steps=steps, seed=seed),
-            labels,
-        )
-        .float()
-        .mean()
-        .item()
-        for norm, labels_ in radii.items()
-        for radius in labels_
+    adversarial = {
+        f"{norm} {radius}": pgd_images(classifier, images, labels, norm=norm, radius=radius, steps=steps, seed=seed)
+        for norm, chosen in radii.items()
+        for radius in chosen
     }
+    return {name: accuracy(classifier, moved, labels) for name, moved in adversarial.items()}
 
 
 def targeted_images(

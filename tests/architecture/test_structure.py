@@ -20,8 +20,8 @@ STAGES = [
     for name, stage in YAML(typ="safe").load(path.read_text(encoding="utf-8"))["stages"].items()
 ]
 SOURCES = sorted([*(ROOT / "pag_core").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
-# the device is no part of an experiment's identity
-UNTRACKED = {"device"}
+# where work runs is no part of an experiment's identity
+UNTRACKED = {"device", "processes"}
 
 
 def test_imports_run_one_way() -> None:

@@ -1,0 +1,27 @@
+"""An evaluation as named units of work: each is kept when done, and several processes can share them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pag_core.checkpoint import RunFolder
+from pag_core.loop import progress_bar
+from pag_core.processes import companions
+
+Unit = Callable[[], dict[str, Any]]
+
+
+def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, what: str) -> dict[str, dict[str, Any]]:
+    """The result of every unit in the order of `work`; those that an earlier run finished are not computed again.
+
+    A unit must not depend on which others ran before it in the same process. With `processes` above one, companions
+    take their share and only this process returns. Raises CompanionLost if one of them failed.
+    """
+    with progress_bar(what, len(work), 0, "unit") as bar:
+        with companions(processes) as process:
+            for name in process.share(list(work)):
+                if folder.load_unit(name) is None:
+                    folder.save_unit(name, work[name]())
+                bar.update(sum(folder.load_unit(unit) is not None for unit in work) - bar.n)
+        results = {name: folder.load_unit(name) for name in work}
+        bar.update(len(work) - bar.n)
+    return {name: result for name, result in results.items() if result is not None}
