@@ -82,7 +82,9 @@ def _start(rank: int, count: int) -> "subprocess.Popen[bytes]":
 
 def _end_with_parent() -> None:
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # not sys.stdin, whose lock a thread that waits in it would hold at the interpreter's end
+        while os.read(0, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

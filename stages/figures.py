@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
 
 import json
 
@@ -29,11 +29,16 @@ from pag_core.stage import run, stage
 from pag_core.training.curves import read_curves
 
 
+def _pictured(params: Params) -> slice:
+    """The test images shown: the first ones, of which the SBG store holds gradients."""
+    return slice(0, min(params.figures.images, params.gradient_store.held_out_images))
+
+
 def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
     """Every source at hand; the heuristic ones are computed here, for their stores may not have been built."""
     train, test, classes = dataset.splits["train"], dataset.splits["test"], dataset.classes
     samples = class_samples(train, classes, samples_per_class=params.nn.samples_per_class, seed=params.seed)
-    neighbours = nearest_neighbor_indices(test.images[: params.figures.images], train, samples).long()
+    neighbours = nearest_neighbor_indices(test.images[_pictured(params)], train, samples).long()
     one_image = one_image_representatives(train, classes, seed=params.seed)
     class_mean = class_mean_representatives(train, classes, factor=params.cm.factor)
     sources: dict[str, TargetGradients] = {
@@ -49,7 +54,7 @@ def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
 
 def _targeted(params: Params, dataset: Dataset, device: torch.device) -> dict[str, torch.Tensor]:
     """The first test images pushed towards each class by the gradients of baseline and model."""
-    images = dataset.splits["test"].pixels(slice(0, params.figures.images)).to(device)
+    images = dataset.splits["test"].pixels(_pictured(params)).to(device)
     ((norm, radius),) = params.figures.targeted_radius.items()
     return {
         name: targeted_images(
@@ -72,7 +77,7 @@ def main() -> None:
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         model = model_label(params.source, params.weight)
         test = dataset.splits["test"]
-        rows = slice(0, params.figures.images)
+        rows = _pictured(params)
         ((norm, radius),) = params.figures.targeted_radius.items()
         masking, autoattack = (
             json.loads(Path(f"metrics/{name}.json").read_text(encoding="utf-8")) for name in ("masking", "autoattack")
@@ -81,7 +86,7 @@ def main() -> None:
             "training_curves": training_curves(
                 read_curves(Path("curves/classifier")), read_curves(Path("curves/baseline")), model=model
             ),
-            "gradient_sources": gradient_sources(dataset, _sources(params, dataset), images=params.figures.images),
+            "gradient_sources": gradient_sources(dataset, _sources(params, dataset), images=rows.stop),
             "targeted_pgd": targeted_pgd(
                 test.pixels(rows),
                 test.labels[rows],

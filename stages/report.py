@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout that this file lies in, also in a DVC copy
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
 
 from pag_core.artifacts import replacing_file
 from pag_core.params import load_params

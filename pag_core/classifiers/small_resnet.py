@@ -7,7 +7,7 @@ alignment term, which a piecewise linear network cannot do everywhere.
 import torch
 from torch import nn
 
-BLOCKS_PER_STAGE = 2
+BLOCKS_PER_STAGE = 1
 
 
 class ResidualBlock(nn.Module):

@@ -81,6 +81,9 @@ def masking_checks(
         "images": len(images),
         "pgd_steps": params.steps,
         "square_queries": params.square_queries,
+        "clean": {
+            who: accuracy(network, images, labels) for who, network in (("model", classifier), ("baseline", baseline))
+        },
         "curve": {who: results[who] for who in ("model", "baseline")},
         **{group: results[group] for group in ("white_box", "transfer", "square")},
         "verdict": masking_verdict(

@@ -13,6 +13,7 @@ from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
 from pag_core.params import radius_value
 from pag_core.randomness import seed_global_streams
 
+IMAGES_AT_ONCE = 500
 ATTACKS: dict[str, Any] = {"L2": L2ProjectedGradientDescentAttack, "Linf": LinfProjectedGradientDescentAttack}
 
 
@@ -30,12 +31,14 @@ def pgd_images(
     classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, norm: str, radius: str, steps: int, seed: int
 ) -> torch.Tensor:
     """Adversarial images of untargeted PGD from a random start within `radius` (as in params.yaml): [B, C, H, W]."""
-    seed_global_streams(seed, "pgd", norm, radius)
-    _, clipped, _ = _pgd(norm, steps)(
-        foolbox_model(classifier, images.device), images, labels, epsilons=radius_value(radius)
-    )
-    adversarial: torch.Tensor = clipped.detach()
-    return adversarial
+    parts = []
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        rows = slice(start, start + IMAGES_AT_ONCE)
+        seed_global_streams(seed, "pgd", norm, radius, start)
+        attack, model = _pgd(norm, steps), foolbox_model(classifier, images.device)
+        _, clipped, _ = attack(model, images[rows], labels[rows], epsilons=radius_value(radius))
+        parts.append(clipped.detach())
+    return torch.cat(parts)
 
 
 def pgd_accuracy(

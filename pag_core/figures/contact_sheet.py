@@ -1,0 +1,115 @@
+"""A sheet of small pictures: for each test image its input, and below the class names a row per method."""
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pag_core.figures.palette import (
+    LABEL_SIZE,
+    MUTED_COLOUR,
+    SMALL_SIZE,
+    SUBTITLE_SIZE,
+    TITLE_SIZE,
+    draw_picture,
+    short_name,
+)
+
+# all lengths in inches
+CELL = 0.8
+GAP = 0.06
+BETWEEN_IMAGES = 0.24
+INPUT = 1.3
+NAMES = 1.75
+MARGIN = 0.2
+HEAD = 1.15
+FOOT = 0.95
+# of title and footnote, also where there are few classes
+NARROWEST = 7.2
+CAPTION = 0.4
+# longer class names are slanted, so that neighbours do not meet
+LONGEST_LEVEL_NAME = 11
+SLANTED_NAMES = 0.65
+
+
+class ContactSheet:
+    """Places pictures by inches: `rows` (method names) times `columns` (class names) for each input image.
+
+    `inputs` float [B, C, H, W] in [0, 1]; `input_names` are written below them. Draw into `cell(image, row, column)`.
+    Must be made and filled inside `palette.style()`.
+    """
+
+    def __init__(
+        self,
+        inputs: torch.Tensor,
+        input_names: list[str],
+        *,
+        rows: list[str],
+        columns: list[str],
+        title: str,
+        subtitle: str,
+    ) -> None:
+        self.rows, self.columns = rows, columns
+        self.slanted = any(len(name) > LONGEST_LEVEL_NAME for name in columns)
+        self.head = HEAD + (SLANTED_NAMES if self.slanted else 0)
+        # an image with a single row still needs room for its input and caption
+        self.block = max(len(rows) * (CELL + GAP), CELL + CAPTION) + BETWEEN_IMAGES
+        self.left = MARGIN + INPUT + NAMES
+        right = MARGIN + (SLANTED_NAMES if self.slanted else 0)
+        self.width = max(NARROWEST, self.left + len(columns) * (CELL + GAP) + right)
+        self.height = self.head + len(inputs) * self.block - BETWEEN_IMAGES + FOOT
+        self.figure = Figure(figsize=(self.width, self.height))
+        self._write(MARGIN, self.height - 0.3, title, size=TITLE_SIZE, weight="bold")
+        self._write(MARGIN, self.height - 0.56, subtitle, size=LABEL_SIZE, colour=MUTED_COLOUR)
+        self._name_columns()
+        for image, (pixels, name) in enumerate(zip(inputs, input_names, strict=True)):
+            self._place_input(image, pixels, name)
+            for row, row_name in enumerate(rows):
+                self._write(
+                    self.left - 0.12, self._top(image, row) - CELL / 2, row_name, size=LABEL_SIZE, horizontal="right"
+                )
+
+    def cell(self, image: int, row: int, column: int) -> Axes:
+        """New axes for the picture of one image, method and class."""
+        return self._axes(self.left + column * (CELL + GAP), self._top(image, row) - CELL, CELL)
+
+    def footnote(self, text: str) -> None:
+        """Write a line below the pictures."""
+        self._write(MARGIN, 0.3, text, size=SMALL_SIZE, colour=MUTED_COLOUR)
+
+    def strip(self) -> Axes:
+        """New axes for a colour scale, below the pictures and above the footnote, with room for a word on either side."""
+        left, bottom, width, height = self.left + 0.6, 0.62, 1.6, 0.12
+        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
+
+    def _top(self, image: int, row: int) -> float:
+        return self.height - self.head - image * self.block - row * (CELL + GAP)
+
+    def _axes(self, left: float, bottom: float, side: float) -> Axes:
+        return self.figure.add_axes((left / self.width, bottom / self.height, side / self.width, side / self.height))
+
+    def _write(
+        self, x: float, y: float, text: str, *, size: float, colour: str | None = None, weight: str = "normal",
+        horizontal: str = "left", vertical: str = "center", rotation: float = 0,
+    ) -> None:  # fmt: skip
+        self.figure.text(
+            x / self.width, y / self.height, text, fontsize=size, fontweight=weight, color=colour, ha=horizontal,
+            va=vertical, rotation=rotation, rotation_mode="anchor",
+        )  # fmt: skip
+
+    def _name_columns(self) -> None:
+        base = self.height - self.head + 0.07
+        for column, name in enumerate(self.columns):
+            middle = self.left + column * (CELL + GAP) + CELL / 2
+            if self.slanted:
+                self._write(middle - 0.15, base, short_name(name, 18), size=SMALL_SIZE, vertical="bottom", rotation=35)
+            else:
+                size = SUBTITLE_SIZE if all(len(other) <= 3 for other in self.columns) else SMALL_SIZE
+                self._write(middle, base, short_name(name), size=size, horizontal="center", vertical="bottom")
+        left = MARGIN + INPUT / 2
+        self._write(left, base, "input", size=SMALL_SIZE, colour=MUTED_COLOUR, horizontal="center", vertical="bottom")
+
+    def _place_input(self, image: int, pixels: torch.Tensor, name: str) -> None:
+        side = min(INPUT, len(self.rows) * (CELL + GAP) - GAP - CAPTION) if len(self.rows) > 1 else CELL
+        top = self._top(image, 0)
+        draw_picture(self._axes(MARGIN + (INPUT - side) / 2, top - side, side), pixels)
+        self._write(MARGIN + INPUT / 2, top - side - 0.05, name, size=SMALL_SIZE, horizontal="center", vertical="top")

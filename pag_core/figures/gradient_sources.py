@@ -1,0 +1,85 @@
+"""Target gradients of every source side by side (Fig. 7)."""
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from pag_core.datasets.prepared import Dataset
+from pag_core.figures.contact_sheet import ContactSheet
+from pag_core.figures.palette import (
+    OWN_CLASS_COLOUR,
+    OWN_CLASS_WIDTH,
+    SIGNED_COLOURS,
+    SMALL_SIZE,
+    draw_picture,
+    frame,
+    short_name,
+    shown_classes,
+    style,
+)
+from pag_core.gradients.store import TargetGradients
+
+
+def signed_picture(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient float [C, H, W] over its largest absolute value: [-1, 1] if grey, `0.5 + 0.5 g / max|g|` [0, 1] if RGB.
+
+    A gradient that is zero everywhere gives 0 (grey) or 0.5 (RGB).
+    """
+    largest = gradient.abs().max()
+    scaled = gradient / largest if largest > 0 else torch.zeros_like(gradient)
+    return scaled if len(gradient) == 1 else 0.5 + 0.5 * scaled
+
+
+def gradient_sources(dataset: Dataset, gradients: dict[str, TargetGradients], *, images: int) -> Figure:
+    """Target gradients (Fig. 7) of the first `images` test images: a row per source, a column per target class.
+
+    `gradients` maps a source's name to its target gradients of the test split, on the CPU. Each picture has its own
+    symmetric scale, for Eq. 5 sees directions only. The green frame marks the image's own class. More than ten classes
+    are cut to the first ten, and the title says so.
+    """
+    test = dataset.splits["test"]
+    count = min(images, len(test))
+    shown, remark = shown_classes(dataset.classes)
+    classes = torch.arange(shown).expand(count, shown)
+    labels = [int(label) for label in test.labels[:count]]
+    with style():
+        sheet = ContactSheet(
+            test.pixels(slice(0, count)),
+            [f"class {short_name(dataset.class_names[label])}" for label in labels],
+            rows=list(gradients),
+            columns=list(dataset.class_names[:shown]),
+            title=f"Target gradients of each source{remark}",
+            subtitle="g(x, c), the direction in which image x comes to look more like class c",
+        )
+        for row, source in enumerate(gradients.values()):
+            values = source(torch.arange(count), classes).detach().float().cpu()
+            for image, label in enumerate(labels):
+                for column in range(shown):
+                    _draw(sheet.cell(image, row, column), values[image, column], own=column == label)
+        _explain(sheet, grey=dataset.image_shape[0] == 1)
+    return sheet.figure
+
+
+def _draw(axes: Axes, gradient: torch.Tensor, *, own: bool) -> None:
+    picture = signed_picture(gradient)
+    if len(picture) == 1:
+        axes.imshow(picture[0].numpy(), cmap=SIGNED_COLOURS, vmin=-1, vmax=1, interpolation="nearest")
+    else:
+        draw_picture(axes, picture)
+    frame(axes, *((OWN_CLASS_COLOUR, OWN_CLASS_WIDTH) if own else ()))
+
+
+def _explain(sheet: ContactSheet, *, grey: bool) -> None:
+    note = "Each gradient is scaled to its own largest value. Green frame: the image's own class."
+    if not grey:
+        sheet.footnote(note + " Mid-grey: no change.")
+        return
+    sheet.footnote(note)
+    scale = ScalarMappable(Normalize(-1, 1), cmap=SIGNED_COLOURS)
+    axes = sheet.strip()
+    sheet.figure.colorbar(scale, cax=axes, orientation="horizontal")
+    axes.set_xticks([])
+    for x, text, side in ((-0.04, "darker", "right"), (1.04, "brighter", "left")):
+        axes.text(x, 0.5, text, transform=axes.transAxes, ha=side, va="center", fontsize=SMALL_SIZE)

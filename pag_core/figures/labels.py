@@ -1,0 +1,40 @@
+"""Names as a reader meets them in figures and on the page: sources, norms, the experiment's model."""
+
+from pag_core.params import radius_value
+
+SOURCE_NAMES = {
+    "none": "no target gradients",
+    "oi": "one image (OI)",
+    "cm": "class mean (CM)",
+    "nn": "nearest neighbor (NN)",
+    "sbg": "score-based (SBG)",
+}
+BASELINE = "vanilla baseline"
+_NORM_SYMBOLS = {"L0": "L\N{SUBSCRIPT ZERO}", "L1": "L\N{SUBSCRIPT ONE}", "L2": "L\N{SUBSCRIPT TWO}", "Linf": "L∞"}
+
+
+def model_label(source: str, weight: float) -> str:
+    """The experiment's model, its source and lambda, for example `model (SBG, λ 3)`; `model (no alignment)` if vanilla."""
+    if source == "none" or weight == 0:
+        return "model (no alignment)"
+    return f"model ({source.upper()}, λ {weight:g})"
+
+
+def norm_label(norm: str) -> str:
+    """The norm as it is typeset: `L∞` for `Linf`."""
+    return _NORM_SYMBOLS[norm]
+
+
+def norm_and_radius(setting: str) -> tuple[str, str]:
+    """The norm and the radius, as in params.yaml, of a metric's key such as `Linf 8/255`."""
+    norm, radius = setting.split(" ")
+    return norm, radius
+
+
+def settings_by_norm(settings: list[str]) -> dict[str, list[str]]:
+    """The keys `NORM RADIUS` grouped by norm (L0, L1, L2, Linf), radii ascending: metrics files sort them as text."""
+    ordered = sorted(settings, key=lambda setting: (setting.split(" ")[0], radius_value(setting.split(" ")[1])))
+    grouped: dict[str, list[str]] = {}
+    for setting in ordered:
+        grouped.setdefault(norm_and_radius(setting)[0], []).append(setting)
+    return grouped

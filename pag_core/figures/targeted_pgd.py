@@ -1,0 +1,53 @@
+"""Test images pushed towards every class, by the baseline's gradients and by the model's (Fig. 2)."""
+
+import torch
+from matplotlib.figure import Figure
+
+from pag_core.figures.contact_sheet import ContactSheet
+from pag_core.figures.labels import norm_label
+from pag_core.figures.palette import (
+    OWN_CLASS_COLOUR,
+    OWN_CLASS_WIDTH,
+    draw_picture,
+    frame,
+    short_name,
+    shown_classes,
+    style,
+)
+
+
+def targeted_pgd(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    pushed: dict[str, torch.Tensor],
+    *,
+    class_names: tuple[str, ...],
+    norm: str,
+    radius: str,
+    steps: int,
+) -> Figure:
+    """Targeted large-radius adversarial images (Fig. 2): for each image a row per classifier, a column per target class.
+
+    `images` float [B, C, H, W] in [0, 1], `labels` int64 [B]; `pushed` maps a classifier's name to images
+    [B, at least the classes shown, C, H, W] in [0, 1]. More than ten classes are cut to the first ten, as the title says.
+    """
+    shown, remark = shown_classes(len(class_names))
+    owns = [int(label) for label in labels]
+    with style():
+        sheet = ContactSheet(
+            images,
+            [f"class {short_name(class_names[own])}" for own in owns],
+            rows=list(pushed),
+            columns=list(class_names[:shown]),
+            title=f"Images pushed towards each class by targeted PGD{remark}",
+            subtitle=f"{norm_label(norm)} radius {radius}, {steps} steps from the image itself; one column per target class",
+        )
+        for row, pictures in enumerate(pushed.values()):
+            for image, own in enumerate(owns):
+                for column in range(shown):
+                    axes = sheet.cell(image, row, column)
+                    draw_picture(axes, pictures[image, column])
+                    if column == own:
+                        frame(axes, OWN_CLASS_COLOUR, OWN_CLASS_WIDTH)
+        sheet.footnote("Aligned gradients draw features of the target class. Green frame: the image's own class.")
+    return sheet.figure

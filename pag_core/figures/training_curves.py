@@ -1,0 +1,52 @@
+"""Training curves of classifier and baseline: the terms of Eq. 4 and the training accuracy, one value per epoch."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from pag_core.figures.labels import BASELINE
+from pag_core.figures.palette import BASELINE_COLOUR, MODEL_COLOUR, OUTSIDE_LEGEND, TITLE_SIZE, pad, style, tidy
+
+Curves = dict[str, list[tuple[int, float]]]
+
+PANELS = {
+    "cross_entropy": "Cross-entropy",
+    "accuracy": "Training accuracy",
+    "alignment": "Alignment loss (Eq. 5)",
+}
+# so few points are told apart better by markers than by a line alone
+FEW_EPOCHS = 15
+
+
+def training_curves(classifier: Curves, baseline: Curves, *, model: str) -> Figure:
+    """The terms of Eq. 4 per epoch, one panel for each curve at hand; curves map a name to (epoch, value) pairs.
+
+    `model` names the classifier. The baseline has no alignment curve, nor has a vanilla classifier.
+    """
+    names = [name for name in PANELS if name in classifier or name in baseline]
+    with style():
+        figure = Figure(figsize=(3.6 * len(names) + 0.4, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            _draw(axes, baseline.get(name, []), BASELINE, BASELINE_COLOUR, "--")
+            _draw(axes, classifier.get(name, []), model, MODEL_COLOUR, "-")
+            axes.set_title(PANELS[name], pad=8)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axes.set_ylim(bottom=0)
+            if name == "accuracy":
+                axes.set_ylim(0, 1.02)
+                axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            tidy(axes)
+        figure.suptitle("Training curves", fontsize=TITLE_SIZE, fontweight="bold")
+        handles, names_shown = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names_shown, **OUTSIDE_LEGEND)
+        pad(figure)
+    return figure
+
+
+def _draw(axes: Axes, curve: list[tuple[int, float]], name: str, colour: str, line: str) -> None:
+    if curve:
+        epochs, values = zip(*curve, strict=True)
+        marker = "o" if len(curve) <= FEW_EPOCHS else ""
+        axes.plot(epochs, values, color=colour, linestyle=line, linewidth=2, marker=marker, markersize=4, label=name)

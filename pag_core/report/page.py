@@ -1,0 +1,206 @@
+"""The page: one HTML file with everything inside it, so that it opens offline and can be sent as it is."""
+
+import base64
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from pag_core.figures.labels import SOURCE_NAMES, model_label, norm_and_radius, norm_label, settings_by_norm
+from pag_core.report.results import FIGURES, Results
+from pag_core.report.verdict import (
+    MASKING_CHECKS,
+    alarms,
+    autoattack_settings,
+    percent,
+    points,
+    setting_label,
+    verdict,
+)
+
+TEMPLATE = Path(__file__).with_name("page.html")
+WHO = ("model", "baseline")
+
+# in the order of AutoAttack's sequence, which a metrics file (keys sorted) does not keep
+AUTOATTACK_NAMES = {
+    "apgd-ce": "APGD (cross-entropy)",
+    "apgd-dlr": "APGD (DLR)",
+    "apgd-t": "APGD-T (targeted)",
+    "fab": "FAB",
+    "fab-t": "FAB-T (targeted)",
+    "square": "Square (black-box)",
+}
+# in the order of Table 6
+FOOLBOX_NAMES = {
+    "SaltAndPepperNoiseAttack": "Salt-and-pepper noise",
+    "BinarySearchContrastReductionAttack": "Contrast reduction",
+    "GaussianBlurAttack": "Gaussian blur",
+    "LinearSearchBlendedUniformNoiseAttack": "Blended uniform noise",
+    "L0FMNAttack": "FMN, L₀",
+    "L1FMNAttack": "FMN, L₁",
+    "EADAttack": "EAD",
+}
+TRAINING_NAMES = {"clean": "clean accuracy", "cross_entropy": "cross-entropy", "alignment": "alignment loss of Eq. 5"}
+
+
+def render_page(results: Results) -> str:
+    """The page as HTML: no script, no reference outside itself, and names from the data are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    params = results.params
+    return environment.get_template(TEMPLATE.name).render(
+        params=params,
+        source=SOURCE_NAMES[params.source],
+        model=model_label(params.source, params.weight),
+        class_names=results.card["class_names"],
+        verdict=verdict(results),
+        alarms=alarms(results),
+        attack=results.autoattack["attack"],
+        attacked_images=results.autoattack["images"],
+        accuracies=accuracy_rows(results),
+        settings=[setting_label(setting) for setting in autoattack_settings(results)],
+        steps=per_attack_rows(results),
+        foolbox_images=results.foolbox["images"],
+        foolbox_clean={who: percent(results.foolbox[who]["clean"]) for who in WHO},
+        foolbox=foolbox_tables(results.foolbox),
+        masking=results.masking,
+        checks=[
+            (MASKING_CHECKS.get(name, (name,))[0], results.masking["verdict"][name])
+            for name in _in_order(MASKING_CHECKS, set(results.masking["verdict"]))
+        ],
+        masking_rows=masking_rows(results.masking),
+        alignment_images=results.alignment["images"],
+        scores=score_rows(results.alignment),
+        training=training_rows(results.training),
+        label_effect=results.label_effect,
+        figures=[
+            (name, caption, base64.b64encode(results.figures[name]).decode("ascii"))
+            for name, caption in FIGURES.items()
+        ],
+        # where it ran is no part of the experiment, and the card below tells the device of training
+        parameters=_yaml(params.model_dump(mode="json", by_alias=True, exclude={"device", "processes"})),
+        origins=origin_rows(results),
+        classifier_card=_yaml(results.card),
+        store_manifest=_yaml({key: value for key, value in results.manifest.items() if key != "files"}),
+    )
+
+
+def accuracy_rows(results: Results) -> list[tuple[str, str, str, str]]:
+    """Rows (setting, model, baseline, difference in points): clean, then AutoAttack at each norm and radius."""
+    model, baseline = results.autoattack["model"], results.autoattack["baseline"]
+    rows = [("clean", "Clean")] + [
+        (setting, f"AutoAttack {setting_label(setting)}") for setting in autoattack_settings(results)
+    ]
+    return [
+        (name, percent(model[key]), percent(baseline[key]), points(model[key] - baseline[key])) for key, name in rows
+    ]
+
+
+def per_attack_rows(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Rows (attack, a pair model and baseline per setting): accuracy left after each attack of the sequence."""
+    by_setting = [
+        [results.autoattack[who]["per_attack"][setting] for who in WHO] for setting in autoattack_settings(results)
+    ]
+    names = _in_order(AUTOATTACK_NAMES, {name for pair in by_setting for counts in pair for name in counts})
+    return [
+        (
+            AUTOATTACK_NAMES.get(name, name),
+            [(_cell(model, name), _cell(baseline, name)) for model, baseline in by_setting],
+        )
+        for name in names
+    ]
+
+
+def foolbox_tables(foolbox: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table per norm: `norm`, `radii`, and `rows` (attack, model's cells, baseline's cells).
+
+    Cells are the accuracy at each radius and at any distance, and the median distance (`never` where it is null: half
+    of the images or more are never fooled).
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    attacks = _in_order(FOOLBOX_NAMES, set(foolbox["model"]) - {"clean"})
+    for attack in attacks:
+        keys = [key for key in foolbox["model"][attack] if key not in ("None", "median_distance")]
+        ((norm, settings),) = settings_by_norm(keys).items()
+        table = tables.setdefault(norm, {"norm": norm_label(norm), "radii": [], "rows": []})
+        table["radii"] = [norm_and_radius(setting)[1] for setting in settings]
+        cells = [[percent(foolbox[who][attack][key]) for key in (*settings, "None")] for who in WHO]
+        for who, row in zip(WHO, cells, strict=True):
+            row.append(_distance(foolbox[who][attack]["median_distance"]))
+        table["rows"].append((FOOLBOX_NAMES.get(attack, attack), *cells))
+    return list(tables.values())
+
+
+def masking_rows(masking: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (setting, white-box PGD, transfer from the baseline, Square): accuracies of the model."""
+    return [
+        (
+            setting_label(setting),
+            percent(masking["white_box"][setting]),
+            percent(masking["transfer"][setting]),
+            percent(masking["square"][setting]),
+        )
+        for settings in settings_by_norm(list(masking["white_box"])).values()
+        for setting in settings
+    ]
+
+
+def score_rows(alignment: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows (target gradients, model, baseline): mean cosines."""
+    model, baseline = alignment["model"], alignment["baseline"]
+    return [(SOURCE_NAMES.get(name, name), _cosine(model[name]), _cosine(baseline[name])) for name in model]
+
+
+def training_rows(training: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows (quantity, value) of metrics/training.json; mappings inside are flattened."""
+    rows = []
+    for part, title in (("validation", "Validation"), ("train", "Training")):
+        for name, value in sorted(training[part].items(), key=lambda item: isinstance(item[1], dict)):
+            label = f"{title}, {TRAINING_NAMES.get(name, name)}"
+            if isinstance(value, dict):
+                ordered = [setting for group in settings_by_norm(list(value)).values() for setting in group]
+                rows += [(f"{label}, {setting_label(setting)}", percent(value[setting])) for setting in ordered]
+            else:
+                rows.append((label, percent(value) if name in ("clean", "accuracy") else f"{value:.4f}"))
+    return rows
+
+
+def origin_rows(results: Results) -> list[tuple[str, str]]:
+    """Rows (what, value) of where the classifier came from: fingerprints, device and library versions."""
+    origin = results.card["provenance"]
+    return [
+        ("Classifier, SHA-256", results.card["sha256"]),
+        *((f"Made from: {name}, SHA-256", digest) for name, digest in origin["inputs"].items()),
+        *((f"Gradients made from: {name}, SHA-256", digest) for name, digest in results.manifest["made_from"].items()),
+        ("Seed", str(origin["seed"])),
+        ("Device of training", origin["device"]),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in origin["versions"].items())),
+    ]
+
+
+def _in_order(names: Iterable[str], found: set[str]) -> list[str]:
+    known = [name for name in names if name in found]
+    return known + sorted(found - set(known))
+
+
+def _cell(counts: dict[str, float], name: str) -> str:
+    return percent(counts[name]) if name in counts else "not run"
+
+
+def _cosine(value: float) -> str:
+    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _distance(median: float | None) -> str:
+    return "never" if median is None else f"{median:.3g}"
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)

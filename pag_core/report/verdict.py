@@ -1,0 +1,129 @@
+"""The result in plain words, computed from the numbers: what the model gains, what it costs, and what to distrust."""
+
+import math
+
+from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
+from pag_core.report.results import Results
+
+MASKING_CHECKS = {
+    "reaches_zero": (
+        "Accuracy under PGD falls to zero as the radius grows",
+        "PGD does not bring the accuracy to zero even at the largest radius",
+    ),
+    "transfer_weaker": (
+        "Images that fool the baseline fool the model no more than white-box PGD does",
+        "images that fool the baseline fool the model more often than white-box PGD does",
+    ),
+    "square_weaker": (
+        "The black-box Square attack is no stronger than white-box PGD",
+        "the black-box Square attack is stronger than white-box PGD",
+    ),
+}
+_METHODS = {
+    "oi": "one-image gradients",
+    "cm": "class-mean gradients",
+    "nn": "nearest-neighbor gradients",
+    "sbg": "score-based gradients",
+}
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a percentage with one decimal, such as `48.3 %` (with a no-break space)."""
+    return f"{100 * fraction:.1f}\N{NO-BREAK SPACE}%"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in signed percentage points with one decimal, such as `+45.0`; with a typeset minus."""
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"
+
+
+def setting_label(setting: str) -> str:
+    """A metric's key in words: `L2 0.75` as `L₂, radius 0.75`."""
+    norm, radius = norm_and_radius(setting)
+    return f"{norm_label(norm)}, radius {radius}"
+
+
+def autoattack_settings(results: Results) -> list[str]:
+    """The attacked settings (`NORM RADIUS`), by norm and ascending radius."""
+    grouped = settings_by_norm(list(results.autoattack["model"]["per_attack"]))
+    return [setting for settings in grouped.values() for setting in settings]
+
+
+def uncertainty(images: int) -> float:
+    """The widest 95 % margin of an accuracy measured on `images` images, as a fraction."""
+    return 1.96 * math.sqrt(0.25 / images)
+
+
+def alarms(results: Results) -> list[str]:
+    """Reasons to distrust the robustness shown: failed masking checks and AutoAttack's warnings; empty where none."""
+    failed = [
+        f"Sign of gradient masking: {MASKING_CHECKS[name][1] if name in MASKING_CHECKS else name}."
+        for name, holds in results.masking["verdict"].items()
+        if not holds
+    ]
+    warned = [
+        f"AutoAttack warned about the {who}: {text}"
+        for who in ("model", "baseline")
+        for text in results.autoattack[who].get("warnings", [])
+    ]
+    return failed + warned
+
+
+def verdict(results: Results) -> str:
+    """One paragraph on clean and robust accuracy of model and baseline, their uncertainty, and gradient masking."""
+    return " ".join([_clean(results), _robust(results), _margin(results), _masking(results)])
+
+
+def _clean(results: Results) -> str:
+    params, attack = results.params, results.autoattack
+    if params.source == "none" or params.weight == 0:
+        how = "The model, trained without target gradients,"
+    else:
+        how = f"The model, trained with {_METHODS[params.source]} (λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.weight:g}),"
+    return (
+        f"{how} classifies {percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "
+        f"the vanilla baseline {percent(attack['baseline']['clean'])}."
+    )
+
+
+def _robust(results: Results) -> str:
+    model, baseline = results.autoattack["model"], results.autoattack["baseline"]
+    settings = autoattack_settings(results)
+    parts = [
+        f"{percent(model[setting])} against {percent(baseline[setting])} of the baseline ({setting_label(setting)})"
+        for setting in settings
+    ]
+    listed = ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
+    signs = {_clear_sign(model[setting], baseline[setting], results.autoattack["images"]) for setting in settings}
+    match sorted(signs):
+        case [1]:
+            judged = "it is clearly more robust"
+        case [-1]:
+            judged = "it is clearly less robust"
+        case [0]:
+            judged = "that is no clear difference"
+        case _:
+            judged = "the settings do not agree, or not all differ clearly"
+    return f"Under AutoAttack it keeps {listed}: {judged}."
+
+
+def _clear_sign(model: float, baseline: float, images: int) -> int:
+    """The sign of a difference that exceeds its 95 % margin on `images` images, else 0."""
+    margin = 1.96 * math.sqrt((model * (1 - model) + baseline * (1 - baseline)) / images)
+    return 0 if abs(model - baseline) <= margin else int(math.copysign(1, model - baseline))
+
+
+def _margin(results: Results) -> str:
+    images = results.autoattack["images"]
+    return (
+        f"On {images} images a percentage is uncertain by up to {100 * uncertainty(images):.1f} points (95 % interval)."
+    )
+
+
+def _masking(results: Results) -> str:
+    checks = results.masking["verdict"]
+    failed = [name for name, holds in checks.items() if not holds]
+    if not failed:
+        return f"None of the {len(checks)} checks found a sign of gradient masking."
+    return f"{len(failed)} of {len(checks)} checks found a sign of gradient masking, so the robust accuracies may be too high."

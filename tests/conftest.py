@@ -1,0 +1,95 @@
+"""Fixtures shared by all tests: the repository's parameters, a tiny dataset, classifier and noise predictor."""
+
+import pytest
+import torch
+import yaml
+
+from pag_core.classifiers.building import build_classifier
+from pag_core.datasets.prepared import Dataset, Split, fingerprint
+from pag_core.diffusion.network import NoisePredictor, architecture, build_network
+from pag_core.params import parse_params
+from tests.samples import ROOT, changed, make_labelled
+
+# the number of threads fixes the order of sums, on which the golden numbers depend
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def plain_params():
+    """params.yaml of the repository as plain data, free to be changed."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def make_params(plain_params):
+    """`make_params({"train.epochs": 2})`: the repository's validated parameters with some changed."""
+
+    def make(changes=None):
+        return parse_params(changed(plain_params, changes or {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_dataset():
+    """A factory of prepared datasets in memory, learnable (each class is noise around a pattern of its own)."""
+
+    def make(classes=3, shape=(1, 8, 8), train=12, validation=4, test=5, seed=1):
+        sizes = {"train": train, "validation": validation, "test": test}
+        raw = {
+            name: make_labelled(classes, per_class, shape, seed + number)
+            for number, (name, per_class) in enumerate(sizes.items())
+        }
+        names = tuple(f"class {label}" for label in range(classes))
+        splits = {
+            name: Split(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for name, part in raw.items()
+        }
+        return Dataset(names, fingerprint(names, raw), splits)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dataset(make_dataset):
+    """Three classes of 8x8 grey images: 36 training, 12 validation, 15 test."""
+    return make_dataset()
+
+
+@pytest.fixture
+def make_classifier():
+    """A factory of small norm-free classifiers with a smooth activation."""
+
+    def make(classes=3, shape=(1, 8, 8), width=4, seed=0):
+        torch.manual_seed(seed)
+        return build_classifier("small_resnet", width=width, activation=None, image_shape=shape, classes=classes)
+
+    return make
+
+
+@pytest.fixture
+def make_predictor(make_params):
+    """A factory of noise predictors: guided_diffusion's U-Net with all weights random, also those it starts at zero."""
+
+    def make(dataset, *, learn_sigma=False, timesteps=1000, spread=0.05):
+        params = make_params(
+            {
+                "diffusion.channel_multipliers": [1],
+                "diffusion.learn_sigma": learn_sigma,
+                "diffusion.timesteps": timesteps,
+                "diffusion.timestep_window": None,
+            }
+        )
+        card = architecture(params.diffusion)
+        torch.manual_seed(5)
+        network = build_network(card, dataset.image_shape, dataset.classes)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += spread * torch.randn_like(parameter)
+        return NoisePredictor({**card, "class_names": list(dataset.class_names)}, network, torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cpu():
+    return torch.device("cpu")

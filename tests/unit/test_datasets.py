@@ -1,0 +1,359 @@
+"""Datasets: what is read is what was there, and what cannot be used is refused by name."""
+
+import dataclasses
+import shutil
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+import torchvision.datasets.utils
+from PIL import Image
+
+from pag_core.datasets import cifar10, image_folder
+from pag_core.datasets.labelled_images import LabelledImages, RawDataset
+from pag_core.datasets.loading import load_raw
+from pag_core.datasets.prepared import fingerprint, read_dataset, write_dataset
+from pag_core.datasets.splits import split
+from pag_core.errors import DatasetError
+from tests.samples import make_labelled
+
+SPLIT = {"validation_fraction": 0.2, "test_fraction": 0.25, "images_per_class": None, "seed": 3}
+
+
+def raw_dataset(classes=4, per_class=20, test=False):
+    train = make_labelled(classes, per_class, (1, 4, 4), 1)
+    names = tuple(f"c{label}" for label in range(classes))
+    return RawDataset(names, train, make_labelled(classes, 8, (1, 4, 4), 2) if test else None)
+
+
+def keys(part):
+    """Every image with its label as bytes; the random images are all different."""
+    return [image.tobytes() + bytes([label]) for image, label in zip(part.images, part.labels, strict=True)]
+
+
+def test_digits_are_scikit_learns(make_params):
+    bunch = sklearn.datasets.load_digits()
+    raw = load_raw(make_params({"dataset": "digits"}))
+    assert raw.test is None and raw.class_names == tuple("0123456789")
+    assert raw.train.images.shape == (1797, 1, 8, 8)
+    assert np.array_equal(raw.train.labels, bunch.target)
+    assert np.bincount(raw.train.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # sixteen grey levels over 0..255: the original comes back exactly
+    assert np.array_equal(np.rint(raw.train.images[:, 0] / 255 * 16), bunch.images)
+    assert raw.train.images.min() == 0 and raw.train.images.max() == 255
+    # one value by hand: grey 13 of 16
+    assert raw.train.images[0, 0, 0, 3] == round(13 * 255 / 16) == 207
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_splits_are_disjoint_stratified_and_cover_everything(own_test):
+    raw = raw_dataset(test=own_test)
+    parts = split(raw, **SPLIT)
+    everything = keys(raw.train) + (keys(raw.test) if own_test else [])
+    assert sorted(key for part in parts.values() for key in keys(part)) == sorted(everything)
+    assert len(set(everything)) == len(everything)
+    counts = {name: np.bincount(part.labels).tolist() for name, part in parts.items()}
+    expected = (
+        {"train": [16] * 4, "validation": [4] * 4, "test": [8] * 4}
+        if own_test
+        else {"train": [12] * 4, "validation": [3] * 4, "test": [5] * 4}
+    )
+    assert counts == expected
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_the_order_of_the_test_split_is_shuffled_by_the_seed(own_test):
+    # sorted by class, as publishers often do
+    raw = raw_dataset(per_class=60, test=own_test)
+    by_class = {
+        name: None if part is None else part.take(np.argsort(part.labels, kind="stable"))
+        for name, part in (("train", raw.train), ("test", raw.test))
+    }
+    raw = dataclasses.replace(raw, **by_class)
+    first = split(raw, **SPLIT)
+    labels = first["test"].labels
+    assert len(set(labels[: len(labels) // 4].tolist())) == 4
+    again, other = split(raw, **SPLIT), split(raw, **{**SPLIT, "seed": 4})
+    for name in first:
+        assert keys(first[name]) == keys(again[name])
+        assert keys(first[name]) != keys(other[name])
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_images_per_class_caps_every_class(own_test):
+    raw = raw_dataset(test=own_test)
+    parts = split(raw, **{**SPLIT, "images_per_class": 5})
+    assert np.bincount(parts["test"].labels).tolist() == [5] * 4
+    rest = np.bincount(parts["train"].labels) + np.bincount(parts["validation"].labels)
+    assert rest.tolist() == [5] * 4
+    everything = [key for part in parts.values() for key in keys(part)]
+    assert len(set(everything)) == len(everything) == 40
+    assert set(everything) <= set(keys(raw.train) + (keys(raw.test) if own_test else []))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images_per_class": 1}, "prepare.validation_fraction=0.2"),
+        ({"test_fraction": 0.01}, "prepare.test_fraction=0.01"),
+    ],
+)
+def test_too_few_images_for_a_split_are_refused(changes, words):
+    with pytest.raises(DatasetError, match=words):
+        split(raw_dataset(), **{**SPLIT, **changes})
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 1, 4, 4)), np.zeros(2, np.int64)),
+        (np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((2, 1, 4, 4), np.uint8), np.zeros(3, np.int64)),
+        (np.zeros((2, 1, 4, 4), np.uint8), np.zeros(2, np.int32)),
+    ],
+)
+def test_images_and_labels_must_agree(images, labels):
+    with pytest.raises(DatasetError):
+        LabelledImages(images, labels)
+
+
+def test_the_fingerprint_sees_every_pixel_label_and_name():
+    parts = split(raw_dataset(), **SPLIT)
+    names = ("a", "b", "c", "d")
+    first = fingerprint(names, parts)
+    assert (
+        fingerprint(names, {name: LabelledImages(p.images.copy(), p.labels.copy()) for name, p in parts.items()})
+        == first
+    )
+    seen = {first, fingerprint(("a", "b", "c", "e"), parts)}
+    for name in parts:
+        part = parts[name]
+        images, labels = part.images.copy(), part.labels.copy()
+        images[-1, 0, -1, -1] ^= 1
+        seen.add(fingerprint(names, {**parts, name: LabelledImages(images, part.labels)}))
+        labels[-1] = (labels[-1] + 1) % 4
+        seen.add(fingerprint(names, {**parts, name: LabelledImages(part.images, labels)}))
+        seen.add(fingerprint(names, {**parts, name: part.take(np.arange(len(part))[::-1])}))
+    seen.add(fingerprint(names, {**parts, "test": parts["validation"], "validation": parts["test"]}))
+    assert len(seen) == 12
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    parts = split(raw_dataset(), **SPLIT)
+    write_dataset(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {"seed": 3})
+    return tmp_path / "d.zarr", parts
+
+
+def test_prepared_round_trip(prepared, cpu):
+    path, parts = prepared
+    dataset = read_dataset(path)
+    assert dataset.class_names == ("a", "b", "c", "d") and dataset.classes == 4
+    assert dataset.image_shape == (1, 4, 4)
+    assert dataset.fingerprint == fingerprint(dataset.class_names, parts)
+    for name, part in parts.items():
+        assert np.array_equal(dataset.splits[name].images.numpy(), part.images)
+        assert np.array_equal(dataset.splits[name].labels.numpy(), part.labels)
+    pixels = dataset.splits["train"].to(cpu).pixels(torch.tensor([3, 1]))
+    assert pixels.dtype == torch.float32 and pixels.is_contiguous()
+    assert np.allclose(pixels.numpy(), parts["train"].images[[3, 1]] / 255.0, atol=1e-7)
+
+
+def test_several_shards_round_trip(tmp_path, monkeypatch):
+    monkeypatch.setattr("pag_core.datasets.prepared.IMAGES_PER_SHARD", 7)
+    parts = split(raw_dataset(), **SPLIT)
+    write_dataset(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {})
+    assert len(list((tmp_path / "d.zarr" / "train" / "images" / "c").iterdir())) == 7
+    assert np.array_equal(read_dataset(tmp_path / "d.zarr").splits["train"].images.numpy(), parts["train"].images)
+
+
+def chunk_files(path):
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+
+
+def test_every_flipped_byte_and_deleted_chunk_is_refused(prepared):
+    path, _ = prepared
+    files = chunk_files(path)
+    assert len(files) == 6
+    for file in files:
+        whole = file.read_bytes()
+        for position in (0, len(whole) // 2, len(whole) - 1):
+            broken = bytearray(whole)
+            broken[position] ^= 0x10
+            file.write_bytes(broken)
+            with pytest.raises(DatasetError, match=r"d.zarr"):
+                read_dataset(path)
+        file.unlink()
+        with pytest.raises(DatasetError, match=r"d.zarr"):
+            read_dataset(path)
+        file.write_bytes(whole)
+    read_dataset(path)
+
+
+def test_changed_metadata_is_refused(prepared):
+    path, _ = prepared
+    metadata = path / "zarr.json"
+    whole = metadata.read_text()
+    for old, new in (('"a"', '"e"'), ('"fingerprint"', '"fingerprinx"'), ('"class_names"', '"klass_names"'), ("{", "")):
+        assert old in whole
+        metadata.write_text(whole.replace(old, new, 1))
+        with pytest.raises(DatasetError, match=r"d.zarr"):
+            read_dataset(path)
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty folder"])
+def test_a_missing_dataset_names_the_stage(tmp_path, what):
+    if what == "an empty folder":
+        (tmp_path / "d.zarr").mkdir()
+    with pytest.raises(DatasetError, match="prepare"):
+        read_dataset(tmp_path / "d.zarr")
+
+
+# --- image folders
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Writes train/CLASS/N.png and test/CLASS/N.png of random pixels: {split: {class: [(width, height), ...]}}."""
+
+    def make(content):
+        draws = np.random.default_rng(0)
+        root = tmp_path / "folder"
+        for part, classes in content.items():
+            for name, sizes in classes.items():
+                (root / part / name).mkdir(parents=True)
+                for number, (width, height) in enumerate(sizes):
+                    pixels = draws.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+        return root
+
+    return make
+
+
+SIX = [(6, 6)] * 3
+GOOD = {"train": {"ant": SIX, "bee": SIX}, "test": {"ant": SIX[:2], "bee": SIX[:2]}}
+
+
+def load(folder, image_size=None, images_per_class=None):
+    return image_folder.load(folder, image_size=image_size, images_per_class=images_per_class)
+
+
+def test_image_folder_reads_what_pil_reads(make_folder):
+    folder = make_folder(GOOD)
+    (folder / "train" / "ant" / "notes.txt").write_text("no image")
+    (folder / "train" / ".hidden").mkdir()
+    raw = load(folder)
+    assert raw.class_names == ("ant", "bee")
+    assert raw.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and raw.test.labels.tolist() == [0, 0, 1, 1]
+    for row, (name, number) in enumerate([("ant", 0), ("ant", 1), ("ant", 2), ("bee", 0), ("bee", 1), ("bee", 2)]):
+        pixels = np.asarray(Image.open(folder / "train" / name / f"{number}.png"))
+        assert np.array_equal(raw.train.images[row], pixels.transpose(2, 0, 1))
+
+
+def test_grey_images_become_rgb(make_folder):
+    folder = make_folder(GOOD)
+    grey = np.random.default_rng(1).integers(0, 256, size=(6, 6), dtype=np.uint8)
+    Image.fromarray(grey).save(folder / "train" / "ant" / "0.png")
+    assert np.array_equal(load(folder).train.images[0], np.stack([grey] * 3))
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled", "box"),
+    [
+        # by hand: the shorter side becomes 8, the longer side keeps the ratio, the centre is cropped
+        ((16, 8), (16, 8), (4, 0, 12, 8)),
+        ((6, 12), (8, 16), (0, 4, 8, 12)),
+        ((10, 15), (8, 12), (0, 2, 8, 10)),
+        ((4, 4), (8, 8), (0, 0, 8, 8)),
+        ((8, 8), (8, 8), (0, 0, 8, 8)),
+    ],
+)
+def test_resize_and_crop_against_pil(make_folder, size, scaled, box):
+    folder = make_folder({"train": {"ant": [size], "bee": [(8, 8)]}, "test": {"ant": [(9, 9)], "bee": [(8, 10)]}})
+    raw = load(folder, image_size=8)
+    expected = Image.open(folder / "train" / "ant" / "0.png").resize(scaled, Image.Resampling.BICUBIC).crop(box)
+    assert np.array_equal(raw.train.images[0], np.asarray(expected).transpose(2, 0, 1))
+    assert raw.test.images.shape == (2, 3, 8, 8)
+
+
+def test_image_folder_caps_each_class(make_folder):
+    folder = make_folder(GOOD)
+    whole, capped = load(folder), load(folder, images_per_class=2)
+    assert capped.train.labels.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(capped.train.images, whole.train.images[[0, 1, 3, 4]])
+
+
+def spoil_unreadable(folder):
+    (folder / "train" / "bee" / "1.png").write_bytes(b"not an image")
+
+
+def spoil_truncated(folder):
+    path = folder / "train" / "bee" / "2.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def spoil_test_classes(folder):
+    (folder / "test" / "bee").rename(folder / "test" / "wasp")
+
+
+@pytest.mark.parametrize(
+    ("content", "spoil", "words"),
+    [
+        ({"train": {"ant": SIX}, "test": {"ant": SIX}}, None, "only the class 'ant'.*at least two"),
+        ({"train": {"ant": SIX, "bee": []}, "test": GOOD["test"]}, None, "bee holds no image"),
+        (GOOD, spoil_unreadable, "bee/1.png cannot be read"),
+        (GOOD, spoil_truncated, "bee/2.png cannot be read"),
+        (GOOD, spoil_test_classes, "same classes.*bee, wasp"),
+        (GOOD, lambda folder: shutil.rmtree(folder / "test"), "test is not a folder"),
+        (GOOD, lambda folder: shutil.rmtree(folder), "train is not a folder.*train/CLASS"),
+        ({**GOOD, "train": {"ant": SIX, "bee": [(6, 6), (7, 6)]}}, None, "bee/1.png is 7x6.*6x6.*prepare.image_size"),
+        ({**GOOD, "test": {"ant": [(7, 7)], "bee": [(7, 7)]}}, None, "prepare.image_size"),
+    ],
+)
+def test_unusable_folders_are_refused_by_name(make_folder, content, spoil, words):
+    folder = make_folder(content)
+    if spoil:
+        spoil(folder)
+    with pytest.raises(DatasetError, match=words):
+        load(folder)
+
+
+def test_an_empty_class_folder_list_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DatasetError, match="holds no class"):
+        load(tmp_path)
+
+
+# --- CIFAR-10
+
+
+@pytest.mark.parametrize("archive", [None, b"", b"corrupt archive"])
+def test_cifar10_without_archive_and_network_names_the_remedy(tmp_path, monkeypatch, archive):
+    asked = []
+
+    def offline(url, *arguments, **options):
+        asked.append(getattr(url, "full_url", url))
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    if archive is not None:
+        (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
+    with pytest.raises(
+        DatasetError, match=r"no network.*put cifar-10-python.tar.gz into .* or use dataset: image_folder"
+    ):
+        cifar10.load(tmp_path)
+    assert any("cifar-10-python.tar.gz" in url for url in asked), "a corrupt archive was taken for a good one"
+
+
+def test_cifar10_refuses_a_wrong_download(tmp_path, monkeypatch):
+    def wrong(url, filename, *arguments, **options):
+        Path(filename).write_bytes(b"<html>proxy login</html>")
+
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **options: url)
+    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", wrong)
+    with pytest.raises(DatasetError, match=r"put cifar-10-python.tar.gz"):
+        cifar10.load(tmp_path)

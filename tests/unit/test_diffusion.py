@@ -1,0 +1,272 @@
+"""The C+1-class diffusion model against guided_diffusion called directly, and its training loop."""
+
+import math
+
+import pytest
+import torch
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
+from guided_diffusion.gaussian_diffusion import get_named_beta_schedule as beta_schedule
+
+from pag_core.checkpoint import RunFolder
+from pag_core.diffusion.network import (
+    architecture,
+    build_network,
+    build_process,
+    load_noise_predictor,
+    to_diffusion_range,
+)
+from pag_core.diffusion.training import diffusion_labels, train_diffusion
+from pag_core.errors import ParamsError, TrainingDiverged, WeightsError
+from pag_core.weights import save_network
+
+
+def reference_process(schedule="linear", timesteps=1000):
+    return GaussianDiffusion(
+        betas=beta_schedule(schedule, timesteps), model_mean_type=ModelMeanType.EPSILON,
+        model_var_type=ModelVarType.FIXED_LARGE, loss_type=LossType.MSE, rescale_timesteps=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_labels_are_dropped_one_time_in_c(classes):
+    count = 30_000
+    labels = torch.arange(count) % classes
+    found = diffusion_labels(labels, classes, torch.Generator().manual_seed(0))
+    dropped = found == classes
+    assert torch.equal(found[~dropped], labels[~dropped])
+    assert found.dtype == torch.int64
+    share = 1 / classes
+    # five standard deviations, over all and for each class
+    assert abs(dropped.sum().item() - count * share) < 5 * math.sqrt(count * share * (1 - share))
+    for label in range(classes):
+        members = labels == label
+        n = members.sum().item()
+        assert abs(dropped[members].sum().item() - n * share) < 5 * math.sqrt(n * share * (1 - share))
+
+
+@pytest.mark.parametrize(("schedule", "timesteps"), [("linear", 1000), ("cosine", 4000), ("linear", 250)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_noised_images_and_timesteps_are_the_librarys(make_params, schedule, timesteps, share):
+    params = make_params(
+        {"diffusion.schedule": schedule, "diffusion.timesteps": timesteps, "diffusion.timestep_window": None}
+    )
+    from pag_core.diffusion.network import NoisePredictor
+
+    seen = {}
+
+    class Recorder(torch.nn.Module):
+        def forward(self, x_t, times, labels):
+            seen.update(times=times, labels=labels)
+            return torch.cat([x_t, 7 + x_t], dim=1)
+
+    card = {**architecture(params.diffusion), "class_names": ["a", "b"]}
+    predictor = NoisePredictor(card, Recorder(), torch.device("cpu"))
+    images, noise = torch.rand(4, 1, 5, 5), torch.randn(4, 1, 5, 5)
+    timestep = int(share * timesteps)
+    library = reference_process(schedule, timesteps)
+    t = torch.full((4,), timestep)
+    assert torch.allclose(
+        predictor.noised(images, timestep, noise), library.q_sample(images * 2 - 1, t, noise), atol=1e-6
+    )
+    # learned variance comes in further channels, which are not noise
+    assert torch.equal(predictor.predicted_noise(images, timestep, torch.tensor([0, 1, 2, 0])), images)
+    assert torch.equal(seen["times"], library._scale_timesteps(t))
+    assert seen["times"].dtype == torch.float32
+    assert predictor.no_class == 2
+
+
+def test_the_range_is_that_of_diffusion_models():
+    assert to_diffusion_range(torch.tensor([0.0, 0.25, 1.0])).tolist() == [-1.0, -0.5, 1.0]
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_the_process_matches_the_loss(make_params, learn_sigma):
+    process = build_process(architecture(make_params({"diffusion.learn_sigma": learn_sigma}).diffusion))
+    assert process.model_mean_type == ModelMeanType.EPSILON
+    assert (process.model_var_type == ModelVarType.LEARNED_RANGE) == learn_sigma
+    assert (process.loss_type == LossType.RESCALED_MSE) == learn_sigma
+    assert process.rescale_timesteps
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_the_network_has_an_embedding_for_no_class(make_params, learn_sigma):
+    changes = {
+        "diffusion.learn_sigma": learn_sigma,
+        "diffusion.attention_resolutions": [4],
+        "diffusion.channel_multipliers": [1, 2],
+    }
+    card = architecture(make_params(changes).diffusion)
+    network = build_network(card, (3, 8, 8), 5)
+    assert network.label_emb.num_embeddings == 6
+    assert network(torch.randn(2, 3, 8, 8), torch.tensor([3.0, 9.0]), torch.tensor([0, 5])).shape == (
+        2,
+        6 if learn_sigma else 3,
+        8,
+        8,
+    )
+    # attention at 4 pixels, i.e. after one halving, and in the middle block that always has it
+    kinds = [
+        sum(type(m).__name__ == "AttentionBlock" for m in part.modules())
+        for part in (network.input_blocks, network.middle_block)
+    ]
+    assert kinds == [1, 1]
+    assert (
+        sum(
+            type(m).__name__ == "AttentionBlock"
+            for m in build_network({**card, "attention_resolutions": []}, (3, 8, 8), 5).modules()
+        )
+        == 1
+    )
+
+
+@pytest.mark.xfail(
+    strict=True, reason="bug: a side that the U-Net never reaches is accepted and changed or dropped silently"
+)
+@pytest.mark.parametrize("side", [16, 3, 5])
+def test_attention_where_the_network_has_no_such_side_is_refused(make_params, side):
+    card = architecture(make_params({"diffusion.attention_resolutions": [side]}).diffusion)
+    with pytest.raises(ParamsError):
+        build_network(card, (1, 8, 8), 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 6), (1, 9, 9)])
+def test_images_that_cannot_be_halved_are_refused(make_params, shape):
+    with pytest.raises(ParamsError, match=r"halve the image 1 times.*prepare.image_size"):
+        build_network(architecture(make_params().diffusion), shape, 3)
+
+
+# --- training
+
+
+@pytest.fixture
+def train(dataset, make_params, cpu, monkeypatch):
+    monkeypatch.setattr("pag_core.diffusion.training.REPORT_EVERY", 10)
+
+    def run(folder, **changes):
+        # dropout makes the run depend on the global generator too
+        options = {
+            "channel_multipliers": [1],
+            "steps": 24,
+            "batch_size": 2,
+            "dropout": 0.1,
+            "checkpoint_seconds": 0,
+            **changes,
+        }
+        params = make_params({f"diffusion.{name}": value for name, value in options.items()}).diffusion
+        card = architecture(params)
+        return train_diffusion(
+            lambda: build_network(card, dataset.image_shape, dataset.classes), dataset.splits["train"], card=card,
+            params=params, classes=dataset.classes, seed=3, device=cpu, folder=folder,
+        )  # fmt: skip
+
+    return run
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledFolder(RunFolder):
+    """Dies right after its first checkpoint was saved, or while it is about to save the second."""
+
+    survive = 1
+
+    def save_checkpoint(self, state):
+        if self.survive == 0:
+            raise Killed
+        super().save_checkpoint(state)
+        self.survive -= 1
+
+
+def test_resumed_training_gives_bit_identical_weights(tmp_path, train, cpu):
+    whole, curve = train(RunFolder(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        train(KilledFolder(tmp_path / "run"))
+    assert RunFolder(tmp_path / "run").load_checkpoint(cpu)["done"] == 10
+    # a new process would have other global states
+    torch.manual_seed(999)
+    resumed, resumed_curve = train(RunFolder(tmp_path / "run"))
+    assert [row["step"] for row in curve] == [10, 20, 24]
+    assert resumed_curve == curve
+    assert resumed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_the_loss_falls(tmp_path, train):
+    # one noise level: a model that learns nothing stays at the 1 of a zero prediction
+    _, curve = train(RunFolder(tmp_path), steps=90, batch_size=16, dropout=0.0, checkpoint_seconds=1000)
+    assert curve[0]["loss"] < 1.1
+    assert curve[-1]["loss"] < 0.75 * curve[0]["loss"]
+
+
+def test_the_weights_are_the_moving_average(tmp_path, train, cpu, monkeypatch):
+    """EMA by hand from the weights after every step."""
+    from pag_core.diffusion import training
+
+    seen = []
+    update = training.AveragedModel.update_parameters
+
+    def record(self, network):
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        update(self, network)
+
+    monkeypatch.setattr(training.AveragedModel, "update_parameters", record)
+    weights, _ = train(RunFolder(tmp_path), steps=6, ema_decay=0.8)
+    assert len(seen) == 6
+    for name, tensor in weights.items():
+        average = seen[0][name].double()
+        for step in seen[1:]:
+            average = 0.8 * average + 0.2 * step[name].double()
+        assert torch.allclose(tensor.double(), average, atol=1e-6), name
+
+
+def test_only_timesteps_of_the_window_are_trained(tmp_path, train, monkeypatch):
+    seen = []
+    original = GaussianDiffusion.training_losses
+
+    def record(self, model, x_start, t, **options):
+        seen.append((t.clone(), x_start.clone(), options["model_kwargs"]["y"].clone()))
+        return original(self, model, x_start, t, **options)
+
+    monkeypatch.setattr(GaussianDiffusion, "training_losses", record)
+    train(RunFolder(tmp_path), steps=24, timestep_window=[10, 12])
+    times, images, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert set(times.tolist()) == {10, 11, 12}
+    assert images.min() >= -1 and images.max() <= 1 and images.min() < -0.5
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("bad", [float("nan")])
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path, train, monkeypatch, cpu, bad):
+    original, calls = GaussianDiffusion.training_losses, []
+
+    def spoiled(self, *arguments, **options):
+        calls.append(1)
+        losses = original(self, *arguments, **options)
+        return {"loss": losses["loss"] * bad} if len(calls) == 13 else losses
+
+    monkeypatch.setattr(GaussianDiffusion, "training_losses", spoiled)
+    with pytest.raises(TrainingDiverged, match=r"diffusion: the loss of step 13 is (nan|inf)"):
+        train(RunFolder(tmp_path))
+    # the checkpoint before it is kept, and finite
+    state = RunFolder(tmp_path).load_checkpoint(cpu)
+    assert state["done"] == 10 and all(
+        torch.isfinite(t).all() for t in state["network"].values() if t.is_floating_point()
+    )
+
+
+def test_a_saved_model_is_loaded_for_its_own_classes_only(tmp_path, dataset, make_dataset, make_predictor, cpu):
+    predictor = make_predictor(dataset)
+    card = {
+        "kind": "diffusion", "architecture": {k: v for k, v in predictor.card.items() if k != "class_names"},
+        "class_names": list(dataset.class_names), "image_shape": list(dataset.image_shape), "dataset": dataset.fingerprint,
+    }  # fmt: skip
+    save_network(tmp_path / "d", predictor.network.state_dict(), card)
+    again, saved = load_noise_predictor(tmp_path / "d", dataset, cpu)
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 3])
+    assert torch.equal(again.predicted_noise(x, 300, y), predictor.predicted_noise(x, 300, y))
+    assert not again.network.training and again.no_class == 3 and saved.card["dataset"] == dataset.fingerprint
+    for other in (make_dataset(classes=4), make_dataset(shape=(3, 8, 8)), make_dataset(shape=(1, 4, 4))):
+        with pytest.raises(WeightsError, match="models the classes class 0, class 1, class 2"):
+            load_noise_predictor(tmp_path / "d", other, cpu)

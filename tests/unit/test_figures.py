@@ -1,0 +1,207 @@
+"""The figures: the right panels and pictures, equal bytes in every rendering, and names that cannot break them."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from pag_core.datasets.prepared import Dataset
+from pag_core.figures.gradient_sources import gradient_sources, signed_picture
+from pag_core.figures.labels import model_label, settings_by_norm
+from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
+from pag_core.figures.robustness_radius import robustness_radius
+from pag_core.figures.targeted_pgd import targeted_pgd
+from pag_core.figures.training_curves import training_curves
+from pag_core.gradients.class_mean import class_mean_representatives
+from pag_core.gradients.store import RepresentativeGradients
+
+MASKING = {
+    "images": 40,
+    "pgd_steps": 20,
+    "clean": {"model": 0.9, "baseline": 0.95},
+    "curve": {
+        "model": {"L2 0.25": 0.8, "L2 10": 0.0, "L2 2": 0.5, "Linf 8/255": 0.4},
+        "baseline": {"L2 0.25": 0.3, "L2 10": 0.0, "L2 2": 0.1, "Linf 8/255": 0.05},
+    },
+}
+AUTOATTACK = {
+    "images": 20,
+    "model": {"clean": 0.9, "L2 2": 0.45, "L1 12": 0.2, "per_attack": {"L2 2": {}, "L1 12": {}}},
+    "baseline": {"clean": 0.95, "L2 2": 0.05, "L1 12": 0.0, "per_attack": {"L2 2": {}, "L1 12": {}}},
+}
+
+
+def curve(start, end, epochs=8):
+    return list(zip(range(1, epochs + 1), np.linspace(start, end, epochs).tolist(), strict=True))
+
+
+CLASSIFIER = {"cross_entropy": curve(2.3, 0.6), "accuracy": curve(0.1, 0.9), "alignment": curve(8, 2)}
+BASELINE = {"cross_entropy": curve(2.3, 0.1), "accuracy": curve(0.1, 1)}
+
+
+def pictures(figure):
+    return [axes.images[0] for axes in figure.axes if axes.images]
+
+
+def texts(figure):
+    figure.draw_without_rendering()
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
+
+
+def overlapping_texts(figure):
+    """Pairs of texts whose boxes meet, in the whole figure."""
+    figure.draw_without_rendering()
+    hidden = set()  # matplotlib keeps the labels of ticks beyond an axis' ends, undrawn
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        hidden |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    texts = [text for text in figure.findobj(mpl.text.Text) if text.get_text().strip() and text.get_visible()]
+    shown = [text for text in texts if text not in hidden]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown]
+    return [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[i + 1 :] if one.overlaps(two)]
+
+
+def draw_sources(dataset, images=2):
+    test = dataset.splits["test"]
+    means = class_mean_representatives(dataset.splits["train"], dataset.classes, factor=1.0)
+    sources = {name: RepresentativeGradients(factor * means, test) for name, factor in (("one", 1.0), ("two", 0.5))}
+    return gradient_sources(dataset, sources, images=images)
+
+
+def draw_targeted(dataset, images=2, columns=None):
+    test = dataset.splits["test"]
+    inputs = test.pixels(slice(0, images))
+    pushed = inputs[:, None].repeat(1, columns or dataset.classes, 1, 1, 1)
+    return targeted_pgd(
+        inputs,
+        test.labels[:images],
+        {"vanilla baseline": pushed, "model (SBG, λ 3)": 1 - pushed},
+        class_names=dataset.class_names,
+        norm="L2",
+        radius="3.0",
+        steps=60,
+    )
+
+
+def renamed(dataset, names):
+    return Dataset(tuple(names), dataset.fingerprint, dataset.splits)
+
+
+DRAWINGS = {
+    "training_curves": lambda dataset: training_curves(CLASSIFIER, BASELINE, model="model (SBG, λ 3)"),
+    "gradient_sources": draw_sources,
+    "targeted_pgd": draw_targeted,
+    "robustness_radius": lambda dataset: robustness_radius(MASKING, AUTOATTACK, model="model (SBG, λ 3)"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_equal_bytes_in_every_rendering(name, dataset, tmp_path):
+    save_figure(DRAWINGS[name](dataset), tmp_path / "first.png")
+    with mpl.rc_context({"font.size": 23, "axes.facecolor": "yellow", "savefig.dpi": 30}):
+        save_figure(DRAWINGS[name](dataset), tmp_path / "second.png")
+    first = (tmp_path / "first.png").read_bytes()
+    assert first == (tmp_path / "second.png").read_bytes()
+    assert first.startswith(b"\x89PNG") and b"tEXt" not in first and b"tIME" not in first
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_no_label_meets_another(name, dataset):
+    assert overlapping_texts(DRAWINGS[name](dataset)) == []
+
+
+def test_long_class_names_do_not_meet(make_dataset):
+    dataset = make_dataset(classes=10, train=2, test=2)
+    long = renamed(dataset, [f"a rather long class name {label}" for label in range(10)])
+    names = [text for text in overlapping_texts(draw_targeted(long)) if "rather" not in text[0] + text[1]]
+    assert names == []
+    cifar = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert overlapping_texts(draw_targeted(renamed(dataset, cifar))) == []
+    assert overlapping_texts(draw_sources(renamed(dataset, cifar))) == []
+
+
+def test_training_curves_have_a_panel_for_each_curve():
+    figure = training_curves(CLASSIFIER, BASELINE, model="the model")
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Cross-entropy",
+        "Training accuracy",
+        "Alignment loss (Eq. 5)",
+    ]
+    alignment = figure.axes[2].get_lines()
+    assert len(alignment) == 1 and to_hex(alignment[0].get_color()) == MODEL_COLOUR.lower()
+    assert list(zip(*alignment[0].get_data(), strict=True)) == CLASSIFIER["alignment"]
+    assert len(training_curves(BASELINE, BASELINE, model="the model").axes) == 2
+
+
+def test_gradient_sources_show_the_gradients(dataset):
+    figure = draw_sources(dataset)
+    # an input for each image, a picture for each image, source and class, and the colour scale
+    assert len(pictures(figure)) == 2 + 2 * 2 * 3
+    signed = [image for image in pictures(figure) if image.get_clim() == (-1, 1)]
+    test = dataset.splits["test"]
+    means = class_mean_representatives(dataset.splits["train"], 3, factor=1.0)
+    expected = (means[0] - test.pixels()[0])[0].numpy()
+    np.testing.assert_allclose(signed[0].get_array(), expected / np.abs(expected).max(), rtol=1e-6)
+    assert all(image.get_interpolation() == "nearest" for image in pictures(figure))
+
+
+def test_the_own_class_is_framed(dataset):
+    figure = draw_targeted(dataset)
+    framed = [axes for axes in figure.axes if to_hex(axes.spines["left"].get_edgecolor()) == OWN_CLASS_COLOUR.lower()]
+    assert len(framed) == 2 * 2
+
+
+def test_signed_picture():
+    grey = torch.tensor([[[0.0, -2.0], [1.0, 0.5]]])
+    assert torch.equal(signed_picture(grey), torch.tensor([[[0.0, -1.0], [0.5, 0.25]]]))
+    rgb = grey.repeat(3, 1, 1)
+    assert torch.equal(signed_picture(rgb)[1], torch.tensor([[0.5, 0.0], [0.75, 0.625]]))
+    assert (signed_picture(torch.zeros(3, 2, 2)) == 0.5).all() and (signed_picture(torch.zeros(1, 2, 2)) == 0).all()
+
+
+def test_colour_images_are_drawn(make_dataset, tmp_path):
+    dataset = make_dataset(shape=(3, 8, 8))
+    for figure in (draw_sources(dataset), draw_targeted(dataset)):
+        save_figure(figure, tmp_path / "colour.png")
+        assert all(image.get_array().shape == (8, 8, 3) for image in pictures(figure))
+
+
+def test_more_than_ten_classes_are_cut_and_said(make_dataset):
+    dataset = make_dataset(classes=12, train=2, test=2)
+    for figure in (draw_sources(dataset), draw_targeted(dataset, columns=10)):
+        assert any("the first 10 of 12 classes" in text for text in texts(figure))
+        assert "class 9" in texts(figure) and len(pictures(figure)) == 2 + 2 * 2 * 10
+
+
+def test_targeted_pgd_names_its_setting(dataset):
+    shown = " ".join(texts(draw_targeted(dataset)))
+    assert "L₂ radius 3.0, 60 steps" in shown and "vanilla baseline" in shown and "model (SBG, λ 3)" in shown
+
+
+def test_a_class_name_is_not_read_as_mathematics(dataset, tmp_path):
+    odd = renamed(dataset, ["$\\frac{", "a_b^c$$", "<b>"])
+    save_figure(draw_targeted(odd), tmp_path / "odd.png")
+    assert short_name("a" * 40, 12) == "a" * 11 + "…"
+
+
+def test_robustness_panels_and_points():
+    figure = robustness_radius(MASKING, AUTOATTACK, model="the model")
+    assert [axes.get_title() for axes in figure.axes] == ["L₁ attacks", "L₂ attacks", "L∞ attacks"]
+    curves = [line for line in figure.axes[1].get_lines() if line.get_marker() == "o"]
+    stars = [line for line in figure.axes[1].get_lines() if line.get_marker() == "*"]
+    assert list(curves[1].get_xdata()) == [0, 0.25, 2, 10] and list(curves[1].get_ydata()) == [0.9, 0.8, 0.5, 0.0]
+    assert [list(star.get_ydata()) for star in stars] == [[0.05], [0.45]]
+    assert figure.axes[2].get_lines()[1].get_xdata()[1] == pytest.approx(8 / 255)
+
+
+def test_settings_are_ordered_by_radius_and_not_as_text():
+    assert settings_by_norm(["L0 10", "Linf 8/255", "L0 5", "Linf 0.01"]) == {
+        "L0": ["L0 5", "L0 10"],
+        "Linf": ["Linf 0.01", "Linf 8/255"],
+    }
+
+
+def test_model_label():
+    assert model_label("sbg", 3.0) == "model (SBG, λ 3)" and model_label("cm", 0.25) == "model (CM, λ 0.25)"
+    assert model_label("none", 3.0) == model_label("sbg", 0.0) == "model (no alignment)"

@@ -1,0 +1,338 @@
+"""The sources of target gradients against loops and closed forms (Section 4)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pag_core.datasets.prepared import Split
+from pag_core.diffusion.network import NoisePredictor, build_process
+from pag_core.errors import DatasetError, LabelIgnored
+from pag_core.gradients.class_mean import class_mean_representatives
+from pag_core.gradients.label_effect import label_effect, require_label_effect
+from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
+from pag_core.gradients.one_image import one_image_representatives
+from pag_core.gradients.score_based import averaged_score_based_gradients, score_based_gradients
+
+
+def make_split(images, labels):
+    return Split(torch.as_tensor(np.asarray(images, np.uint8)), torch.as_tensor(np.asarray(labels, np.int64)))
+
+
+def cosine(a, b):
+    a, b = a.double().flatten(), b.double().flatten()
+    return (a @ b / (a.norm() * b.norm())).item()
+
+
+# --- OI, CM, NN
+
+
+def test_one_image_is_a_member_of_its_class_and_depends_on_the_seed(dataset):
+    train = dataset.splits["train"]
+    chosen, places = {}, {}
+    for seed in range(8):
+        found = one_image_representatives(train, 3, seed=seed)
+        assert found.dtype == torch.float32 and found.shape == (3, 1, 8, 8)
+        rows = []
+        for label in range(3):
+            equal = [
+                row
+                for row in range(len(train))
+                if np.array_equal(np.rint(found[label].numpy() * 255), train.images[row].numpy())
+            ]
+            assert len(equal) == 1 and train.labels[equal[0]] == label
+            assert torch.allclose(found[label].double(), train.images[equal[0]].double() / 255, atol=1e-7)
+            rows.append(equal[0])
+            place = torch.nonzero(train.labels == label).flatten().tolist().index(equal[0])
+            places.setdefault(seed, set()).add(place)
+        chosen[seed] = tuple(rows)
+        assert torch.equal(found, one_image_representatives(train, 3, seed=seed))
+    assert len(set(chosen.values())) > 4
+    # each class draws for itself: not the third image of every class
+    assert max(map(len, places.values())) > 1
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_class_means_equal_numpys(dataset, factor):
+    train = dataset.splits["train"]
+    images, labels = train.images.numpy().astype(np.float64) / 255, train.labels.numpy()
+    found = class_mean_representatives(train, 3, factor=factor)
+    assert found.dtype == torch.float32
+    for label in range(3):
+        assert np.allclose(found[label].numpy(), factor * images[labels == label].mean(0), rtol=1e-6, atol=0)
+
+
+def test_samples_are_members_without_repetition(make_dataset):
+    train = make_dataset(train=9).splits["train"]
+    samples = class_samples(train, 3, samples_per_class=5, seed=1)
+    assert samples.shape == (3, 5)
+    for label, row in enumerate(samples):
+        assert len(set(row.tolist())) == 5
+        assert (train.labels[row] == label).all()
+    assert not torch.equal(samples, class_samples(train, 3, samples_per_class=5, seed=2))
+    assert torch.equal(samples, class_samples(train, 3, samples_per_class=5, seed=1))
+    # the smallest class limits all
+    smaller = Split(train.images[4:], train.labels[4:])
+    least = min(int((smaller.labels == label).sum()) for label in range(3))
+    assert least < 9
+    assert class_samples(smaller, 3, samples_per_class=100, seed=1).shape == (3, least)
+
+
+def brute_force_neighbours(images, train, samples):
+    nearest = np.zeros((len(images), len(samples)), dtype=np.int64)
+    for row, image in enumerate(images.numpy().astype(np.int64)):
+        for label, candidates in enumerate(samples.tolist()):
+            best = None
+            for candidate in candidates:
+                distance = int(((train.images[candidate].numpy().astype(np.int64) - image) ** 2).sum())
+                if distance > 0 and (best is None or distance < best[0]):
+                    best = (distance, candidate)
+            nearest[row, label] = best[1]
+    return nearest
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("per_class", [2, 6, 12])
+def test_nearest_neighbours_against_brute_force(dataset, split, per_class, monkeypatch):
+    monkeypatch.setattr("pag_core.gradients.nearest_neighbor.ROWS_AT_ONCE", 5)
+    train, images = dataset.splits["train"], dataset.splits[split].images
+    samples = class_samples(train, 3, samples_per_class=per_class, seed=0)
+    found = nearest_neighbor_indices(images, train, samples)
+    assert found.dtype == torch.int32
+    assert np.array_equal(found.numpy(), brute_force_neighbours(images, train, samples))
+    if split == "train":
+        assert (found.numpy() != np.arange(len(images))[:, None]).all()
+
+
+def test_never_itself_nor_an_equal_image():
+    a, b, c, d = (np.full((1, 2, 2), value) for value in (10, 10, 12, 200))
+    train = make_split([a, b, c, d], [0, 0, 0, 1])
+    found = nearest_neighbor_indices(train.images, train, torch.tensor([[0, 1, 2], [3, 3, 2]]))
+    # image 1 equals image 0, so both take image 2, which takes the first of the two
+    assert found[:3, 0].tolist() == [2, 2, 0]
+    assert found[3].tolist() == [2, 2]
+
+
+def test_distances_are_exact_where_float32_would_not_be():
+    """The nearer of two images at squared distances of 65025 * 3072 and one less, far beyond float32's integers."""
+    image = np.zeros((3, 32, 32))
+    far, near = np.full((3, 32, 32), 255), np.full((3, 32, 32), 255)
+    near[0, 0, 0] = 254
+    train = make_split([far, near], [0, 0])
+    assert nearest_neighbor_indices(make_split([image], [0]).images, train, torch.tensor([[0, 1]])).tolist() == [[1]]
+
+
+def test_all_samples_equal_to_an_image_are_refused():
+    train = make_split([np.full((1, 2, 2), 5)] * 3 + [np.full((1, 2, 2), 9)], [0, 0, 0, 1])
+    with pytest.raises(DatasetError, match=r"all 2 samples of class 0 equal image 1.*nn.samples_per_class"):
+        nearest_neighbor_indices(train.images[[3, 0]], train, torch.tensor([[0, 1], [3, 0]]))
+
+
+# --- SBG
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+@pytest.mark.parametrize("timesteps", [1000, 400])
+def test_eq_8_by_hand(dataset, make_predictor, learn_sigma, timesteps):
+    """The network is called directly, one image and one label at a time."""
+    predictor = make_predictor(dataset, learn_sigma=learn_sigma, timesteps=timesteps)
+    images, timestep, torch_noise = dataset.splits["test"].pixels(slice(0, 3)), 150, torch.Generator().manual_seed(1)
+    noise = torch.randn(images.shape, generator=torch_noise)
+    found = score_based_gradients(predictor, images, timestep=timestep, noise=noise)
+    assert found.shape == (3, 3, 1, 8, 8) and found.dtype == torch.float32 and not found.requires_grad
+    betas = np.linspace(0.0001 * 1000 / timesteps, 0.02 * 1000 / timesteps, timesteps)
+    alpha_bar = np.prod(1 - betas[: timestep + 1])
+    time = torch.tensor([timestep * 1000.0 / timesteps])
+    for b in range(3):
+        x_t = (math.sqrt(alpha_bar) * (2 * images[b] - 1) + math.sqrt(1 - alpha_bar) * noise[b])[None]
+        with torch.no_grad():
+            eps = [predictor.network(x_t, time, torch.tensor([label]))[0, :1] for label in range(4)]
+        for label in range(3):
+            by_hand = eps[3] - eps[label]
+            assert by_hand.norm() > 1e-3
+            assert torch.allclose(found[b, label], by_hand, rtol=1e-3, atol=1e-5)
+
+
+class ExactMixture(nn.Module):
+    """The exact noise prediction of a mixture of Gaussians N(mean_c, width^2) in [-1, 1], label C for no class."""
+
+    def __init__(self, means, width, process):
+        super().__init__()
+        self.means, self.width, self.process = means, width, process
+
+    def moments(self, timesteps):
+        index = round(timesteps[0].item() * self.process.num_timesteps / 1000)
+        keep = float(self.process.sqrt_alphas_cumprod[index])
+        spread = float(self.process.sqrt_one_minus_alphas_cumprod[index])
+        return keep, spread, keep**2 * self.width**2 + spread**2
+
+    def log_joint(self, x_t, timesteps):
+        keep, _, variance = self.moments(timesteps)
+        return -((x_t[:, None] - keep * self.means) ** 2).flatten(2).sum(2) / (2 * variance)
+
+    def forward(self, x_t, timesteps, y):
+        keep, spread, variance = self.moments(timesteps)
+        towards = (keep * self.means - x_t[:, None]) / variance
+        share = self.log_joint(x_t, timesteps).softmax(1)
+        score_none = (share[..., None, None, None] * towards).sum(1)
+        classes = len(self.means)
+        score = torch.stack(
+            [score_none[b] if label == classes else towards[b, label] for b, label in enumerate(y.tolist())]
+        )
+        return -spread * score
+
+
+@pytest.fixture
+def mixture(make_params):
+    draws = torch.Generator().manual_seed(7)
+    means = 0.5 * torch.randn(3, 1, 4, 4, generator=draws)
+    params = make_params().diffusion.model_dump(mode="json")
+    network = ExactMixture(means, 0.3, build_process(params))
+    return NoisePredictor({**params, "class_names": ["a", "b", "c"]}, network, torch.device("cpu")), means, draws
+
+
+@pytest.mark.parametrize("timestep", [100, 300, 600])
+def test_eq_8_is_the_gradient_of_the_log_posterior(mixture, timestep):
+    predictor, means, draws = mixture
+    labels = torch.arange(12) % 3
+    images = ((means[labels] + 0.3 * torch.randn(12, 1, 4, 4, generator=draws)) + 1) / 2
+    noise = torch.randn(images.shape, generator=draws)
+    found = score_based_gradients(predictor, images, timestep=timestep, noise=noise)
+    x_t = predictor.noised(images, timestep, noise).double().requires_grad_()
+    time = torch.full((12,), float(timestep))
+    log_posterior = predictor.network.log_joint(x_t, time).log_softmax(1)
+    for label in range(3):
+        (exact,) = torch.autograd.grad(log_posterior[:, label].sum(), x_t, retain_graph=True)
+        for b in range(12):
+            # where the posterior is one, both vanish
+            if exact[b].norm() > 1e-3:
+                assert cosine(found[b, label], exact[b]) > 0.999
+        # a small step along g makes class c more likely: the sign
+        step = 1e-3 * found[:, label] / found[:, label].flatten(1).norm(dim=1).clamp_min(1e-9)[:, None, None, None]
+        moved = predictor.network.log_joint((x_t + step).detach(), time).log_softmax(1)[:, label]
+        certain = exact.flatten(1).norm(dim=1) <= 1e-3
+        assert ((moved > log_posterior[:, label]) | certain).all()
+
+
+def test_all_classes_share_the_noise(mixture):
+    """Under the exact model, differences between classes of one image are known only if x_t is the same for all."""
+    predictor, means, draws = mixture
+    images, noise = torch.rand(2, 1, 4, 4, generator=draws), torch.randn(2, 1, 4, 4, generator=draws)
+    found = score_based_gradients(predictor, images, timestep=300, noise=noise)
+    keep, spread, variance = predictor.network.moments(torch.tensor([300.0]))
+    expected = spread * keep * (means[1] - means[0]) / variance
+    for b in range(2):
+        assert torch.allclose(found[b, 1] - found[b, 0], expected, atol=1e-4)
+
+
+def test_gradients_do_not_depend_on_the_batch_size(dataset, make_predictor):
+    predictor, images = make_predictor(dataset), dataset.splits["test"].pixels(slice(0, 7))
+
+    def run(batch_size, draws=2):
+        stream = torch.Generator().manual_seed(3)
+        return averaged_score_based_gradients(
+            predictor, images, timestep=300, draws=draws, batch_size=batch_size, noise_stream=stream
+        )
+
+    whole = run(7)
+    for batch_size in (1, 3, 100):
+        assert torch.allclose(run(batch_size), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_draws_are_averaged(dataset, make_predictor):
+    predictor, images = make_predictor(dataset), dataset.splits["test"].pixels(slice(0, 3))
+    stream = torch.Generator().manual_seed(3)
+    found = averaged_score_based_gradients(predictor, images, timestep=300, draws=3, batch_size=8, noise_stream=stream)
+    stream = torch.Generator().manual_seed(3)
+    singles = [
+        score_based_gradients(predictor, images, timestep=300, noise=torch.randn(images.shape, generator=stream))
+        for _ in range(3)
+    ]
+    assert torch.allclose(found, sum(singles) / 3, rtol=1e-5, atol=1e-7)
+    assert cosine(singles[0], singles[1]) < 0.9999
+    with pytest.raises(ValueError, match="draws must be positive"):
+        averaged_score_based_gradients(predictor, images, timestep=1, draws=0, batch_size=8, noise_stream=stream)
+
+
+# --- does the label do anything?
+
+
+def test_the_label_has_an_effect(dataset, make_predictor):
+    predictor, images = make_predictor(dataset), dataset.splits["test"].pixels(slice(0, 2))
+    with torch.no_grad():
+        by_label = [predictor.predicted_noise(images, 300, torch.full((2,), label)) for label in range(4)]
+    for first in range(4):
+        for second in range(first):
+            difference = (by_label[first] - by_label[second]).norm() / by_label[second].norm()
+            assert difference > 1e-3
+
+
+def mixture_split(means, count):
+    draws = torch.Generator().manual_seed(11)
+    labels = torch.arange(count) % 3
+    images = (means[labels] + 0.3 * torch.randn(count, 1, 4, 4, generator=draws) + 1) / 2
+    return Split((images.clamp(0, 1) * 255).round().to(torch.uint8), labels)
+
+
+def test_label_effect_against_a_loop(mixture):
+    predictor, means, _ = mixture
+    split = mixture_split(means, 9)
+    measured = label_effect(predictor, split, timestep=300, batch_size=9, seed=1)
+    assert measured == pytest.approx(label_effect(predictor, split, timestep=300, batch_size=9, seed=1))
+    assert measured["images"] == 9 and measured["timestep"] == 300
+    from pag_core.randomness import generator
+
+    draws = generator("cpu", 1, "label effect")
+    first, second = (torch.randn(9, 1, 4, 4, generator=draws) for _ in range(2))
+    errors, cosines, difference, magnitude = [0.0] * 3, [], 0.0, 0.0
+    for b in range(9):
+        image, label = split.pixels(slice(b, b + 1)), int(split.labels[b])
+        x_t = predictor.noised(image, 300, first[b : b + 1])
+        eps = [predictor.predicted_noise(x_t, 300, torch.tensor([c]))[0] for c in (label, 3, (label + 1) % 3)]
+        errors = [e + ((p - first[b]) ** 2).mean().item() / 9 for e, p in zip(errors, eps, strict=True)]
+        difference += (eps[0] - eps[1]).norm().item()
+        magnitude += eps[1].norm().item()
+        pair = [score_based_gradients(predictor, image, timestep=300, noise=n[b : b + 1])[0] for n in (first, second)]
+        cosines += [cosine(pair[0][c], pair[1][c]) for c in range(3)]
+    names = ("conditional", "unconditional", "wrong_class")
+    assert [measured[f"held_out_error_{name}"] for name in names] == pytest.approx(errors, rel=1e-4)
+    assert measured["draw_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
+    assert measured["relative_difference"] == pytest.approx(difference / magnitude, rel=1e-4)
+
+
+def test_an_exact_model_passes_and_one_that_ignores_its_label_is_refused(mixture):
+    predictor, means, _ = mixture
+    split = mixture_split(means, 60)
+    require_label_effect(label_effect(predictor, split, timestep=300, batch_size=16, seed=1), "here")
+
+    class Ignoring(nn.Module):
+        def forward(self, x_t, timesteps, y):
+            return x_t * 0.5
+
+    predictor.network = Ignoring()
+    measured = label_effect(predictor, split, timestep=300, batch_size=16, seed=1)
+    with pytest.raises(LabelIgnored, match=r"data/diffusion does not use its label.*diffusion.steps"):
+        require_label_effect(measured, "data/diffusion")
+
+
+@pytest.mark.parametrize(
+    ("errors", "good"),
+    [
+        ((1, 2, 3), True),
+        ((1, 1, 3), False),
+        ((2, 1, 3), False),
+        ((1, 3, 2), False),
+        ((1, 2, 2), False),
+        ((math.nan,) * 3, False),
+    ],
+)
+def test_the_three_errors_must_ascend(errors, good):
+    names = ("conditional", "unconditional", "wrong_class")
+    measured = {f"held_out_error_{name}": error for name, error in zip(names, errors, strict=True)}
+    if good:
+        require_label_effect(measured, "x")
+    else:
+        with pytest.raises(LabelIgnored):
+            require_label_effect(measured, "x")

@@ -1,0 +1,239 @@
+"""params.yaml: what is refused, and that the refusal names the place, the value and what is allowed."""
+
+import copy
+
+import pydantic
+import pytest
+import yaml
+
+from pag_core.errors import ParamsError
+from pag_core.params import load_params, parse_params, radius_value
+from tests.samples import ROOT, changed
+
+
+def test_the_repositorys_params_are_valid():
+    params = load_params(ROOT / "params.yaml")
+    assert params.weight == yaml.safe_load((ROOT / "params.yaml").read_text())["lambda"]
+
+
+REFUSED_VALUES = [
+    # changed key, value, what the message must hold
+    ("dataset", "digit", ["dataset", "'digit'", "digits, cifar10, image_folder", "did you mean 'digits'"]),
+    ("source", "sgb", ["source", "'sgb'", "none, oi, cm, nn, sbg", "did you mean 'sbg'"]),
+    ("arch", "resnet_18", ["arch", "small_resnet, resnet18", "did you mean 'resnet18'"]),
+    ("lambda", -0.5, ["lambda", "-0.5", "greater than or equal to 0"]),
+    ("lambda", float("nan"), ["lambda", "nan", "finite"]),
+    ("lambda", "nan", ["lambda", "nan", "finite"]),
+    ("lambda", float("inf"), ["lambda", "inf", "finite"]),
+    ("lambda", True, ["lambda", "True", "not a boolean"]),
+    ("lambda", None, ["lambda", "None"]),
+    ("lambda", "much", ["lambda", "'much'"]),
+    ("lambda", [1.0], ["lambda"]),
+    ("seed", -1, ["seed", "-1"]),
+    ("seed", 2**32, ["seed", str(2**32)]),
+    ("seed", 1.5, ["seed", "1.5"]),
+    ("seed", True, ["seed", "True"]),
+    ("device", "gpu", ["device", "'gpu'"]),
+    ("device", "cuda:x", ["device", "'cuda:x'"]),
+    ("image_folder", "", ["image_folder"]),
+    ("prepare", None, ["prepare", "None"]),
+    ("prepare", [1], ["prepare"]),
+    ("prepare.validation_fraction", 0, ["prepare.validation_fraction", "0"]),
+    ("prepare.validation_fraction", 1, ["prepare.validation_fraction", "1"]),
+    ("prepare.test_fraction", False, ["prepare.test_fraction", "boolean"]),
+    ("prepare.images_per_class", 0, ["prepare.images_per_class", "0"]),
+    ("prepare.image_size", 32.0, ["prepare.image_size", "32.0"]),
+    ("cm.factor", 0, ["cm.factor", "0"]),
+    ("nn.samples_per_class", 1, ["nn.samples_per_class", "1"]),
+    ("diffusion.channels", 33, ["diffusion.channels", "33", "multiple of 32"]),
+    ("diffusion.channel_multipliers", [], ["diffusion.channel_multipliers"]),
+    ("diffusion.channel_multipliers", [1, 0], ["diffusion.channel_multipliers.1", "0"]),
+    ("diffusion.dropout", 1.0, ["diffusion.dropout", "1.0"]),
+    ("diffusion.schedule", "cosin", ["diffusion.schedule", "linear, cosine", "did you mean 'cosine'"]),
+    ("diffusion.timesteps", 1, ["diffusion.timesteps", "1"]),
+    ("diffusion.timestep_window", [350, 250], ["diffusion", "timestep_window [350, 250]"]),
+    ("diffusion.timestep_window", [0, 1000], ["diffusion", "timestep_window [0, 1000]", "timesteps=1000"]),
+    ("diffusion.timestep_window", [-1, 10], ["diffusion.timestep_window.0", "-1"]),
+    ("diffusion.timestep_window", [1, 2, 3], ["diffusion.timestep_window"]),
+    ("diffusion.learning_rate", 0, ["diffusion.learning_rate"]),
+    ("diffusion.ema_decay", 1, ["diffusion.ema_decay"]),
+    ("diffusion.steps", True, ["diffusion.steps", "True"]),
+    ("sbg.timestep", -1, ["sbg.timestep", "-1"]),
+    ("sbg.draws", 0, ["sbg.draws", "0"]),
+    ("gradient_store.dtype", "int4", ["gradient_store.dtype", "int8, float16, float32", "did you mean 'int8'"]),
+    ("gradient_store.images_per_chunk", 100, ["gradient_store", "images_per_shard=512", "images_per_chunk=100"]),
+    ("classifier.activation", "relue", ["classifier.activation", "relu, silu, gelu", "did you mean 'relu'"]),
+    ("classifier.width", 0, ["classifier.width", "0"]),
+    ("train.epochs", 0, ["train.epochs", "0"]),
+    ("train.epochs", "30", ["train.epochs", "'30'"]),
+    ("train.optimizer", "adam", ["train.optimizer", "adamw, sgd", "did you mean 'adamw'"]),
+    ("train.momentum", 1, ["train.momentum"]),
+    ("train.weight_decay", -1e-4, ["train.weight_decay"]),
+    ("train.schedule", "steps", ["train.schedule", "cosine, step, constant", "did you mean 'step'"]),
+    ("train.augmentation", "flip", ["train.augmentation", "none, crop_flip"]),
+    ("train.checkpoint_seconds", -1, ["train.checkpoint_seconds"]),
+    ("train.validation_radii", {"L3": [1]}, ["train.validation_radii", "'L3'", "L2, Linf"]),
+    ("train.validation_radii", {"Linf": ["8/0"]}, ["train.validation_radii.Linf.0", "8/255", "'8/0'"]),
+    ("objective.output", "softmax", ["objective.output", "logit, log_softmax", "did you mean 'log_softmax'"]),
+    ("objective.classes_per_step", 0, ["objective.classes_per_step"]),
+    ("objective.scaling", "sum", ["objective.scaling", "all, drawn"]),
+    ("objective.differentiation", "repeated", ["objective.differentiation", "did you mean 'repeat'"]),
+    ("autoattack.radii", {}, ["autoattack.radii"]),
+    ("autoattack.radii", {"Linff": [1]}, ["autoattack.radii", "did you mean 'Linf'"]),
+    ("autoattack.radii", {"Linf": ["8/0"]}, ["autoattack.radii.Linf.0", "'8/0'"]),
+    ("autoattack.radii", {"Linf": [0]}, ["autoattack.radii.Linf.0", "positive"]),
+    ("autoattack.radii", {"Linf": ["-8/255"]}, ["autoattack.radii.Linf.0", "positive", "-8/255"]),
+    ("autoattack.radii", {"Linf": [True]}, ["autoattack.radii.Linf.0", "True"]),
+    ("autoattack.radii", {"Linf": ["eight"]}, ["autoattack.radii.Linf.0", "'eight'"]),
+    ("autoattack.radii", {"Linf": [float("nan")]}, ["autoattack.radii.Linf.0", "nan"]),
+    ("autoattack.radii", {"Linf": [float("inf")]}, ["autoattack.radii.Linf.0", "inf"]),
+    ("autoattack.radii", {"Linf": [None]}, ["autoattack.radii.Linf.0", "None"]),
+    ("autoattack.radii", {"Linf": "8/255"}, ["autoattack.radii.Linf", "8/255"]),
+    ("foolbox.grid", {"L2": [1], "L1": [1]}, ["foolbox", "L0"]),
+    ("foolbox.grid", {"L2": [1], "L1": [1], "L0": []}, ["foolbox.grid.L0"]),
+    ("masking.radii", {"L2": []}, ["masking.radii.L2"]),
+    ("masking.transfer_radii", {}, ["masking.transfer_radii"]),
+    ("alignment.reference", "sgb", ["alignment.reference", "did you mean 'sbg'"]),
+    ("figures.targeted_radius", {"L2": 1, "Linf": 1}, ["figures.targeted_radius"]),
+    ("figures.targeted_radius", {}, ["figures.targeted_radius"]),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), REFUSED_VALUES, ids=[f"{k}={v!r}" for k, v, _ in REFUSED_VALUES])
+def test_refused_values_are_named(plain_params, key, value, words):
+    with pytest.raises(ParamsError) as caught:
+        parse_params(changed(plain_params, {key: value}), "here.yaml")
+    message = str(caught.value)
+    assert message.startswith("here.yaml:")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest", "some_allowed"),
+    [
+        ("lamda", "lambda", ["lambda", "dataset", "gradient_store"]),
+        ("weight", None, ["lambda"]),
+        ("datasets", "dataset", ["dataset"]),
+        ("train.epoch", "epochs", ["epochs", "optimizer"]),
+        ("prepare.validation_fractions", "validation_fraction", ["test_fraction"]),
+        ("objective.class_per_step", "classes_per_step", ["scaling", "differentiation"]),
+        ("diffusion.chanels", "channels", ["channel_multipliers"]),
+        ("oi.factor", None, []),
+        ("figures.zzz", None, ["targeted_radius"]),
+    ],
+)
+def test_unknown_keys_are_named_with_the_nearest(plain_params, key, nearest, some_allowed):
+    with pytest.raises(ParamsError, match=f"{key} is an unknown key; allowed:") as caught:
+        parse_params(changed(plain_params, {key: 1}))
+    line = next(line for line in str(caught.value).splitlines() if f"{key} is an unknown key" in line)
+    for name in some_allowed:
+        assert name in line
+    # the sections' names must not be offered where a key of a section is wrong
+    assert ("gradient_store" in line) == ("." not in key)
+    assert (f"did you mean {nearest!r}?" in line) if nearest else ("did you mean" not in line)
+
+
+@pytest.mark.parametrize(
+    "key", ["lambda", "seed", "prepare", "figures", "train.epochs", "objective.output", "cm.factor"]
+)
+def test_missing_keys_are_named(plain_params, key):
+    *sections, last = key.split(".")
+    place = plain_params
+    for section in sections:
+        place = place[section]
+    del place[last]
+    with pytest.raises(ParamsError, match=f"{key} is missing; allowed: .*{last}"):
+        parse_params(plain_params)
+
+
+def test_every_problem_is_listed_at_once(plain_params):
+    content = changed(plain_params, {"train.epochs": 0, "lamda": 3, "arch": "vgg"})
+    with pytest.raises(ParamsError) as caught:
+        parse_params(content)
+    for word in ("train.epochs", "lamda", "'vgg'"):
+        assert word in str(caught.value)
+
+
+def test_radii_are_kept_as_written(make_params):
+    params = make_params({"autoattack.radii": {"Linf": ["8/255", 0.03, 1, "1e-2"]}})
+    assert params.autoattack.radii["Linf"] == ("8/255", "0.03", "1", "1e-2")
+    values = [radius_value(label) for label in params.autoattack.radii["Linf"]]
+    assert values == pytest.approx([8 / 255, 0.03, 1, 0.01], rel=1e-15)
+
+
+def test_exponents_without_a_point_are_numbers(plain_params, tmp_path):
+    """YAML 1.1 reads 1e-3 as text."""
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    assert "weight_decay: 1.0e-4" in text
+    path.write_text(text.replace("weight_decay: 1.0e-4", "weight_decay: 1e-4"))
+    assert isinstance(yaml.safe_load(path.read_text())["train"]["weight_decay"], str)
+    assert load_params(path).train.weight_decay == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "does not exist"), ("a: [1", "is not YAML"), ("- 1\n", "not list"), ("", "not NoneType")],
+)
+def test_unusable_files_are_refused(tmp_path, content, words):
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ParamsError, match=words):
+        load_params(path)
+
+
+def test_params_are_frozen(make_params):
+    params = make_params()
+    for section, name in ((params, "weight"), (params.train, "epochs"), (params.objective, "scaling")):
+        with pytest.raises(pydantic.ValidationError, match="frozen"):
+            setattr(section, name, 1)
+
+
+def test_section_spells_keys_as_the_file_does(plain_params, make_params):
+    params = make_params({"lambda": 2.5})
+    assert params.section("lambda", "seed") == {"lambda": 2.5, "seed": plain_params["seed"]}
+    assert params.section("objective") == {"objective": plain_params["objective"]}
+    assert params.section("diffusion")["diffusion"]["timestep_window"] == plain_params["diffusion"]["timestep_window"]
+    with pytest.raises(KeyError):
+        params.section("weight")
+
+
+def test_sections_of_every_kind_round_trip(plain_params, make_params):
+    """A dump of everything parses to the same parameters: nothing is lost, nothing is spelled otherwise."""
+    params = make_params()
+    again = parse_params(params.section(*plain_params))
+    assert again == params
+    assert set(params.section(*plain_params)) == set(plain_params)
+
+
+def test_validation_leaves_the_input_alone(plain_params):
+    before = copy.deepcopy(plain_params)
+    parse_params(plain_params)
+    assert plain_params == before
+
+
+@pytest.mark.xfail(
+    strict=True, reason="bug: a norm without radii is accepted; metrics lack their keys, verdicts hold vacuously"
+)
+@pytest.mark.parametrize("key", ["autoattack.radii", "masking.transfer_radii"])
+def test_a_norm_without_radii_is_refused(plain_params, key):
+    with pytest.raises(ParamsError, match=key):
+        parse_params(changed(plain_params, {key: {"L2": []}}))
+
+
+@pytest.mark.xfail(strict=True, reason="bug: UnicodeDecodeError instead of ParamsError")
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes((ROOT / "params.yaml").read_bytes() + b"# caf\xe9\n")
+    with pytest.raises(ParamsError):
+        load_params(path)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: of two equal keys YAML silently takes the last")
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text() + "\nlambda: 0.0\n")
+    with pytest.raises(ParamsError, match="lambda"):
+        load_params(path)

@@ -1,0 +1,245 @@
+"""The page: its numbers are those of the metrics, it needs nothing outside itself, and it says what is wrong."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from pag_core.errors import PagError
+from pag_core.gradients.store import write_small_store
+from pag_core.report.page import foolbox_tables, render_page
+from pag_core.report.results import FIGURES, Results, read_results
+from pag_core.report.verdict import alarms, percent, points, verdict
+
+ATTACK = {"median_distance": 1.5, "None": 0.0}
+LABEL_EFFECT = {
+    "held_out_error_conditional": 0.06819,
+    "held_out_error_unconditional": 0.10793,
+    "held_out_error_wrong_class": 0.20069,
+    "draw_cosine": 0.725,
+    "relative_difference": 0.202,
+    "images": 194,
+    "timestep": 300,
+}
+
+
+def autoattack(clean, robust, warnings=()):
+    return {
+        "clean": clean,
+        "L2 0.75": robust,
+        "per_attack": {"L2 0.75": {"apgd-ce": robust + 0.015, "apgd-t": robust, "fab-t": robust, "square": robust}},
+        "warnings": list(warnings),
+    }
+
+
+def foolbox(accuracy, median):
+    return {
+        "clean": 0.98,
+        "EADAttack": {"L1 1": accuracy, "L1 2": 0.1, **ATTACK},
+        "L0FMNAttack": {"L0 1": accuracy, "L0 10": 0.0, "L0 5": 0.333, "None": 0.0, "median_distance": median},
+        "GaussianBlurAttack": {"L2 0.5": accuracy, "L2 8/255": 0.9, **ATTACK},
+    }
+
+
+@pytest.fixture
+def results(make_params):
+    names = ["plain", '<b>bold</b> & "quoted"']
+    origin = {
+        "params": {},
+        "seed": 3407,
+        "inputs": {"dataset": "d" * 64, "gradient store": "e" * 64},
+        "versions": {"torch": "2.15.0"},
+        "device": "cpu, 1 threads",
+    }
+    settings = {"L2 0.75": 0.5}
+    return Results(
+        params=make_params(),
+        autoattack={
+            "attack": "standard",
+            "images": 200,
+            "model": autoattack(0.965, 0.4834),
+            "baseline": autoattack(0.985, 0.0312),
+        },
+        foolbox={"images": 50, "model": foolbox(0.612, None), "baseline": foolbox(0.1, 2.0)},
+        masking={
+            "images": 100,
+            "pgd_steps": 20,
+            "square_queries": 1000,
+            "curve": {},
+            "white_box": settings,
+            "transfer": {"L2 0.75": 0.777},
+            "square": {"L2 0.75": 0.666},
+            "verdict": {"reaches_zero": True, "square_weaker": True, "transfer_weaker": True},
+        },
+        alignment={
+            "images": 200,
+            "model": {"class means": 0.6704, "sbg": 0.8187},
+            "baseline": {"class means": 0.3432, "sbg": -0.0441},
+        },
+        training={
+            "train": {"accuracy": 0.957, "alignment": 1.6586, "cross_entropy": 0.68806},
+            "validation": {"clean": 0.974, "PGD-20 (fast proxy)": {"Linf 0.15": 0.593, "L2 0.75": 0.577}},
+        },
+        label_effect=LABEL_EFFECT,
+        card={"class_names": names, "sha256": "c" * 64, "provenance": origin},
+        manifest={"source": "sbg", "kind": "dense", "made_from": {"diffusion model": "f" * 64}, "files": {"x": 1}},
+        figures={name: f"png of {name}".encode() for name in FIGURES},
+    )
+
+
+class Page(HTMLParser):
+    """The cells of the page by table, its references, and the tags that were opened and closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.references, self.rows, self.open, self.alarm = [], [], [], []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.references += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        assert not any(name.startswith("on") for name, _ in attributes)
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        tags = [tag for tag, _ in self.open]
+        if "style" in tags:
+            return
+        self.text += data
+        if "td" in tags or "th" in tags:
+            self.rows[-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
+        if any(attributes.get("role") == "alert" for _, attributes in self.open):
+            self.alarm.append(data.strip())
+
+
+def with_verdict(results, **changes):
+    return replace(results, masking={**results.masking, "verdict": {**results.masking["verdict"], **changes}})
+
+
+def with_warning(results, who, text):
+    warned = {**results.autoattack[who], "warnings": [text]}
+    return replace(results, autoattack={**results.autoattack, who: warned})
+
+
+def test_the_numbers(results):
+    page = Page(render_page(results))
+    assert page.open == []
+    for row in (
+        ["Clean", "96.5 %", "98.5 %", "\N{MINUS SIGN}2.0"],
+        ["AutoAttack L₂, radius 0.75", "48.3 %", "3.1 %", "+45.2"],
+        ["APGD (cross-entropy)", "49.8 %", "4.6 %"],
+        ["Square (black-box)", "48.3 %", "3.1 %"],
+        ["L₂, radius 0.75", "50.0 %", "77.7 %", "66.6 %"],
+        ["FMN, L₀", "model", "61.2 %", "33.3 %", "0.0 %", "0.0 %", "never"],
+        ["baseline", "10.0 %", "33.3 %", "0.0 %", "0.0 %", "2"],
+        ["class means", "0.670", "0.343"],
+        ["score-based (SBG)", "0.819", "\N{MINUS SIGN}0.044"],
+        ["Validation, clean accuracy", "97.4 %"],
+        ["Validation, PGD-20 (fast proxy), L∞, radius 0.15", "59.3 %"],
+        ["Training, cross-entropy", "0.6881"],
+        ["Error with the right label", "0.06819"],
+        ["Device of training", "cpu, 1 threads"],
+        ["Made from: gradient store, SHA-256", "e" * 64],
+        ["Gradients made from: diffusion model, SHA-256", "f" * 64],
+    ):
+        assert row in page.rows, row
+    assert "does not state the radii" in page.text
+    for fact in ("small_resnet", "3407", "score-based (SBG)", "targeted_steps: 60", "timestep: 300"):
+        assert fact in page.text
+
+
+def test_the_page_needs_nothing_outside_itself(results):
+    html = render_page(results)
+    page = Page(html)
+    assert [base64.b64decode(reference.split(",")[1]) for reference in page.references] == [
+        f"png of {name}".encode() for name in FIGURES
+    ]
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert not re.search(r"https?://|<script|<link|<iframe|@import|url\(", html)
+    assert "Figure 2" in html and "Figure 7" in html and html == render_page(results)
+
+
+def test_names_from_the_data_are_escaped(results):
+    html = render_page(with_warning(results, "model", "<script>alert(1)</script>"))
+    assert "<b>bold" not in html and "&lt;b&gt;bold&lt;/b&gt; &amp;" in html
+    assert "<script" not in html and "&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize("check", ["reaches_zero", "square_weaker", "transfer_weaker"])
+def test_a_failed_masking_check_raises_the_alarm(results, check):
+    assert Page(render_page(results)).alarm == []
+    failed = with_verdict(results, **{check: False})
+    page = Page(render_page(failed))
+    assert len(alarms(failed)) == 1 and alarms(failed)[0] in page.alarm
+    assert "1 of 3 checks found a sign" in page.text and "this does not hold" in page.text
+
+
+@pytest.mark.parametrize("who", ["model", "baseline"])
+def test_a_warning_of_autoattack_raises_the_alarm(results, who):
+    page = Page(render_page(with_warning(results, who, "L2 0.75: zero gradients")))
+    assert f"AutoAttack warned about the {who}: L2 0.75: zero gradients" in page.alarm
+
+
+def test_the_verdict_follows_the_numbers(results):
+    text = verdict(results).replace("\N{NO-BREAK SPACE}", " ")
+    assert "score-based gradients (λ = 3), classifies 96.5 % of 200" in text and "baseline 98.5 %" in text
+    assert "48.3 % against 3.1 % of the baseline (L₂, radius 0.75): it is clearly more robust" in text
+    assert "up to 6.9 points" in text and "None of the 3 checks" in text
+    exchanged = {"model": results.autoattack["baseline"], "baseline": results.autoattack["model"]}
+    assert "clearly less robust" in verdict(replace(results, autoattack={**results.autoattack, **exchanged}))
+    few = {**results.autoattack, "images": 20, "baseline": autoattack(0.95, 0.4)}
+    assert "no clear difference" in verdict(replace(results, autoattack=few))
+
+
+def test_a_vanilla_experiment_has_a_page(results, make_params):
+    vanilla = replace(results, params=make_params({"source": "none"}), label_effect=None)
+    page = Page(render_page(vanilla))
+    assert "trained without target gradients" in page.text and "Error with the right label" not in str(page.rows)
+
+
+def test_foolbox_tables_are_ordered_by_norm_and_radius(results):
+    tables = foolbox_tables(results.foolbox)
+    assert [(table["norm"], table["radii"]) for table in tables] == [
+        ("L₂", ["8/255", "0.5"]),
+        ("L₀", ["1", "5", "10"]),
+        ("L₁", ["1", "2"]),
+    ]
+
+
+def test_percent_and_points():
+    assert percent(0.4834) == "48.3\N{NO-BREAK SPACE}%"
+    assert [points(value) for value in (0.452, -0.02, 0.0, -0.0001)] == ["+45.2", "\N{MINUS SIGN}2.0", "0.0", "0.0"]
+
+
+def test_results_are_read_from_the_folder(results, dataset, make_params, tmp_path):
+    params = make_params({"source": "none"})
+    origin = results.card["provenance"]
+    write_small_store(tmp_path / "data" / "gradients" / "none.zarr", dataset, "none", "none", {}, origin)
+    written = {f"metrics/{name}.json": getattr(results, name) for name in
+               ("autoattack", "foolbox", "masking", "alignment", "training")}  # fmt: skip
+    for name, content in {**written, "data/classifier/card.json": results.card}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "figures").mkdir()
+    for name, png in results.figures.items():
+        (tmp_path / "figures" / f"{name}.png").write_bytes(png)
+    found = read_results(params, tmp_path)
+    assert found.autoattack == results.autoattack and found.figures == results.figures and found.label_effect is None
+    assert "96.5" in render_page(found)
+    (tmp_path / "metrics" / "masking.json").write_text("{", encoding="utf-8")
+    with pytest.raises(PagError, match=r"masking\.json is damaged"):
+        read_results(params, tmp_path)
+    (tmp_path / "metrics" / "masking.json").unlink()
+    with pytest.raises(PagError, match=r"masking\.json does not exist"):
+        read_results(params, tmp_path)

@@ -1,0 +1,372 @@
+"""The gradient store: what is read is what was written, or it is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from pag_core.checkpoint import RunFolder
+from pag_core.errors import StoreError
+from pag_core.gradients.distillation import distill
+from pag_core.gradients.manifest import file_record, read_manifest
+from pag_core.gradients.score_based import averaged_score_based_gradients
+from pag_core.gradients.store import DenseStoreWriter, open_gradients, quantised, write_small_store
+from pag_core.params import GradientStoreParams, ScoreBasedParams
+from pag_core.randomness import generator
+
+MADE_FROM = {"diffusion model": "a" * 64}
+
+
+def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    # magnitudes over six orders, as gradients of sure and unsure images have
+    scale = 10.0 ** (6 * torch.rand(count, classes, 1, 1, 1, generator=draws) - 6)
+    return scale * torch.randn(count, classes, *shape, generator=draws)
+
+
+def cosines(a, b):
+    a, b = a.double().flatten(2), b.double().flatten(2)
+    return (a * b).sum(2) / (a.norm(dim=2) * b.norm(dim=2))
+
+
+def dequantised(gradients, dtype):
+    codes, scales = quantised(gradients, dtype)
+    assert codes.dtype == np.dtype(dtype) and scales.dtype == np.float32
+    return torch.from_numpy(codes.astype(np.float32)) * torch.from_numpy(scales)[..., None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "angle", "error"), [("int8", 1e-4, 0.5 / 127), ("float16", 1e-6, 2**-11), ("float32", 1e-12, 2**-22)]
+)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16)])
+def test_quantisation_error(dtype, angle, error, shape):
+    gradients = gaussian(40, shape=shape)
+    found = dequantised(gradients, dtype)
+    assert (1 - cosines(gradients, found)).max() <= angle
+    largest = gradients.abs().flatten(2).amax(2)[..., None, None, None]
+    # half a step of the largest value, and float32's own rounding
+    assert ((gradients - found).abs() <= largest * error * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
+def test_a_zero_gradient_stays_zero(dtype):
+    gradients = gaussian(2)
+    gradients[1, 2] = 0
+    found = dequantised(gradients, dtype)
+    assert (found[1, 2] == 0).all() and (found[1, 1] != 0).any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_gradients_that_are_not_finite_are_refused(bad):
+    gradients = gaussian(2)
+    gradients[1, 0, 0, 3, 3] = bad
+    with pytest.raises(StoreError, match="not finite"):
+        quantised(gradients, "int8")
+
+
+def write_dense(path, work, dataset, gradients, dtype="int8", made_from=MADE_FROM, skip=()):
+    writer = DenseStoreWriter(
+        work, dataset, images={name: len(part) for name, part in gradients.items()}, dtype=dtype, images_per_shard=8,
+        images_per_chunk=4,
+    )  # fmt: skip
+    finished = {}
+    for split, number, rows in writer.shards():
+        if (split, number) in skip:
+            continue
+        writer.write_shard(split, rows, gradients[split][rows])
+        finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
+    writer.finish(path, "sbg", made_from, {"seed": 1}, {"draw_cosine": 0.5}, finished)
+
+
+@pytest.fixture
+def gradients():
+    return {"train": gaussian(36), "test": gaussian(10, seed=1)}
+
+
+@pytest.fixture
+def dense(tmp_path, dataset, gradients):
+    path = tmp_path / "sbg.zarr"
+    write_dense(path, tmp_path / "work", dataset, gradients)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
+def test_dense_round_trip(tmp_path, dataset, gradients, cpu, dtype):
+    write_dense(tmp_path / "sbg.zarr", tmp_path / "work", dataset, gradients, dtype)
+    assert not (tmp_path / "work").exists()
+    manifest = read_manifest(tmp_path / "sbg.zarr")
+    assert manifest["kind"] == "dense" and manifest["measured"] == {"draw_cosine": 0.5}
+    assert manifest["provenance"] == {"seed": 1} and manifest["images"] == {"train": 36, "test": 10}
+    indices, class_indices = torch.tensor([9, 0, 7]), torch.tensor([[2, 0], [1, 2], [0, 1]])
+    for split, whole in gradients.items():
+        found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu, made_from=MADE_FROM)(indices, class_indices)
+        assert found.dtype == torch.float32 and found.shape == (3, 2, 1, 8, 8)
+        expected = dequantised(whole, dtype)
+        for b in range(3):
+            for k in range(2):
+                assert torch.equal(found[b, k], expected[indices[b], class_indices[b, k]])
+
+
+def flip(path, position):
+    whole = bytearray(path.read_bytes())
+    whole[position] ^= 0x01
+    path.write_bytes(whole)
+
+
+def read_everything(path, dataset, cpu):
+    for split in ("train", "test"):
+        open_gradients(path, dataset, split, cpu, made_from=MADE_FROM)
+
+
+def test_a_flipped_byte_in_any_file_is_refused(dense, dataset, cpu):
+    """The manifest, every zarr.json, the data and the index (at the end) of shards, the scales."""
+    files = sorted(path for path in dense.rglob("*") if path.is_file())
+    kinds = {path.name for path in files}
+    assert len(files) == 1 + 7 + 2 * (5 + 2) and {"manifest.json", "zarr.json"} <= kinds
+    for file in files:
+        whole = file.read_bytes()
+        positions = {
+            0,
+            3,
+            len(whole) // 3,
+            len(whole) // 2,
+            2 * len(whole) // 3,
+            len(whole) - 30,
+            len(whole) - 2,
+            len(whole) - 1,
+        }
+        for position in sorted(positions):
+            if file.suffix == ".json" and whole[position : position + 1] in b" \n":
+                position += 1
+            flip(file, position % len(whole))
+            with pytest.raises(StoreError, match="damaged"):
+                read_everything(dense, dataset, cpu)
+            file.write_bytes(whole)
+    read_everything(dense, dataset, cpu)
+
+
+def test_every_byte_of_a_shard_and_its_scales_is_checked(dense, dataset, cpu):
+    for name in ("test/gradient/c/1/0/0/0/0", "test/scale/c/1/0"):
+        size = (dense / name).stat().st_size
+        for position in range(0, size, 1 if size < 100 else 37):
+            flip(dense / name, position)
+            with pytest.raises(StoreError, match="shard 1 of test/"):
+                open_gradients(dense, dataset, "test", cpu)
+            flip(dense / name, position)
+    open_gradients(dense, dataset, "test", cpu)
+
+
+def test_a_deleted_or_cut_file_is_refused(dense, dataset, cpu):
+    for file in sorted(path for path in dense.rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        # the manifest ends with a line break, which means nothing
+        file.write_bytes(whole[:-2])
+        with pytest.raises(StoreError):
+            read_everything(dense, dataset, cpu)
+        file.unlink()
+        with pytest.raises(StoreError, match=file.name):
+            read_everything(dense, dataset, cpu)
+        file.write_bytes(whole)
+    read_everything(dense, dataset, cpu)
+
+
+def test_stores_of_other_origin_are_refused(dense, dataset, make_dataset, cpu):
+    with pytest.raises(StoreError, match="made from other data"):
+        open_gradients(dense, make_dataset(seed=99), "train", cpu)
+    with pytest.raises(StoreError, match="made for the classes class 0, class 1, class 2"):
+        open_gradients(dense, make_dataset(classes=4), "train", cpu)
+    with pytest.raises(StoreError, match="made with another diffusion model"):
+        open_gradients(dense, dataset, "train", cpu, made_from={"diffusion model": "b" * 64})
+    with pytest.raises(StoreError, match="made with another teacher"):
+        open_gradients(dense, dataset, "train", cpu, made_from={"teacher": "b" * 64})
+
+
+def test_unfinished_and_missing_stores_are_refused(tmp_path, dataset, gradients, cpu):
+    with pytest.raises(StoreError, match=r"2 of 14 shard files were not written, test/gradient/c/1/"):
+        write_dense(tmp_path / "sbg.zarr", tmp_path / "work", dataset, gradients, skip=[("test", 1)])
+    assert not (tmp_path / "sbg.zarr").exists()
+    for path in (tmp_path / "work", tmp_path / "sbg.zarr"):
+        with pytest.raises(StoreError, match=r"not a finished gradient store \(no manifest.json\); run its stage"):
+            open_gradients(path, dataset, "train", cpu)
+
+
+NOT_CAUGHT = pytest.mark.xfail(
+    strict=True, reason="bug: JSON that is no manifest ends in another error than StoreError"
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"checksum": 1, "files": {}}',
+        pytest.param("[]", marks=NOT_CAUGHT),
+        pytest.param("null", marks=NOT_CAUGHT),
+        pytest.param('{"checksum": 1, "x": NaN}', marks=NOT_CAUGHT),
+        pytest.param('{"checksum": 1, "x": "\\ud800"}', marks=NOT_CAUGHT),
+    ],
+)
+def test_manifests_that_are_json_but_no_manifest_are_refused(dense, content):
+    (dense / "manifest.json").write_text(content)
+    with pytest.raises(StoreError, match="manifest"):
+        read_manifest(dense)
+
+
+def test_a_manifest_of_another_format_is_refused(dense):
+    from pag_core.artifacts import digest
+
+    content = json.loads((dense / "manifest.json").read_text())
+    content.pop("checksum")
+    content["format"] = 2
+    (dense / "manifest.json").write_text(json.dumps({**content, "checksum": digest(content)}))
+    with pytest.raises(StoreError, match="another format"):
+        read_manifest(dense)
+
+
+def test_the_vanilla_store_holds_no_gradients(tmp_path, dataset, cpu):
+    write_small_store(tmp_path / "none.zarr", dataset, "none", "none", {}, {})
+    assert read_manifest(tmp_path / "none.zarr")["kind"] == "none"
+    with pytest.raises(StoreError, match="vanilla training"):
+        open_gradients(tmp_path / "none.zarr", dataset, "train", cpu)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_representatives_give_r_minus_x(tmp_path, dataset, cpu, split):
+    representatives = torch.rand(3, 1, 8, 8)
+    write_small_store(tmp_path / "cm.zarr", dataset, "cm", "representatives", {"representatives": representatives}, {})
+    found = open_gradients(tmp_path / "cm.zarr", dataset, split, cpu)(
+        torch.tensor([4, 1]), torch.tensor([[0, 2], [1, 1]])
+    )
+    images = dataset.splits[split].images.double() / 255
+    for b, row in enumerate((4, 1)):
+        for k, label in enumerate(([0, 2], [1, 1])[b]):
+            assert torch.allclose(found[b, k].double(), representatives[label].double() - images[row], atol=1e-6)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_neighbours_give_r_minus_x_from_the_training_split(tmp_path, dataset, cpu, split):
+    draws = torch.Generator().manual_seed(0)
+    arrays = {
+        f"{name}/neighbours": torch.randint(36, (len(dataset.splits[name]), 3), generator=draws, dtype=torch.int32)
+        for name in ("train", "test")
+    }
+    write_small_store(tmp_path / "nn.zarr", dataset, "nn", "neighbours", arrays, {})
+    found = open_gradients(tmp_path / "nn.zarr", dataset, split, cpu)(
+        torch.tensor([4, 1]), torch.tensor([[0, 2], [1, 1]])
+    )
+    train, images = (dataset.splits[name].images.double() / 255 for name in ("train", split))
+    for b, row in enumerate((4, 1)):
+        for k, label in enumerate(([0, 2], [1, 1])[b]):
+            nearest = train[int(arrays[f"{split}/neighbours"][row, label])]
+            assert torch.allclose(found[b, k].double(), nearest - images[row], atol=1e-6)
+
+
+def test_a_flipped_byte_in_a_small_store_is_refused(tmp_path, dataset, cpu):
+    path = tmp_path / "cm.zarr"
+    write_small_store(path, dataset, "cm", "representatives", {"representatives": torch.rand(3, 1, 8, 8)}, {})
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        whole = file.read_bytes()
+        for position in (0, len(whole) // 2, len(whole) - 2):
+            flip(
+                file,
+                position if file.suffix != ".json" or whole[position : position + 1] not in b" \n" else position + 1,
+            )
+            with pytest.raises(StoreError, match="damaged"):
+                open_gradients(path, dataset, "train", cpu)
+            file.write_bytes(whole)
+
+
+# --- distillation
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def run_distill(dataset, make_predictor):
+    predictor = make_predictor(dataset)
+    sbg = ScoreBasedParams(timestep=300, draws=2, batch_size=5)
+    store = GradientStoreParams(dtype="int8", images_per_shard=8, images_per_chunk=4, held_out_images=10)
+
+    def run(path, folder, seed=7):
+        distill(
+            path, predictor, dataset, sbg=sbg, store=store, seed=seed, folder=folder, made_from=MADE_FROM,
+            provenance={"seed": seed}, measured={},
+        )  # fmt: skip
+
+    run.predictor = predictor
+    return run
+
+
+def contents(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_distilled_gradients_are_those_of_eq_8(tmp_path, dataset, run_distill, cpu):
+    run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
+    for split, count in (("train", 36), ("test", 10)):
+        every = torch.arange(3).expand(count, 3)
+        found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu)(torch.arange(count), every)
+        parts = []
+        for number, start in enumerate(range(0, count, 8)):
+            parts.append(
+                averaged_score_based_gradients(
+                    run_distill.predictor,
+                    dataset.splits[split].pixels(slice(start, min(start + 8, count))),
+                    timestep=300,
+                    draws=2,
+                    batch_size=100,
+                    noise_stream=generator("cpu", 7, "distillation", split, number),
+                )
+            )
+        assert (1 - cosines(torch.cat(parts), found)).max() < 1e-3
+    # other noise for every shard and seed
+    run_distill(tmp_path / "other.zarr", RunFolder(tmp_path / "run"), seed=8)
+    first, second = contents(tmp_path / "sbg.zarr"), contents(tmp_path / "other.zarr")
+    assert all(first[name] != second[name] for name in first if "/c/" in name)
+
+
+def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkeypatch):
+    run_distill(tmp_path / "whole.zarr", RunFolder(tmp_path / "run"))
+    calls = []
+    write_shard = DenseStoreWriter.write_shard
+
+    def broken(self, split, images, gradients):
+        calls.append((split, images.start))
+        write_shard(self, split, images, gradients)
+        # killed after the shard was written, before it was recorded
+        if len(calls) == 4:
+            raise Killed
+
+    monkeypatch.setattr(DenseStoreWriter, "write_shard", broken)
+    folder = RunFolder(tmp_path / "again")
+    with pytest.raises(Killed):
+        run_distill(tmp_path / "resumed.zarr", folder)
+    # what a killed writer left, a shard that was lost, and scales that were lost
+    (folder.path / "store" / "train" / "x.partial").write_bytes(b"half")
+    (folder.path / "store/train/gradient/c/0/0/0/0/0").unlink()
+    (folder.path / "store/train/scale/c/1/0").unlink()
+    calls.clear()
+    monkeypatch.setattr(
+        DenseStoreWriter, "write_shard", lambda *a: (calls.append((a[1], a[2].start)), write_shard(*a))[1]
+    )
+    run_distill(tmp_path / "resumed.zarr", folder)
+    assert calls == [("train", 0), ("train", 8), ("train", 24), ("train", 32), ("test", 0), ("test", 8)]
+    assert contents(tmp_path / "resumed.zarr") == contents(tmp_path / "whole.zarr")
+
+
+@pytest.mark.xfail(strict=True, reason="bug: zarr does not write a chunk of zeros, so its file cannot be recorded")
+def test_a_shard_of_zeros_can_be_stored(tmp_path, dataset, gradients, cpu):
+    gradients["train"][:8] = 0
+    write_dense(tmp_path / "sbg.zarr", tmp_path / "work", dataset, gradients)
+    found = open_gradients(tmp_path / "sbg.zarr", dataset, "train", cpu)(torch.tensor([0]), torch.tensor([[0, 1, 2]]))
+    assert (found == 0).all()
+
+
+def test_a_store_can_be_moved(dense, dataset, cpu, tmp_path):
+    """DVC and users copy stores; nothing in one may name its place."""
+    shutil.move(dense, tmp_path / "elsewhere.zarr")
+    read_everything(tmp_path / "elsewhere.zarr", dataset, cpu)

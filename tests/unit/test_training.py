@@ -1,0 +1,308 @@
+"""The classifier's training loop against loops written by hand."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.transforms import functional as TF
+
+from pag_core.checkpoint import RunFolder
+from pag_core.errors import ParamsError, TrainingDiverged
+from pag_core.gradients.store import RepresentativeGradients
+from pag_core.randomness import generator
+from pag_core.training import classifier as classifier_module
+from pag_core.training.augmentation import crop_and_flip
+from pag_core.training.classifier import Alignment, Trainer
+from pag_core.training.curves import read_curves
+from pag_core.training.optimization import build_optimizer, build_schedule
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 10, 12)])
+def test_augmentation_against_torchvision_one_by_one(shape):
+    batch, drawn = 24, 2
+    images, targets = torch.rand(batch, *shape), torch.randn(batch, drawn, *shape)
+    moved, moved_targets = crop_and_flip(images, targets, torch.Generator().manual_seed(5))
+    assert moved.shape == images.shape and moved_targets.shape == targets.shape and moved.is_contiguous()
+    draws = torch.Generator().manual_seed(5)
+    top, left = torch.randint(0, 9, (2, batch, 1), generator=draws)
+    flipped = torch.rand(batch, 1, generator=draws) < 0.5
+    assert 0 < flipped.sum() < batch
+    for b in range(batch):
+
+        def alone(plane, b=b):
+            cropped = TF.crop(TF.pad(plane, [4]), int(top[b]), int(left[b]), shape[1], shape[2])
+            return TF.hflip(cropped) if flipped[b] else cropped
+
+        assert torch.equal(moved[b], alone(images[b]))
+        for k in range(drawn):
+            assert torch.equal(moved_targets[b, k], alone(targets[b, k]))
+
+
+def test_image_and_targets_move_alike_and_the_image_alone_moves_as_with_them():
+    images = torch.rand(16, 2, 8, 8)
+    moved, moved_targets = crop_and_flip(images, torch.stack([images, 2 * images], 1), torch.Generator().manual_seed(1))
+    assert torch.equal(moved_targets[:, 0], moved) and torch.equal(moved_targets[:, 1], 2 * moved)
+    alone, nothing = crop_and_flip(images, None, torch.Generator().manual_seed(1))
+    assert nothing is None and torch.equal(alone, moved)
+
+
+def test_all_offsets_and_both_flips_occur():
+    # a single bright pixel in the middle tells offset and flip: by column parity of a pair of values
+    images = torch.zeros(4000, 1, 9, 9)
+    images[:, 0, 4, 4], images[:, 0, 4, 5] = 1, 2
+    moved, _ = crop_and_flip(images, None, torch.Generator().manual_seed(0))
+    place = (moved[:, 0] == 1).flatten(1).float().argmax(1)
+    visible = (moved[:, 0] == 1).flatten(1).any(1)
+    assert visible.all()
+    counts = torch.bincount(place, minlength=81).double()
+    # 81 offsets, each with probability 1/81; five standard deviations
+    assert (counts - 4000 / 81).abs().max() < 5 * math.sqrt(4000 / 81)
+    right = (moved[:, 0].roll(-1, 2) == 2) & (moved[:, 0] == 1)
+    left = (moved[:, 0].roll(1, 2) == 2) & (moved[:, 0] == 1)
+    share = right.flatten(1).any(1).sum() / (right.flatten(1).any(1).sum() + left.flatten(1).any(1).sum())
+    assert abs(share - 0.5) < 0.05
+
+
+def test_away_from_borders_it_equals_differentiating_through_the_augmentation():
+    """The release differentiates back to the unaugmented image; the two give one cosine where nothing is cut off."""
+    torch.manual_seed(0)
+    inner = torch.rand(1, 1, 8, 8)
+    image = F.pad(inner, (4,) * 4)  # whatever the crop, only zeros are cut off
+    weight = F.pad(torch.randn(1, 1, 8, 8), (4,) * 4)
+    target = F.pad(torch.randn(1, 1, 1, 8, 8), (4,) * 4)
+    for seed in range(6):
+        moved, moved_target = crop_and_flip(image, target, torch.Generator().manual_seed(seed))
+        moved_weight, _ = crop_and_flip(weight, None, torch.Generator().manual_seed(seed))
+        # a classifier whose input-gradient is `moved_weight * moved` at the augmented image
+        source = image.clone().requires_grad_()
+        through, _ = crop_and_flip(source, None, torch.Generator().manual_seed(seed))
+        (back,) = torch.autograd.grad((through.square() * moved_weight).sum() / 2, source)
+        direct = moved_weight * moved
+        assert F.cosine_similarity(back.flatten(), target.flatten(), dim=0).item() == pytest.approx(
+            F.cosine_similarity(direct.flatten(), moved_target.flatten(), dim=0).item(), abs=1e-6
+        )
+
+
+# --- schedules
+
+
+@pytest.mark.parametrize("steps", [8, 40])
+@pytest.mark.parametrize(
+    ("name", "closed_form"),
+    [
+        ("cosine", lambda step, steps: (1 + math.cos(math.pi * step / steps)) / 2),
+        ("step", lambda step, steps: 1.0 if step < steps / 2 else 0.1 if step < steps * 0.75 else 0.01),
+        ("constant", lambda step, steps: 1.0),
+    ],
+)
+def test_schedules_against_closed_forms(make_params, name, closed_form, steps):
+    params = make_params({"train.schedule": name, "train.learning_rate": 0.2}).train
+    optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], params)
+    schedule = build_schedule(optimizer, params, steps)
+    for step in range(steps):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * closed_form(step, steps), rel=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_optimizers_take_their_parameters(make_params, name, kind):
+    params = make_params({"train.optimizer": name, "train.momentum": 0.7, "train.weight_decay": 0.03}).train
+    optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], params)
+    assert type(optimizer) is kind
+    group = optimizer.param_groups[0]
+    assert group["lr"] == params.learning_rate and group["weight_decay"] == 0.03
+    assert group.get("momentum", 0.7) == 0.7
+
+
+# --- the loop
+
+
+@pytest.fixture
+def make_trainer(dataset, make_params, make_classifier, cpu):
+    def make(folder, *, weight=2.0, seed=5, **changes):
+        options = {"train.epochs": 2, "train.batch_size": 8, "train.checkpoint_seconds": 0, **changes}
+        params = make_params(options)
+        alignment = None
+        if weight is not None:
+            targets = RepresentativeGradients(
+                torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), dataset.splits["train"]
+            )
+            alignment = Alignment(targets, weight, params.objective)
+        return Trainer(
+            classifier=make_classifier(), train=dataset.splits["train"], classes=3, params=params.train,
+            alignment=alignment, seed=seed, device=cpu, folder=folder,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_vanilla_training_equals_a_loop_by_hand(tmp_path, dataset, make_trainer, make_classifier, optimizer):
+    changes = {"train.optimizer": optimizer, "train.schedule": "cosine", "train.learning_rate": 0.01}
+    trainer = make_trainer(RunFolder(tmp_path / "run"), weight=None, **changes)
+    history = trainer.run(tmp_path / "curves")
+
+    network, train = make_classifier().train(), dataset.splits["train"]
+    params = trainer.params
+    kinds = {
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=params.weight_decay),
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=params.momentum, weight_decay=params.weight_decay),
+    }
+    by_hand = kinds[optimizer](network.parameters())
+    step, rows = 0, []
+    for epoch in range(2):
+        order = torch.randperm(36, generator=generator("cpu", 5, "order", epoch))
+        assert sorted(order.tolist()) == list(range(36))
+        losses, correct = 0.0, 0
+        for start in range(0, 36, 8):
+            chosen = order[start : start + 8]
+            by_hand.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / 10)) / 2
+            logits = network(train.images[chosen].float() / 255)
+            loss = F.cross_entropy(logits, train.labels[chosen])
+            losses += loss.item() * len(chosen)
+            correct += (logits.argmax(1) == train.labels[chosen]).sum().item()
+            by_hand.zero_grad()
+            loss.backward()
+            by_hand.step()
+            step += 1
+        rows.append((epoch + 1, losses / 36, correct / 36))
+    for (name, tensor), (_, expected) in zip(
+        trainer.classifier.state_dict().items(), network.state_dict().items(), strict=True
+    ):
+        assert torch.allclose(tensor, expected, rtol=1e-4, atol=1e-6), name
+    for row, (number, loss, accuracy) in zip(history, rows, strict=True):
+        assert row.keys() == {"step", "accuracy", "cross_entropy"}
+        assert (row["step"], row["accuracy"]) == (number, pytest.approx(accuracy))
+        assert row["cross_entropy"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_lambda_0_trains_the_vanilla_network(tmp_path, make_trainer):
+    """An alignment term of weight 0 changes no weight."""
+    networks = []
+    for name, weight in (("zero", 0.0), ("none", None)):
+        trainer = make_trainer(RunFolder(tmp_path / name), weight=weight)
+        trainer.run(tmp_path / f"curves-{name}")
+        networks.append(trainer.classifier.state_dict())
+    for name in networks[0]:
+        assert torch.allclose(networks[0][name], networks[1][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_alignment_training_aligns(tmp_path, make_trainer):
+    changes = {"train.epochs": 12, "train.learning_rate": 0.01, "objective.classes_per_step": None}
+    history = make_trainer(RunFolder(tmp_path / "run"), **changes).run(tmp_path / "curves")
+    # the sum over three classes starts near three, at no alignment
+    assert 2 < history[0]["alignment"] < 3.6
+    assert history[-1]["alignment"] < 0.7 * history[0]["alignment"]
+    curves = read_curves(tmp_path / "curves")
+    assert curves.keys() == {"accuracy", "cross_entropy", "alignment"}
+    assert curves["alignment"] == [(int(row["step"]), pytest.approx(row["alignment"])) for row in history]
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledFolder(RunFolder):
+    """Saves `survive` checkpoints, then dies in place of the next."""
+
+    def __init__(self, path, survive):
+        super().__init__(path)
+        self.survive = survive
+
+    def save_checkpoint(self, state):
+        if self.survive == 0:
+            raise Killed
+        super().save_checkpoint(state)
+        self.survive -= 1
+
+
+@pytest.mark.parametrize(("reads", "survive", "step"), [(2, 1, 2), (2, 2, 4), (2, 3, 5), (2, 4, 7), (100, 1, 5)])
+@pytest.mark.parametrize("changes", [{}, {"train.optimizer": "sgd", "train.augmentation": "crop_flip"}])
+def test_resumed_training_is_bit_identical(tmp_path, make_trainer, monkeypatch, cpu, reads, survive, step, changes):
+    """Broken in mid-epoch (a checkpoint every two steps of five) and at the border of epochs."""
+    monkeypatch.setattr(classifier_module, "STEPS_BETWEEN_READS", reads)
+    changes = {"objective.classes_per_step": 2, **changes}
+    whole = make_trainer(RunFolder(tmp_path / "whole"), **changes)
+    expected = whole.run(tmp_path / "curves-whole")
+    with pytest.raises(Killed):
+        make_trainer(KilledFolder(tmp_path / "run", survive), **changes).run(tmp_path / "curves")
+    assert RunFolder(tmp_path / "run").load_checkpoint(cpu)["step"] == step
+    torch.manual_seed(12345)
+    resumed = make_trainer(RunFolder(tmp_path / "run"), **changes)
+    torch.manual_seed(54321)
+    assert resumed.run(tmp_path / "curves") == expected
+    for name, tensor in whole.classifier.state_dict().items():
+        assert torch.equal(tensor, resumed.classifier.state_dict()[name]), name
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.tsv")}
+        for name in ("curves-whole", "curves")
+    ]
+    assert files[0] == files[1] and len(files[0]) == 3
+
+
+def test_the_seed_fixes_everything_and_another_seed_changes_it(tmp_path, make_trainer):
+    runs = []
+    for number, seed in enumerate((5, 5, 6)):
+        torch.manual_seed(number)
+        trainer = make_trainer(RunFolder(tmp_path / str(number)), seed=seed, **{"train.augmentation": "crop_flip"})
+        runs.append(trainer.run(tmp_path / f"curves-{number}"))
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_batch_norm_state_survives_a_kill(tmp_path, make_trainer):
+    def with_norm(trainer):
+        torch.manual_seed(0)
+        trainer.classifier.network = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.2), torch.nn.SiLU(), torch.nn.Flatten(),
+            torch.nn.Linear(144, 3),
+        )  # fmt: skip
+        trainer.__post_init__()
+        return trainer
+
+    whole = with_norm(make_trainer(RunFolder(tmp_path / "whole"), **{"objective.differentiation": "repeat"}))
+    torch.manual_seed(1)
+    whole.run(tmp_path / "a")
+    broken = with_norm(make_trainer(KilledFolder(tmp_path / "run", 1), **{"objective.differentiation": "repeat"}))
+    torch.manual_seed(1)
+    with pytest.raises(Killed):
+        broken.run(tmp_path / "b")
+    resumed = with_norm(make_trainer(RunFolder(tmp_path / "run"), **{"objective.differentiation": "repeat"}))
+    torch.manual_seed(2)
+    resumed.run(tmp_path / "b")
+    for name, tensor in whole.classifier.state_dict().items():
+        assert torch.equal(tensor, resumed.classifier.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("step", [1, 3, 7])
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path, make_trainer, monkeypatch, cpu, step):
+    calls, original = [], classifier_module.pag_objective
+
+    def spoiled(*arguments, **options):
+        calls.append(1)
+        terms = original(*arguments, **options)
+        if len(calls) < step:
+            return terms
+        return (
+            copy.replace(terms, total=terms.total * math.nan)
+            if hasattr(copy, "replace")
+            else type(terms)(terms.total * math.nan, terms.cross_entropy, terms.alignment, terms.logits)
+        )
+
+    monkeypatch.setattr(classifier_module, "pag_objective", spoiled)
+    with pytest.raises(TrainingDiverged, match=f"classifier: the loss of step {step} is nan.*lambda"):
+        make_trainer(RunFolder(tmp_path / "run")).run(tmp_path / "curves")
+    state = RunFolder(tmp_path / "run").load_checkpoint(cpu)
+    assert (state is None) if step <= 5 else state["step"] == 5
+    if state:
+        assert all(torch.isfinite(tensor).all() for tensor in state["classifier"].values())
+
+
+def test_more_classes_per_step_than_classes_are_refused(tmp_path, make_trainer):
+    with pytest.raises(ParamsError, match=r"objective.classes_per_step is 4, the dataset has 3 classes"):
+        make_trainer(RunFolder(tmp_path), **{"objective.classes_per_step": 4})
+    make_trainer(RunFolder(tmp_path), **{"objective.classes_per_step": 3})
+    # without an alignment term the number means nothing
+    make_trainer(RunFolder(tmp_path), weight=None, **{"objective.classes_per_step": 4})
