@@ -71,6 +71,22 @@ def digest(content: Any) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
+def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as canonical JSON with a `checksum` of itself, atomically."""
+    write_json(path, {**content, "checksum": digest(content)})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """What `write_sealed_json` wrote, its checksum included; raises ValueError where it has changed since."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    body = {key: value for key, value in content.items() if key != "checksum"}
+    if content.get("checksum") != digest(body):
+        raise ValueError("its checksum differs")
+    return content
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file."""
     with path.open("rb") as file:

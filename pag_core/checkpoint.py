@@ -1,14 +1,15 @@
 """Work in progress, so that a killed run goes on from where it was.
 
 It lives in `.cache/<stage>-<fingerprint>/` of the main repository (DVC names it in DVC_ROOT, also for experiments that
-run in a temporary copy). The fingerprint covers parameters, input contents, code, versions and kind of device: work
+run in a temporary copy). The fingerprint covers parameters, input contents, code, versions and device: work
 that was begun under other conditions is never taken up again.
 """
 
 import contextlib
+import hashlib
+import io
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,13 @@ import filelock
 import torch
 
 from pag_core.artifacts import digest, replacing_file, write_json
+from pag_core.device import device_description
 from pag_core.processes import this_process
 from pag_core.provenance import code_digest, versions
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+# where companions, whose number of threads differs, find the folder of the process that started them
+RUN_FOLDER = "PAG_RUN_FOLDER"
 
 
 class RunFolder:
@@ -29,22 +35,27 @@ class RunFolder:
         self.path = path
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint, atomically."""
-        with replacing_file(self.path / "checkpoint.pt") as partial:
-            torch.save(state, partial)
+        """Replace the checkpoint, atomically. Its SHA-256 goes before it: torch does not notice a changed weight."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        with replacing_file(self.path / "checkpoint.pt") as partial, partial.open("wb") as file:
+            file.write(hashlib.sha256(content).digest())
+            file.write(content)
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint with its tensors on `device`, or None. An unreadable one is moved aside, and said so."""
+        """The last checkpoint with its tensors on `device`, or None. A damaged one is moved aside, and said so."""
         path = self.path / "checkpoint.pt"
         if not path.exists():
             return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        whole = path.read_bytes()
+        stated, content = whole[:DIGEST_BYTES], whole[DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != stated:
             aside = path.with_suffix(".unreadable")
             path.replace(aside)
-            print(f"The checkpoint {path} cannot be read ({error}); kept as {aside.name}, starting anew.", flush=True)
+            print(f"The checkpoint {path} is damaged; kept as {aside.name}, starting anew.", flush=True)
             return None
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         return state
 
     def save_unit(self, name: str, result: dict[str, Any]) -> None:
@@ -55,6 +66,20 @@ class RunFolder:
         """The result of the unit `name`, or None where it is not finished."""
         path = self.path / "units" / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def claim(self, name: str) -> bool:
+        """Whether this process is the first to claim the unit `name` since `forget_claims`."""
+        path = self.path / "claims" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def forget_claims(self) -> None:
+        """Forget who claimed what: the claims of a killed run bind nobody."""
+        shutil.rmtree(self.path / "claims", ignore_errors=True)
 
     def discard(self) -> None:
         """Remove the folder: the work has become an artifact."""
@@ -67,14 +92,13 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
 
     Held by one process at a time; a second one with the same identity waits. Removed when the body ends well.
     """
+    if not this_process().leads:
+        yield RunFolder(Path(os.environ[RUN_FOLDER]))
+        return
     root = Path(os.environ.get("DVC_ROOT", ".")) / ".cache"
     (root / "locks").mkdir(parents=True, exist_ok=True)
-    whole = {"identity": identity, "code": code_digest(), "versions": versions(), "device": device.type}
+    whole = {"identity": identity, "code": code_digest(), "versions": versions(), "device": device_description(device)}
     path = root / f"{stage}-{digest(whole)[:20]}"
-    if not this_process().leads:
-        # the process of rank 0 holds the lock, and made or found the folder
-        yield RunFolder(path)
-        return
     lock = filelock.FileLock(root / "locks" / path.name)
     try:
         lock.acquire(timeout=0)
@@ -83,6 +107,7 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
         lock.acquire()
     with lock:
         path.mkdir(exist_ok=True)
+        os.environ[RUN_FOLDER] = str(path.resolve())
         folder = RunFolder(path)
         yield folder
         folder.discard()

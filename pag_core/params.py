@@ -48,6 +48,7 @@ def _radius_label(value: Any) -> str:
 
 
 RadiusLabel = Annotated[str, BeforeValidator(_radius_label)]
+Radii = Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -153,7 +154,7 @@ class TrainParams(Section):
     weight_decay: NonNegativeReal
     schedule: Literal["cosine", "step", "constant"]
     augmentation: Literal["none", "crop_flip"]
-    validation_radii: dict[Literal["L2", "Linf"], tuple[RadiusLabel, ...]]
+    validation_radii: dict[Literal["L2", "Linf"], Radii]
     checkpoint_seconds: NonNegativeReal
 
 
@@ -170,8 +171,9 @@ class AutoAttackParams(Section):
     """Test images and radii of AutoAttack, and how its work is divided."""
 
     images: PositiveInt
-    radii: Annotated[dict[Literal["L1", "L2", "Linf"], tuple[RadiusLabel, ...]], Field(min_length=1)]
-    images_per_shard: PositiveInt
+    radii: Annotated[dict[Literal["L1", "L2", "Linf"], Radii], Field(min_length=1)]
+    # the library tells its counts as percentages of two decimals
+    images_per_shard: Annotated[int, Field(gt=0, le=5000, strict=True)]
     batch_size: PositiveInt
 
 
@@ -179,7 +181,7 @@ class FoolboxParams(Section):
     """Test images and the grid of radii of the attacks of Table 6."""
 
     images: PositiveInt
-    grid: dict[Literal["L0", "L1", "L2"], Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]]
+    grid: dict[Literal["L0", "L1", "L2"], Radii]
     ead_steps: PositiveInt
     batch_size: PositiveInt
 
@@ -194,12 +196,10 @@ class MaskingParams(Section):
     """The checks against masked gradients."""
 
     images: PositiveInt
-    radii: Annotated[
-        dict[Literal["L2", "Linf"], Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]], Field(min_length=1)
-    ]
+    radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
     steps: PositiveInt
     square_queries: PositiveInt
-    transfer_radii: Annotated[dict[Literal["L2", "Linf"], tuple[RadiusLabel, ...]], Field(min_length=1)]
+    transfer_radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
 
 
 class AlignmentParams(Section):
@@ -252,16 +252,28 @@ class Params(Section):
         return {name: plain[name] for name in names}
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without its licence to give a key twice, of which the last would silently count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and validate params.yaml.
 
     Raises ParamsError that names each refused key or value, its place, what is allowed and the nearest name.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist; run the stage from the folder that holds it") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path} must hold keys and values, not {type(content).__name__}")

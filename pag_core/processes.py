@@ -26,10 +26,6 @@ class Process:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def share(self, units: list[str]) -> list[str]:
-        """The units that fall to this process."""
-        return units[self.rank :: self.count]
-
 
 def this_process() -> Process:
     """Rank and count from the environment (RANK and WORLD_SIZE, as torchrun sets them), else 0 of 1."""

@@ -12,7 +12,8 @@ def derived_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed for the stream `names` of the experiment's `seed`; streams of other names are independent."""
     words = [seed]
     for name in names:
-        words += [2**32 + name] if isinstance(name, int) else list(name.encode())
+        # bytes are below 256: the other words keep names apart, and numbers apart from names
+        words += [256, 512 + name] if isinstance(name, int) else [257, *name.encode()]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

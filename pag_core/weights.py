@@ -1,6 +1,5 @@
 """A network on disk: `weights.safetensors` beside `card.json`, which says what it is, where it came from and its SHA-256."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pag_core.artifacts import file_digest, replacing_folder, write_json
+from pag_core.artifacts import file_digest, read_sealed_json, replacing_folder, write_sealed_json
 from pag_core.errors import WeightsError
 
 
@@ -22,27 +21,31 @@ class SavedNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights file."""
-        return str(self.card["sha256"])
+        """SHA-256 of the card, which holds that of the weights: it tells architecture and weights apart."""
+        return str(self.card["checksum"])
 
 
 def save_network(folder: Path, tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
-    """Write a state dict and its card to `folder`, whole or not at all; the card gains the weights' `sha256`."""
+    """Write a state dict and its card to `folder`, whole or not at all.
+
+    The card gains the weights' `sha256` and a `checksum` of its own.
+    """
     with replacing_folder(folder) as partial:
         weights = partial / "weights.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
-        write_json(partial / "card.json", {**card, "sha256": file_digest(weights)})
+        body = {**card, "sha256": file_digest(weights)}
+        write_sealed_json(partial / "card.json", body)
 
 
 def load_network(folder: Path, kind: str) -> SavedNetwork:
     """Read a network that `save_network` wrote; raises WeightsError where it is missing, damaged or of another kind."""
     try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        card = read_sealed_json(folder / "card.json")
         found = file_digest(folder / "weights.safetensors")
     except FileNotFoundError as error:
         raise WeightsError(f"{folder} holds no saved network ({error.filename} is missing)") from error
     except ValueError as error:
-        raise WeightsError(f"{folder / 'card.json'} is damaged: {error}") from error
+        raise WeightsError(f"{folder / 'card.json'} is damaged ({error}); make the network again") from error
     if card.get("sha256") != found:
         raise WeightsError(
             f"{folder}/weights.safetensors is damaged: its SHA-256 is {found[:12]}, the card says "

@@ -34,7 +34,8 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the v
         test = dataset.splits["test"].to(device)
         rows = slice(0, params.foolbox.images)
         inputs = {"dataset": dataset.fingerprint, "classifier": saved.fingerprint}
-        identity = {"params": params.section("foolbox"), "seed": params.seed, **inputs}
+        processes = process_count(params.processes, device)
+        identity = {"params": params.section("foolbox"), "seed": params.seed, "processes": processes, **inputs}
         with run_folder(f"foolbox_{who}", identity, device) as folder:
             result = run_foolbox(
                 classifier,
@@ -43,7 +44,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the v
                 params=params.foolbox,
                 seed=params.seed,
                 folder=folder,
-                processes=process_count(params.processes, device),
+                processes=processes,
                 who=who,
             )
             if baseline:

@@ -28,17 +28,19 @@ def main() -> None:
         test = dataset.splits["test"].to(device)
         rows = slice(0, params.masking.images)
         inputs = {"dataset": dataset.fingerprint, "model": saved.fingerprint, "baseline": saved_baseline.fingerprint}
-        identity = {"params": params.section("masking"), "seed": params.seed, **inputs}
+        processes = process_count(params.processes, device)
+        identity = {"params": params.section("masking"), "seed": params.seed, "processes": processes, **inputs}
         with run_folder("masking", identity, device) as folder:
             result = masking_checks(
                 classifier,
                 baseline,
                 test.pixels(rows),
                 test.labels[rows],
+                classes=dataset.classes,
                 params=params.masking,
                 seed=params.seed,
                 folder=folder,
-                processes=process_count(params.processes, device),
+                processes=processes,
             )
             write_json(Path("metrics/masking.json"), result)
         for name, holds in result["verdict"].items():

@@ -26,10 +26,10 @@ def main() -> None:
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         checkpoint = Path(params.diffusion_checkpoint)
         predictor, saved = load_noise_predictor(checkpoint, dataset, device)
-        if params.sbg.timestep >= predictor.process.num_timesteps:
+        low, high = predictor.timesteps
+        if not low <= params.sbg.timestep <= high:
             raise ParamsError(
-                f"params.yaml: sbg.timestep is {params.sbg.timestep}, {checkpoint} has timesteps 0 to "
-                f"{predictor.process.num_timesteps - 1}"
+                f"params.yaml: sbg.timestep is {params.sbg.timestep}, {checkpoint} was trained for timesteps {low} to {high}"
             )
         if saved.card["dataset"] != dataset.fingerprint:
             print(

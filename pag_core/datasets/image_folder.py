@@ -72,7 +72,7 @@ def _read_image(path: Path, image_size: int | None) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if image_size is not None and image.size != (image_size, image_size):
         scale = image_size / min(image.size)

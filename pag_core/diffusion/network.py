@@ -27,7 +27,9 @@ with warnings.catch_warnings():
 KIND = "diffusion"
 CARD_KEYS = (
     "channels", "channel_multipliers", "residual_blocks", "attention_resolutions", "dropout", "learn_sigma",
-    "schedule", "timesteps",
+    "schedule",
+    "timesteps",
+    "timestep_window",
 )  # fmt: skip
 
 
@@ -49,6 +51,12 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
         raise ParamsError(
             f"diffusion.channel_multipliers {card['channel_multipliers']} halve the image {halvings} times, which images "
             f"of {height}x{width} pixels do not allow; set prepare.image_size or give fewer multipliers"
+        )
+    sides = [height >> level for level in range(halvings + 1)]
+    if odd := [side for side in card["attention_resolutions"] if side not in sides]:
+        raise ParamsError(
+            f"diffusion.attention_resolutions names {odd[0]} pixels, but the U-Net of these images works at "
+            f"{', '.join(map(str, sides))} pixels"
         )
     network: nn.Module = UNetModel(
         image_size=height,
@@ -96,6 +104,12 @@ class NoisePredictor:
     def no_class(self) -> int:
         """The extra label C."""
         return len(self.card["class_names"])
+
+    @property
+    def timesteps(self) -> tuple[int, int]:
+        """The first and last timestep that the model was trained for."""
+        low, high = self.card["timestep_window"] or (0, self.card["timesteps"] - 1)
+        return low, high
 
     def noised(self, images: torch.Tensor, timestep: int, noise: torch.Tensor) -> torch.Tensor:
         """x_t of images float [B, C, H, W] in [0, 1] with standard normal `noise` of their shape."""

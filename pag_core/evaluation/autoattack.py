@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pyautoattack.autoattack import AutoAttack
 from torch import nn
+from tqdm import tqdm
 
 from pag_core.checkpoint import RunFolder
 from pag_core.errors import EvaluationRefused
@@ -25,13 +26,18 @@ TOLERANCE = 1e-5
 
 
 @contextmanager
-def _captured_log() -> Iterator[list[logging.LogRecord]]:
-    """The records of AutoAttack's logger, the only place where it tells per-attack numbers and warnings."""
+def _captured_log(what: str) -> Iterator[list[logging.LogRecord]]:
+    """The records of AutoAttack's logger, the only place where it tells per-attack numbers and warnings.
+
+    Each per-attack number is printed as it comes: a shard takes minutes on a slow machine.
+    """
     records: list[logging.LogRecord] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             records.append(record)
+            if found := AFTER_ATTACK.search(record.getMessage()):
+                tqdm.write(f"{what}: {found[2]} % robust after {found[1]}")
 
     logger, handler = logging.getLogger(LOGGER), Collector()
     level, propagate = logger.level, logger.propagate
@@ -86,7 +92,7 @@ def attack_shard(
     """
     seed_global_streams(seed, "autoattack")
     attack = _attack(classifier, norm, radius, classes, seed % 2**31, images.device)
-    with _captured_log() as records:
+    with _captured_log(f"{norm} {radius:g}") as records:
         adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
     after: dict[str, int] = {}
     remaining = clean = int(correct(classifier, images, labels).sum())

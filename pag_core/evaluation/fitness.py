@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from pag_core.errors import EvaluationRefused
 
+IMAGES_AT_ONCE = 500
+
 
 def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Raise EvaluationRefused unless the attack libraries will report this model's true robustness.
@@ -25,8 +27,9 @@ def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: 
     if torch.is_inference_mode_enabled():
         raise EvaluationRefused("inference mode is on; attacks need gradients")
     _require_images(images, labels)
-    _require_forward(classifier, images)
-    _require_gradients(classifier, images, labels)
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        _require_forward(classifier, images[start : start + IMAGES_AT_ONCE])
+    _require_gradients(classifier, images[:IMAGES_AT_ONCE], labels[:IMAGES_AT_ONCE])
 
 
 def _require_images(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -70,11 +73,11 @@ def _require_gradients(classifier: nn.Module, images: torch.Tensor, labels: torc
 
 
 @torch.no_grad()
-def correct(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+def correct(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Which images [B, C, H, W] are classified as their labels: bool [B]."""
     parts = [
-        classifier(images[start : start + batch_size]).argmax(1) == labels[start : start + batch_size]
-        for start in range(0, len(images), batch_size)
+        classifier(images[start : start + IMAGES_AT_ONCE]).argmax(1) == labels[start : start + IMAGES_AT_ONCE]
+        for start in range(0, len(images), IMAGES_AT_ONCE)
     ]
     return torch.cat(parts)
 

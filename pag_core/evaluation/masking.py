@@ -1,13 +1,16 @@
 """Checks that robustness is not an illusion of masked gradients (Athalye et al., 2018; Carlini et al., 2019).
 
 Accuracy must fall to zero as the radius grows; images that fool the vanilla baseline must fool the model less often than
-a white-box attack does; and the same holds for a black-box attack (Square).
+a white-box attack does; and the same holds for a black-box attack (Square). The white-box attack is APGD on two losses:
+plain PGD on cross-entropy is weak enough for Square to beat it on models that mask nothing.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.square import SquareAttack
 from torch import nn
 
@@ -19,18 +22,69 @@ from pag_core.params import MaskingParams, radius_value
 from pag_core.randomness import derived_seed
 
 
-def _square_accuracy(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, norm: str, radius: str, queries: int, seed: int
-) -> float:
-    attack = SquareAttack(
-        classifier, p_init=0.8, n_queries=queries, eps=radius_value(radius), norm=norm, n_restarts=1, verbose=False,
-        seed=derived_seed(seed, "square", norm, radius) % 2**31, device=images.device, resc_schedule=False,
-    )  # fmt: skip
-    standing = correct(classifier, images, labels)
-    if not standing.any():
-        return 0.0
-    fooled = attack.perturb(images[standing], labels[standing])
-    return int(correct(classifier, fooled, labels[standing]).sum()) / len(images)
+@dataclass(frozen=True)
+class _Attacks:
+    """The attacks on `images` [B, C, H, W] in [0, 1], each by norm and radius: a metric's name and an accuracy."""
+
+    classifier: nn.Module
+    baseline: nn.Module
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: int
+    params: MaskingParams
+    seed: int
+
+    def model(self, norm: str, radius: str) -> dict[str, float]:
+        return self._pgd(self.classifier, norm, radius)
+
+    def vanilla(self, norm: str, radius: str) -> dict[str, float]:
+        return self._pgd(self.baseline, norm, radius)
+
+    def _pgd(self, network: nn.Module, norm: str, radius: str) -> dict[str, float]:
+        radii = {norm: [radius]}
+        return pgd_accuracy(network, self.images, self.labels, radii=radii, steps=self.params.steps, seed=self.seed)
+
+    def transfer(self, norm: str, radius: str) -> dict[str, float]:
+        """The model on images that PGD made on the baseline."""
+        moved = pgd_images(
+            self.baseline, self.images, self.labels, norm=norm, radius=radius, steps=self.params.steps, seed=self.seed
+        )
+        return {f"{norm} {radius}": accuracy(self.classifier, moved, self.labels)}
+
+    def white_box(self, norm: str, radius: str) -> dict[str, float]:
+        """APGD on cross-entropy and, where there are three logits to compare, on the ratio of their differences."""
+        attacks = [
+            APGDAttack(self.classifier, loss=loss, **self._options(norm, radius, loss))
+            for loss in (("ce", "dlr") if self.classes > 2 else ("ce",))
+        ]
+        return {f"{norm} {radius}": self._standing(attacks)}
+
+    def square(self, norm: str, radius: str) -> dict[str, float]:
+        """The black-box Square attack, alone."""
+        options = self._options(norm, radius, "square")
+        attack = SquareAttack(
+            self.classifier, p_init=0.8, n_queries=self.params.square_queries, resc_schedule=False, **options
+        )
+        return {f"{norm} {radius}": self._standing([attack])}
+
+    def _options(self, norm: str, radius: str, name: str) -> dict[str, Any]:
+        return {
+            "norm": norm,
+            "eps": radius_value(radius),
+            "n_restarts": 1,
+            "seed": derived_seed(self.seed, "masking", norm, radius, name) % 2**31,
+            "device": self.images.device,
+        }
+
+    def _standing(self, attacks: list[Any]) -> float:
+        """The accuracy that is left after every attack in turn."""
+        standing = correct(self.classifier, self.images, self.labels)
+        for attack in attacks:
+            rows = torch.nonzero(standing).flatten()
+            if len(rows):
+                moved = attack.perturb(self.images[rows], self.labels[rows])
+                standing[rows] = correct(self.classifier, moved, self.labels[rows])
+        return int(standing.sum()) / len(self.images)
 
 
 def masking_checks(
@@ -39,6 +93,7 @@ def masking_checks(
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
+    classes: int,
     params: MaskingParams,
     seed: int,
     folder: RunFolder,
@@ -47,29 +102,18 @@ def masking_checks(
     """PGD accuracy against radius of model and baseline, transfer and Square at `transfer_radii`, and the verdicts.
 
     A verdict is true where the sign of masking is absent: `reaches_zero` (every norm's curve ends at 0),
-    `transfer_weaker` and `square_weaker` (than white-box PGD, at every radius). Accuracies are fractions.
+    `transfer_weaker` and `square_weaker` (than white-box APGD, at every radius). Accuracies are fractions.
     """
     require_fit_for_attack(classifier, images, labels)
-
-    def pgd(network: nn.Module, norm: str, radius: str) -> dict[str, Any]:
-        return pgd_accuracy(network, images, labels, radii={norm: [radius]}, steps=params.steps, seed=seed)
-
-    def transfer(norm: str, radius: str) -> dict[str, Any]:
-        moved = pgd_images(baseline, images, labels, norm=norm, radius=radius, steps=params.steps, seed=seed)
-        return {f"{norm} {radius}": accuracy(classifier, moved, labels)}
-
-    def square(norm: str, radius: str) -> dict[str, Any]:
-        accuracy = _square_accuracy(classifier, images, labels, norm, radius, params.square_queries, seed)
-        return {f"{norm} {radius}": accuracy}
-
+    attacks = _Attacks(classifier, baseline, images, labels, classes, params, seed)
     curve = [(norm, radius) for norm, radii in params.radii.items() for radius in radii]
     chosen = [(norm, radius) for norm, radii in params.transfer_radii.items() for radius in radii]
     groups: dict[str, list[Unit]] = {
-        "model": [functools.partial(pgd, classifier, *setting) for setting in curve],
-        "baseline": [functools.partial(pgd, baseline, *setting) for setting in curve],
-        "white_box": [functools.partial(pgd, classifier, *setting) for setting in chosen],
-        "transfer": [functools.partial(transfer, *setting) for setting in chosen],
-        "square": [functools.partial(square, *setting) for setting in chosen],
+        "white_box": [functools.partial(attacks.white_box, *setting) for setting in chosen],
+        "square": [functools.partial(attacks.square, *setting) for setting in chosen],
+        "transfer": [functools.partial(attacks.transfer, *setting) for setting in chosen],
+        "model": [functools.partial(attacks.model, *setting) for setting in curve],
+        "baseline": [functools.partial(attacks.vanilla, *setting) for setting in curve],
     }
     work = {f"{group}-{number}": unit for group, units in groups.items() for number, unit in enumerate(units)}
     done = finished_units(folder, work, processes=processes, what="masking checks")
@@ -77,6 +121,7 @@ def masking_checks(
         group: {key: value for number in range(len(units)) for key, value in done[f"{group}-{number}"].items()}
         for group, units in groups.items()
     }
+    ends = [f"{norm} {max(radii, key=radius_value)}" for norm, radii in params.radii.items()]
     return {
         "images": len(images),
         "pgd_steps": params.steps,
@@ -86,9 +131,7 @@ def masking_checks(
         },
         "curve": {who: results[who] for who in ("model", "baseline")},
         **{group: results[group] for group in ("white_box", "transfer", "square")},
-        "verdict": masking_verdict(
-            results, [f"{norm} {max(radii, key=radius_value)}" for norm, radii in params.radii.items()]
-        ),
+        "verdict": masking_verdict(results, ends),
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pag_core.checkpoint import RunFolder
 from pag_core.loop import progress_bar
-from pag_core.processes import companions
+from pag_core.processes import companions, this_process
 
 Unit = Callable[[], dict[str, Any]]
 
@@ -16,10 +16,13 @@ def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, 
     A unit must not depend on which others ran before it in the same process. With `processes` above one, companions
     take their share and only this process returns. Raises CompanionLost if one of them failed.
     """
+    if this_process().leads:
+        folder.forget_claims()
     with progress_bar(what, len(work), 0, "unit") as bar:
-        with companions(processes) as process:
-            for name in process.share(list(work)):
-                if folder.load_unit(name) is None:
+        with companions(processes):
+            for name in work:
+                # units differ in length, so each process takes the next one that is free
+                if folder.load_unit(name) is None and folder.claim(name):
                     folder.save_unit(name, work[name]())
                 bar.update(sum(folder.load_unit(unit) is not None for unit in work) - bar.n)
         results = {name: folder.load_unit(name) for name in work}

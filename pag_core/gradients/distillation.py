@@ -48,7 +48,9 @@ def distill(
         for split, number, rows in writer.shards():
             unit = f"{split}-{number}"
             records = folder.load_unit(unit)
-            if records is None or not all((writer.folder / name).exists() for name in records):
+            if records is None or not all(
+                _as_recorded(writer.folder / name, record) for name, record in records.items()
+            ):
                 gradients = averaged_score_based_gradients(
                     predictor,
                     splits[split].pixels(rows),
@@ -63,3 +65,8 @@ def distill(
             finished.update(records)
             bar.update(rows.stop - rows.start)
     writer.finish(path, "sbg", made_from, provenance, measured, finished)
+
+
+def _as_recorded(path: Path, record: dict[str, Any]) -> bool:
+    """Whether a shard of an earlier run is still what was written."""
+    return path.exists() and file_record(path) == record

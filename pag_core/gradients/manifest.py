@@ -3,11 +3,10 @@
 A missing shard would read as zeros, so a store is what its manifest says and nothing else.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pag_core.artifacts import digest, file_digest, write_json
+from pag_core.artifacts import file_digest, read_sealed_json, write_sealed_json
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import StoreError
 
@@ -28,7 +27,7 @@ def write_manifest(store: Path, content: dict[str, Any], finished: dict[str, dic
         if path.is_file() and path.name != MANIFEST
     }
     body = {**content, "format": FORMAT, "files": files}
-    write_json(store / MANIFEST, {**body, "checksum": digest(body)})
+    write_sealed_json(store / MANIFEST, body)
 
 
 def read_manifest(store: Path) -> dict[str, Any]:
@@ -38,17 +37,16 @@ def read_manifest(store: Path) -> dict[str, Any]:
     Raises StoreError that names the file.
     """
     try:
-        content: dict[str, Any] = json.loads((store / MANIFEST).read_text(encoding="utf-8"))
+        content = read_sealed_json(store / MANIFEST)
     except FileNotFoundError:
         raise StoreError(f"{store} is not a finished gradient store (no {MANIFEST}); run its stage again") from None
     except ValueError as error:
         raise StoreError(
             f"{store / MANIFEST} is damaged ({error}); remove the store and run its stage again"
         ) from error
-    body = {key: value for key, value in content.items() if key != "checksum"}
-    if content.get("checksum") != digest(body) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise StoreError(
-            f"{store / MANIFEST} is damaged or of another format than {FORMAT}; remove the store and run its stage again"
+            f"{store} has the format {content.get('format')}, this version reads {FORMAT}; remove it and run its stage again"
         )
     for name, record in content["files"].items():
         path = store / name

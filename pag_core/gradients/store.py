@@ -15,11 +15,15 @@ import torch
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
+from zarr.core.array_spec import ArrayConfigLike
 
 from pag_core.artifacts import replacing_folder
 from pag_core.datasets.prepared import Dataset, Split, consolidate_metadata
 from pag_core.errors import StoreError
 from pag_core.gradients.manifest import read_manifest, require_same_origin, write_manifest
+
+# a chunk of zeros would otherwise not be written, and a missing file be no sign of damage
+WRITE_ZEROS: ArrayConfigLike = {"write_empty_chunks": True}
 
 
 class TargetGradients(Protocol):
@@ -108,7 +112,12 @@ def write_small_store(
         for name, tensor in arrays.items():
             values = tensor.cpu().numpy()
             array = root.create_array(
-                name, shape=values.shape, dtype=values.dtype, chunks=values.shape, compressors=[Crc32cCodec()]
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                chunks=values.shape,
+                compressors=[Crc32cCodec()],
+                config=WRITE_ZEROS,
             )
             array[:] = values
         consolidate_metadata(partial)
@@ -185,7 +194,8 @@ class DenseStoreWriter:
     def _array(self, name: str) -> "zarr.Array[Any]":
         array = self.root[name]
         assert isinstance(array, zarr.Array)
-        return array
+        # the setting is Zarr's, not the store's: an array that is opened again has lost it
+        return array.with_config(WRITE_ZEROS)
 
     def finish(
         self,

@@ -11,12 +11,12 @@ MASKING_CHECKS = {
         "PGD does not bring the accuracy to zero even at the largest radius",
     ),
     "transfer_weaker": (
-        "Images that fool the baseline fool the model no more than white-box PGD does",
-        "images that fool the baseline fool the model more often than white-box PGD does",
+        "Images that fool the baseline fool the model no more than a white-box attack does",
+        "images that fool the baseline fool the model more often than a white-box attack does",
     ),
     "square_weaker": (
-        "The black-box Square attack is no stronger than white-box PGD",
-        "the black-box Square attack is stronger than white-box PGD",
+        "The black-box Square attack is no stronger than a white-box attack",
+        "the black-box Square attack is stronger than a white-box attack",
     ),
 }
 _METHODS = {

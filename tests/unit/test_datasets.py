@@ -76,7 +76,7 @@ def test_the_order_of_the_test_split_is_shuffled_by_the_seed(own_test):
     raw = dataclasses.replace(raw, **by_class)
     first = split(raw, **SPLIT)
     labels = first["test"].labels
-    assert len(set(labels[: len(labels) // 4].tolist())) == 4
+    assert len(set(labels[: len(labels) // 4].tolist())) > 1
     again, other = split(raw, **SPLIT), split(raw, **{**SPLIT, "seed": 4})
     for name in first:
         assert keys(first[name]) == keys(again[name])

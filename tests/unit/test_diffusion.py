@@ -119,9 +119,6 @@ def test_the_network_has_an_embedding_for_no_class(make_params, learn_sigma):
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: a side that the U-Net never reaches is accepted and changed or dropped silently"
-)
 @pytest.mark.parametrize("side", [16, 3, 5])
 def test_attention_where_the_network_has_no_such_side_is_refused(make_params, side):
     card = architecture(make_params({"diffusion.attention_resolutions": [side]}).diffusion)

@@ -214,16 +214,12 @@ def test_validation_leaves_the_input_alone(plain_params):
     assert plain_params == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: a norm without radii is accepted; metrics lack their keys, verdicts hold vacuously"
-)
 @pytest.mark.parametrize("key", ["autoattack.radii", "masking.transfer_radii"])
 def test_a_norm_without_radii_is_refused(plain_params, key):
     with pytest.raises(ParamsError, match=key):
         parse_params(changed(plain_params, {key: {"L2": []}}))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: UnicodeDecodeError instead of ParamsError")
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_bytes((ROOT / "params.yaml").read_bytes() + b"# caf\xe9\n")
@@ -231,7 +227,6 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
         load_params(path)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: of two equal keys YAML silently takes the last")
 def test_a_key_given_twice_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text() + "\nlambda: 0.0\n")

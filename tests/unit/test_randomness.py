@@ -17,9 +17,9 @@ from pag_core.randomness import (
 # recorded once; a change would silently change every published result
 GOLDEN = [
     ((0,), 7896617691693857887),
-    ((3407, "order", 0), 4143282376409189138),
-    ((3407, "training draws"), 4112093519670286994),
-    ((1, "ab"), 3642374590093513308),
+    ((3407, "order", 0), 7838359569463571065),
+    ((3407, "training draws"), 3993458429240424207),
+    ((1, "ab"), 8976513281417213251),
 ]
 
 
@@ -29,7 +29,7 @@ def test_seeds_are_stable(stream, seed):
 
 
 def test_seeds_follow_numpys_published_algorithm():
-    words = [3407, *b"order", 2**32 + 7]
+    words = [3407, 257, *b"order", 256, 512 + 7]
     expected = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
     assert derived_seed(3407, "order", 7) == expected
 
@@ -43,7 +43,6 @@ def test_streams_differ():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: names are joined without a separator, so some streams are one")
 @pytest.mark.parametrize(
     ("first", "second"),
     [(("a", "b"), ("ab",)), (("square", "L2", "0.75"), ("square", "L20", ".75")), (("ab", ""), ("ab",))],

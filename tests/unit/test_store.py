@@ -192,20 +192,15 @@ def test_unfinished_and_missing_stores_are_refused(tmp_path, dataset, gradients,
             open_gradients(path, dataset, "train", cpu)
 
 
-NOT_CAUGHT = pytest.mark.xfail(
-    strict=True, reason="bug: JSON that is no manifest ends in another error than StoreError"
-)
-
-
 @pytest.mark.parametrize(
     "content",
     [
         "{}",
         '{"checksum": 1, "files": {}}',
-        pytest.param("[]", marks=NOT_CAUGHT),
-        pytest.param("null", marks=NOT_CAUGHT),
-        pytest.param('{"checksum": 1, "x": NaN}', marks=NOT_CAUGHT),
-        pytest.param('{"checksum": 1, "x": "\\ud800"}', marks=NOT_CAUGHT),
+        "[]",
+        "null",
+        '{"checksum": 1, "x": NaN}',
+        '{"checksum": 1, "x": "\\ud800"}',
     ],
 )
 def test_manifests_that_are_json_but_no_manifest_are_refused(dense, content):
@@ -221,7 +216,7 @@ def test_a_manifest_of_another_format_is_refused(dense):
     content.pop("checksum")
     content["format"] = 2
     (dense / "manifest.json").write_text(json.dumps({**content, "checksum": digest(content)}))
-    with pytest.raises(StoreError, match="another format"):
+    with pytest.raises(StoreError, match="has the format 2, this version reads 1"):
         read_manifest(dense)
 
 
@@ -358,7 +353,6 @@ def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkey
     assert contents(tmp_path / "resumed.zarr") == contents(tmp_path / "whole.zarr")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: zarr does not write a chunk of zeros, so its file cannot be recorded")
 def test_a_shard_of_zeros_can_be_stored(tmp_path, dataset, gradients, cpu):
     gradients["train"][:8] = 0
     write_dense(tmp_path / "sbg.zarr", tmp_path / "work", dataset, gradients)
