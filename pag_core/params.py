@@ -154,6 +154,7 @@ class TrainParams(Section):
     weight_decay: NonNegativeReal
     schedule: Literal["cosine", "step", "constant"]
     augmentation: Literal["none", "crop_flip"]
+    validation_attacked: PositiveInt
     validation_radii: dict[Literal["L2", "Linf"], Radii]
     checkpoint_seconds: NonNegativeReal
 
@@ -183,6 +184,7 @@ class FoolboxParams(Section):
     images: PositiveInt
     grid: dict[Literal["L0", "L1", "L2"], Radii]
     ead_steps: PositiveInt
+    salt_and_pepper_repeats: PositiveInt
     batch_size: PositiveInt
 
     @model_validator(mode="after")

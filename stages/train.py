@@ -12,10 +12,11 @@ import typer
 from pag_core.artifacts import write_json
 from pag_core.checkpoint import run_folder
 from pag_core.classifiers.building import build_classifier, save_classifier
+from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.device import prepare_device
+from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.fitness import accuracy
-from pag_core.evaluation.pgd import pgd_accuracy
 from pag_core.gradients.manifest import read_manifest
 from pag_core.gradients.store import open_gradients
 from pag_core.params import Params, load_params
@@ -25,7 +26,7 @@ from pag_core.stage import run, stage
 from pag_core.training.classifier import Alignment, Trainer
 from pag_core.weights import load_network
 
-VALIDATION_PGD_STEPS = 20
+VALIDATION_APGD_STEPS = 20
 
 
 def _alignment(params: Params, dataset: Dataset, store: Path, device: Any) -> Alignment | None:
@@ -38,6 +39,26 @@ def _alignment(params: Params, dataset: Dataset, store: Path, device: Any) -> Al
         made_from["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
     targets = open_gradients(store, dataset, "train", device, made_from=made_from)
     return Alignment(targets, params.weight, params.objective)
+
+
+def _validation(params: Params, dataset: Dataset, classifier: NormalizedClassifier, device: Any) -> dict[str, Any]:
+    """Clean accuracy on the validation split, and accuracy under a short attack on part of it."""
+    validation = dataset.splits["validation"].to(device)
+    rows = slice(0, params.train.validation_attacked)
+    images, labels = validation.pixels(rows), validation.labels[rows]
+    proxy = apgd_accuracy(
+        classifier,
+        images,
+        labels,
+        radii=params.train.validation_radii,
+        classes=dataset.classes,
+        steps=VALIDATION_APGD_STEPS,
+        seed=params.seed,
+    )
+    return {
+        "clean": accuracy(classifier, validation.pixels(), validation.labels),
+        f"APGD-{VALIDATION_APGD_STEPS} on {len(labels)} images (fast proxy)": proxy,
+    }
 
 
 def main(
@@ -77,22 +98,9 @@ def main(
             )
             history = trainer.run(Path("curves") / name)
             classifier.eval().requires_grad_(False)
-            validation = dataset.splits["validation"].to(device)
-            images, labels = validation.pixels(), validation.labels
-            proxy = pgd_accuracy(
-                classifier,
-                images,
-                labels,
-                radii=params.train.validation_radii,
-                steps=VALIDATION_PGD_STEPS,
-                seed=params.seed,
-            )
             metrics = {
                 "train": {key: value for key, value in history[-1].items() if key != "step"},
-                "validation": {
-                    "clean": accuracy(classifier, images, labels),
-                    f"PGD-{VALIDATION_PGD_STEPS} (fast proxy)": proxy,
-                },
+                "validation": _validation(params, dataset, classifier, device),
             }
             save_classifier(
                 Path("data") / name, classifier, arch=params.arch, options=options, dataset=dataset, provenance=origin

@@ -21,11 +21,13 @@ from pag_core.randomness import derived_seed, seed_global_streams
 DISTANCES = {"L0": distances.l0, "L1": distances.l1, "L2": distances.l2}
 
 
-def table_6_attacks(ead_steps: int) -> dict[str, tuple[Literal["L0", "L1", "L2"], Any]]:
-    """Name: (norm, attack) in the order of Table 6. EAD runs `ead_steps` steps of its 9 binary searches, not 10,000."""
+def table_6_attacks(ead_steps: int, salt_and_pepper_repeats: int) -> dict[str, tuple[Literal["L0", "L1", "L2"], Any]]:
+    """Name: (norm, attack) in the order of Table 6.
+
+    EAD runs `ead_steps` steps of its 9 binary searches, not 10,000; random salt and pepper is tried several times.
+    """
     return {
-        # grey images have one channel to flip; on colour all channels of a pixel flip together, Foolbox's default
-        "SaltAndPepperNoiseAttack": ("L2", attacks.SaltAndPepperNoiseAttack().repeat(3)),
+        "SaltAndPepperNoiseAttack": ("L2", attacks.SaltAndPepperNoiseAttack().repeat(salt_and_pepper_repeats)),
         "BinarySearchContrastReductionAttack": (
             "L2",
             attacks.BinarySearchContrastReductionAttack(distance=distances.l2),
@@ -94,7 +96,7 @@ def run_foolbox(
     Finished attacks are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
     require_fit_for_attack(classifier, images, labels)
-    suite = table_6_attacks(params.ead_steps)
+    suite = table_6_attacks(params.ead_steps, params.salt_and_pepper_repeats)
 
     def distances_of(name: str) -> dict[str, Any]:
         norm, attack = suite[name]

@@ -56,7 +56,7 @@ def results(make_params):
     }
     settings = {"L2 0.75": 0.5}
     return Results(
-        params=make_params(),
+        params=make_params({"lambda": 3.0}),
         autoattack={
             "attack": "standard",
             "images": 200,

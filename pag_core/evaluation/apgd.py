@@ -1,0 +1,73 @@
+"""Auto-PGD (Croce and Hein, 2020) alone: the white-box part of AutoAttack, with as few steps as one can afford.
+
+Cross-entropy alone overrates models whose target gradients were aligned with logits, so the targeted loss follows it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from torch import nn
+
+from pag_core.evaluation.fitness import correct, require_fit_for_attack
+from pag_core.params import radius_value
+from pag_core.randomness import derived_seed
+
+
+def standing_accuracy(
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, attacks: Sequence[Any]
+) -> float:
+    """The accuracy (fraction) that is left after every attack in turn, each on the images that still stand."""
+    standing = correct(classifier, images, labels)
+    for attack in attacks:
+        rows = torch.nonzero(standing).flatten()
+        if len(rows):
+            moved = attack.perturb(images[rows], labels[rows])
+            standing[rows] = correct(classifier, moved, labels[rows])
+    return int(standing.sum()) / len(images)
+
+
+def apgd_attacks(
+    classifier: nn.Module, *, norm: str, radius: str, classes: int, steps: int, seed: int, device: torch.device
+) -> list[Any]:
+    """APGD on cross-entropy, then towards each of up to nine other classes where there are four logits to compare."""
+    options = {
+        "norm": norm,
+        "eps": radius_value(radius),
+        "n_iter": steps,
+        "n_restarts": 1,
+        "seed": derived_seed(seed, "apgd", norm, radius) % 2**31,
+        "device": device,
+        "logger": logging.getLogger("auto-attack"),
+    }
+    attacks = [APGDAttack(classifier, loss="ce", **options)]
+    if classes > 3:
+        attacks.append(APGDAttack_targeted(classifier, n_target_classes=min(9, classes - 1), **options))
+    return attacks
+
+
+def apgd_accuracy(
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    radii: Mapping[Any, Sequence[str]],
+    classes: int,
+    steps: int,
+    seed: int,
+) -> dict[str, float]:
+    """Accuracy (fraction) under APGD at each `NORM RADIUS`: a fast proxy, an upper bound of AutoAttack's.
+
+    Raises EvaluationRefused for a model that must not be evaluated.
+    """
+    require_fit_for_attack(classifier, images, labels)
+    settings = [(norm, radius) for norm, chosen in radii.items() for radius in chosen]
+    attacks = {
+        f"{norm} {radius}": apgd_attacks(
+            classifier, norm=norm, radius=radius, classes=classes, steps=steps, seed=seed, device=images.device
+        )
+        for norm, radius in settings
+    }
+    return {name: standing_accuracy(classifier, images, labels, attack) for name, attack in attacks.items()}
