@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # every stage runs for real, on few images and steps
 SMALL = {
+    "processes": 1,
     "prepare.images_per_class": 60,
     "nn.samples_per_class": 10,
     "diffusion.steps": 150,
@@ -22,10 +23,12 @@ SMALL = {
     "gradient_store.held_out_images": 20,
     "train.epochs": 3,
     "train.checkpoint_seconds": 0,
-    "autoattack.images": 6,
+    "train.validation_attacked": 10,
+    "autoattack.images": 4,
     "autoattack.images_per_shard": 2,
     "foolbox.images": 3,
     "foolbox.ead_steps": 5,
+    "foolbox.salt_and_pepper_repeats": 1,
     "masking.images": 8,
     "masking.steps": 3,
     "masking.square_queries": 20,
@@ -81,6 +84,8 @@ class ProjectCopy:
     def environment(self) -> dict[str, str]:
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
         variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
+        # so little work is slower on two threads, and far slower beside another test
+        variables["OMP_NUM_THREADS"] = "1"
         return variables
 
     def run(self, *command: str, check: bool = True, timeout: float = 800) -> subprocess.CompletedProcess[str]:

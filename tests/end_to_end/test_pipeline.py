@@ -26,7 +26,7 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
     page = (project.path / "report.html").read_text(encoding="utf-8")
     assert "<html" in page and "data:image/png;base64," in page
     autoattack = project.metrics("autoattack")
-    assert autoattack["attack"] == "standard" and autoattack["images"] == 6
+    assert autoattack["attack"] == "standard" and autoattack["images"] == 4
     for who in ("model", "baseline"):
         assert {"clean", "L2 0.75", "Linf 0.15", "per_attack", "warnings"} == set(autoattack[who])
         assert autoattack[who]["L2 0.75"] <= autoattack[who]["clean"] <= 1
@@ -54,48 +54,52 @@ def test_lambda_rebuilds_training_and_what_follows(project: ProjectCopy) -> None
     changed = {name for name, content in project.metrics_bytes().items() if content != before[name]}
     assert "training.json" in changed and "diffusion.json" not in changed
     difference = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
-    assert difference == {"params.yaml": {"lambda": {"old": 3.0, "new": 1.5, "diff": -1.5}}}
+    assert difference == {"params.yaml": {"lambda": {"old": 2.0, "new": 1.5, "diff": -0.5}}}
     metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
     assert "train.cross_entropy" in metrics["diff"]["metrics/training.json"]
 
 
 def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> None:
     after = project.metrics_bytes()
-    project.set({"lambda": 3.0})
+    project.set({"lambda": 2.0})
     done = project.run("dvc", "repro")
     assert stages_run(done.stdout) == []
     assert project.git("status", "--porcelain", "metrics") == ""
     assert project.metrics_bytes() != after
 
 
-@pytest.mark.parametrize("source", ["cm", "nn", "oi", "none"])
+def test_class_means_need_no_diffusion(project: ProjectCopy) -> None:
+    done = project.run("dvc", "exp", "run", "-S", "source=cm", "-S", "objective.output=logit", "-S", "lambda=1.0")
+    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {"cm"}
+    assert set(project.metrics("alignment")["model"]) == {"class means", "cm"}
+
+
+@pytest.mark.parametrize("source", ["nn", "oi", "none"])
 def test_other_sources_need_no_diffusion(project: ProjectCopy, source: str) -> None:
-    done = project.run(
-        "dvc", "exp", "run", "-S", f"source={source}", "-S", "objective.output=logit", "-S", "lambda=1.0"
-    )
-    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {source}
-    scores = project.metrics("alignment")["model"]
-    assert set(scores) == {"class means"} | ({source} - {"none"})
+    project.set({"source": source})
+    assert set(stages_run(project.run("dvc", "repro", "train").stdout)) == {source, "train"}
+    listed = project.run("dvc", "repro", "--dry").stdout
+    assert set(stages_run(listed)) == AFTER_TRAINING - {"train"}, listed
 
 
 def test_reference_scores_a_heuristic_against_sbg(project: ProjectCopy) -> None:
-    done = project.run("dvc", "exp", "run", "-S", "source=cm", "-S", "alignment.reference=sbg")
-    assert not {"diffusion", "sbg", "baseline"} & set(stages_run(done.stdout))
+    project.set({"source": "cm", "alignment.reference": "sbg"})
+    done = project.run("dvc", "repro", "alignment")
+    assert set(stages_run(done.stdout)) == {"alignment"}
     assert {"class means", "cm", "sbg"} == set(project.metrics("alignment")["model"])
 
 
 def test_queued_sweep_and_table(project: ProjectCopy) -> None:
     project.git("checkout", "--quiet", "--force", "HEAD")
     project.run("dvc", "checkout", "--quiet", "--force")
-    project.run("dvc", "exp", "run", "--queue", "-S", "lambda=0.5,2.0")
+    project.run("dvc", "exp", "run", "--queue", "-S", "lambda=0.5,3.0", "train")
     project.run("dvc", "queue", "start", "--jobs", "1")
-    deadline = time.monotonic() + 600
-    while "Success" not in (status := project.run("dvc", "queue", "status").stdout) or status.count("Success") < 2:
+    deadline = time.monotonic() + 300
+    while (status := project.run("dvc", "queue", "status").stdout).count("Success") < 2:
         assert "Failed" not in status, status
         assert time.monotonic() < deadline, status
         time.sleep(2)
     table = project.run("dvc", "exp", "show", "--csv", "--only-changed").stdout.splitlines()
     header = table[0].split(",")
-    assert "lambda" in header
     values = {row.split(",")[header.index("lambda")] for row in table[1:]}
-    assert {"0.5", "2.0"} <= values
+    assert {"0.5", "2.0", "3.0"} <= values
