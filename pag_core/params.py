@@ -230,6 +230,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     processes: PositiveInt | None
+    threads: PositiveInt | None
     diffusion_checkpoint: Annotated[str, Field(min_length=1)]
     image_folder: Annotated[str, Field(min_length=1)]
     prepare: PrepareParams

@@ -20,7 +20,7 @@ def main() -> None:
     """Write metrics/alignment.json: scores against the own source, a chosen reference, and class means (always at hand)."""
     with stage("alignment"):
         params = load_params()
-        device = prepare_device(params.device)
+        device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
         means = class_mean_representatives(train, dataset.classes, factor=1.0).to(device)

@@ -21,7 +21,7 @@ def main() -> None:
     """Write data/diffusion and curves/diffusion."""
     with stage("diffusion"):
         params = load_params()
-        device = prepare_device(params.device)
+        device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         shape = architecture(params.diffusion)
         origin = provenance(

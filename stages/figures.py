@@ -73,7 +73,7 @@ def main() -> None:
     """Write the folder figures."""
     with stage("figures"):
         params = load_params()
-        device = prepare_device(params.device)
+        device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         model = model_label(params.source, params.weight)
         test = dataset.splits["test"]

@@ -28,7 +28,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the v
     who = "baseline" if baseline else "classifier"
     with stage(f"foolbox_{who}"):
         params = load_params()
-        device = prepare_device(params.device)
+        device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         classifier, saved = load_classifier(Path("data") / who, dataset, device)
         test = dataset.splits["test"].to(device)

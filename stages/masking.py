@@ -20,7 +20,7 @@ def main() -> None:
     """Write metrics/masking.json."""
     with stage("masking"):
         params = load_params()
-        device = prepare_device(params.device)
+        device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         (classifier, saved), (baseline, saved_baseline) = (
             load_classifier(Path("data") / who, dataset, device) for who in ("classifier", "baseline")

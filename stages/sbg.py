@@ -22,7 +22,7 @@ def main() -> None:
     """Write data/gradients/sbg.zarr and metrics/diffusion.json; a model that ignores its label is refused."""
     with stage("sbg"):
         params = load_params()
-        device = prepare_device(params.device)
+        device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         checkpoint = Path(params.diffusion_checkpoint)
         predictor, saved = load_noise_predictor(checkpoint, dataset, device)

@@ -70,7 +70,7 @@ def main(
     name = "baseline" if baseline else "classifier"
     with stage(name):
         params = load_params()
-        device = prepare_device(params.device)
+        device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         sections, inputs = ["arch", "classifier", "train"], {"dataset": dataset.fingerprint}
         alignment = None

@@ -84,8 +84,6 @@ class ProjectCopy:
     def environment(self) -> dict[str, str]:
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
         variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
-        # so little work is slower on two threads, and far slower beside another test
-        variables["OMP_NUM_THREADS"] = "1"
         return variables
 
     def run(self, *command: str, check: bool = True, timeout: float = 800) -> subprocess.CompletedProcess[str]:

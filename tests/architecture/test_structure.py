@@ -21,7 +21,7 @@ STAGES = [
 ]
 SOURCES = sorted([*(ROOT / "pag_core").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
 # where work runs is no part of an experiment's identity
-UNTRACKED = {"device", "processes"}
+UNTRACKED = {"device", "processes", "threads"}
 
 
 def test_imports_run_one_way() -> None:
