@@ -9,7 +9,8 @@ from pag_core.randomness import require_determinism
 def prepare_device(name: str, threads: int | None) -> torch.device:
     """The device for the parameter `device`: `auto` (a GPU where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
-    Sets the device up for deterministic work, and the number of CPU threads where `threads` is not None. Raises ParamsError where the named device is not on this machine.
+    Sets the device up for deterministic work, and the number of CPU threads where `threads` is not None. Raises
+    ParamsError where the named device is not on this machine.
     """
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(automatic if name == "auto" else name)

@@ -184,6 +184,7 @@ class FoolboxParams(Section):
     images: PositiveInt
     grid: dict[Literal["L0", "L1", "L2"], Radii]
     ead_steps: PositiveInt
+    search_steps: PositiveInt
     salt_and_pepper_repeats: PositiveInt
     batch_size: PositiveInt
 

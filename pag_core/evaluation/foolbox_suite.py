@@ -21,25 +21,22 @@ from pag_core.randomness import derived_seed, seed_global_streams
 DISTANCES = {"L0": distances.l0, "L1": distances.l1, "L2": distances.l2}
 
 
-def table_6_attacks(ead_steps: int, salt_and_pepper_repeats: int) -> dict[str, tuple[Literal["L0", "L1", "L2"], Any]]:
+def table_6_attacks(params: FoolboxParams) -> dict[str, tuple[Literal["L0", "L1", "L2"], Any]]:
     """Name: (norm, attack) in the order of Table 6.
 
     EAD runs `ead_steps` steps of its 9 binary searches, not 10,000; random salt and pepper is tried several times.
     """
+    steps, l2 = params.search_steps, distances.l2
+    salt_and_pepper = attacks.SaltAndPepperNoiseAttack(steps=steps).repeat(params.salt_and_pepper_repeats)
+    blended = attacks.LinearSearchBlendedUniformNoiseAttack(distance=l2, directions=steps, steps=steps)
     return {
-        "SaltAndPepperNoiseAttack": ("L2", attacks.SaltAndPepperNoiseAttack().repeat(salt_and_pepper_repeats)),
-        "BinarySearchContrastReductionAttack": (
-            "L2",
-            attacks.BinarySearchContrastReductionAttack(distance=distances.l2),
-        ),
-        "GaussianBlurAttack": ("L2", attacks.GaussianBlurAttack(distance=distances.l2)),
-        "LinearSearchBlendedUniformNoiseAttack": (
-            "L2",
-            attacks.LinearSearchBlendedUniformNoiseAttack(distance=distances.l2),
-        ),
+        "SaltAndPepperNoiseAttack": ("L2", salt_and_pepper),
+        "BinarySearchContrastReductionAttack": ("L2", attacks.BinarySearchContrastReductionAttack(distance=l2)),
+        "GaussianBlurAttack": ("L2", attacks.GaussianBlurAttack(distance=l2, steps=steps)),
+        "LinearSearchBlendedUniformNoiseAttack": ("L2", blended),
         "L0FMNAttack": ("L0", attacks.L0FMNAttack()),
         "L1FMNAttack": ("L1", attacks.L1FMNAttack()),
-        "EADAttack": ("L1", attacks.EADAttack(steps=ead_steps)),
+        "EADAttack": ("L1", attacks.EADAttack(steps=params.ead_steps)),
     }
 
 
@@ -96,7 +93,7 @@ def run_foolbox(
     Finished attacks are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
     require_fit_for_attack(classifier, images, labels)
-    suite = table_6_attacks(params.ead_steps, params.salt_and_pepper_repeats)
+    suite = table_6_attacks(params)
 
     def distances_of(name: str) -> dict[str, Any]:
         norm, attack = suite[name]

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def _run_by_hand(path: Path) -> dict[str, bytes]:
-    project = ProjectCopy(path, {**SMALL, "train.epochs": 2, "diffusion.steps": 120})
+    project = ProjectCopy(path, {**SMALL, "train.epochs": 2})
     project.stage("prepare")
     project.stage("diffusion")
     project.stage("sbg")

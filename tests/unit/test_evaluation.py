@@ -380,7 +380,7 @@ def test_medians_and_accuracies_by_hand(values, median, at_one):
 
 
 @pytest.mark.slow
-def test_l2_distances_are_no_less_than_the_distance_to_the_border():
+def test_l2_distances_are_no_less_than_the_distance_to_the_border(make_params):
     """The distance of a linear model's nearest border: min over classes of margin / |w_y - w_c|."""
     model = linear(classes=3)
     images, labels = labelled_images(model, 5)
@@ -390,7 +390,7 @@ def test_l2_distances_are_no_less_than_the_distance_to_the_border():
         z = model(image[None])[0]
         others = [c for c in range(3) if c != label]
         border.append(min(((z[label] - z[c]) / (model.weight[label] - model.weight[c]).norm()).item() for c in others))
-    attacks = table_6_attacks(20, 3)
+    attacks = table_6_attacks(make_params({"foolbox.ead_steps": 20}).foolbox)
     for name in ("SaltAndPepperNoiseAttack", "GaussianBlurAttack", "LinearSearchBlendedUniformNoiseAttack"):
         norm, attack = attacks[name]
         assert norm == "L2"
@@ -404,11 +404,11 @@ def test_l2_distances_are_no_less_than_the_distance_to_the_border():
             assert value is None or value >= max(closest, 0) - 1e-5
 
 
-def test_fmn_finds_the_l1_border():
+def test_fmn_finds_the_l1_border(make_params):
     """In L1 the border lies at margin / max|w_y - w_c|, where pixels' bounds allow; the attack cannot beat it."""
     model = linear(classes=3)
     images, labels = labelled_images(model, 8)
-    norm, attack = table_6_attacks(20, 3)["L1FMNAttack"]
+    norm, attack = table_6_attacks(make_params({"foolbox.ead_steps": 20}).foolbox)["L1FMNAttack"]
     found = smallest_distances(model, images, labels, norm=norm, attack=attack, seed=3)
     for image, label, value in zip(images, labels.tolist(), found, strict=True):
         z = model(image[None])[0]
@@ -427,8 +427,8 @@ def test_foolbox_suite_keeps_finished_attacks(tmp_path, make_params, monkeypatch
     ).foolbox
     options = {"params": params, "seed": 1, "who": "test"}
     whole = run_foolbox(model, images, labels, folder=RunFolder(tmp_path / "run"), **options)
-    assert list(whole) == ["clean", *table_6_attacks(2, 3)] and whole["clean"] == 0.8
-    for name, (norm, _) in table_6_attacks(2, 3).items():
+    assert list(whole) == ["clean", *table_6_attacks(params)] and whole["clean"] == 0.8
+    for name, (norm, _) in table_6_attacks(params).items():
         grid = {f"{norm} {label}" for label in params.grid[norm]}
         assert whole[name].keys() == {*grid, "None", "median_distance"}
         curve = [whole[name][f"{norm} {label}"] for label in params.grid[norm]]
