@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from pag_core.artifacts import file_digest, read_sealed_json, replacing_folder, write_sealed_json
 from pag_core.errors import WeightsError
@@ -32,7 +32,8 @@ def save_network(folder: Path, tensors: dict[str, torch.Tensor], card: dict[str,
     """
     with replacing_folder(folder) as partial:
         weights = partial / "weights.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+        # the library's own writing tells a full disk as an error of its own kind, Python's as an OSError
+        weights.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
         body = {**card, "sha256": file_digest(weights)}
         write_sealed_json(partial / "card.json", body)
 

@@ -22,11 +22,9 @@ def _limit_file_size() -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
-    copy = ProjectCopy(tmp_path_factory.mktemp("full"), {**SMALL, "source": "none", "train.epochs": 1})
+    copy = ProjectCopy(tmp_path_factory.mktemp("full"), {**SMALL})
     copy.stage("prepare")
-    copy.stage("heuristic", "none")
     copy.stage("heuristic", "nn")
-    copy.stage("train")
     return copy
 
 
@@ -35,7 +33,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
     [
         (["stages/prepare.py"], "data/digits.zarr"),
         (["stages/heuristic.py", "nn"], "data/gradients/nn.zarr"),
-        (["stages/train.py"], "data/classifier"),
     ],
 )
 def test_old_output_stays_whole(project: ProjectCopy, command: list[str], output: str) -> None:
