@@ -1,6 +1,7 @@
 """kill -9 in each long stage at three moments: a rerun goes on from the last checkpoint and ends in the same bytes."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,5 +114,5 @@ def test_rerun_takes_up_the_checkpoint(finished: ProjectCopy) -> None:
     """The rerun does not begin anew: its progress bar starts where the checkpoint is."""
     assert kill_after(finished, ["stages/diffusion.py"], "diffusion-*/checkpoint.pt", 2)
     done = finished.stage("diffusion")
-    first = done.stderr.replace("\r", "\n").split("\n")[0]
-    assert "| 0/" not in first and f"/{SMALL['diffusion.steps']}" in first, first
+    shown = re.findall(rf"(\d+)/{SMALL['diffusion.steps']} ", done.stderr)
+    assert shown and int(shown[0]) >= 50, done.stderr[:500]
