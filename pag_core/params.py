@@ -10,7 +10,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pag_core.errors import ParamsError
 
-Norm = Literal["L0", "L1", "L2", "Linf"]
 Source = Literal["none", "oi", "cm", "nn", "sbg"]
 
 # bool counts as a number in Python; `steps: true` is a slip, not a one
