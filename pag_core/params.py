@@ -140,6 +140,8 @@ class ClassifierParams(Section):
 
     width: PositiveInt | None
     activation: Literal["relu", "silu", "gelu"] | None
+    depth: PositiveInt | None
+    patch_size: PositiveInt | None
 
 
 class TrainParams(Section):
@@ -224,7 +226,7 @@ class Params(Section):
 
     dataset: Literal["digits", "cifar10", "image_folder"]
     source: Source
-    arch: Literal["small_resnet", "resnet18"]
+    arch: Literal["small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer"]
     # `lambda` is a keyword of Python
     weight: NonNegativeReal = Field(alias="lambda")
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]

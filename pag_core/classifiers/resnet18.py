@@ -3,6 +3,8 @@
 from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
 
+from pag_core.classifiers.activations import replace_relu
+
 WIDTH = 64
 
 
@@ -12,8 +14,5 @@ def resnet18(*, channels: int, classes: int, activation: type[nn.Module]) -> nn.
     network.conv1 = nn.Conv2d(channels, WIDTH, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU):
-                setattr(module, name, activation())
+    replace_relu(network, activation)
     return network

@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
         return total
 
 
-def small_resnet(*, channels: int, classes: int, width: int, activation: type[nn.Module]) -> nn.Module:
+def small_resnet(*, channels: int, classes: int, activation: type[nn.Module], width: int = 16) -> nn.Module:
     """Two stages of residual blocks (`width`, then twice it at half the resolution), mean over positions, linear."""
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
     channels_in = width
