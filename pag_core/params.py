@@ -3,7 +3,7 @@
 import difflib
 import fractions
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -160,6 +160,13 @@ class TrainParams(Section):
     checkpoint_seconds: NonNegativeReal
 
 
+class WeightWarmupParams(Section):
+    """A lambda that is smaller at first: `factor` times its value in the first `epochs`."""
+
+    factor: PositiveReal
+    epochs: PositiveInt
+
+
 class ObjectiveParams(Section):
     """How the alignment term of Eq. 4 is computed."""
 
@@ -167,6 +174,7 @@ class ObjectiveParams(Section):
     classes_per_step: PositiveInt | None
     scaling: Literal["all", "drawn"]
     differentiation: Literal["shared", "repeat"]
+    weight_warmup: WeightWarmupParams | None
 
 
 class AutoAttackParams(Section):
@@ -316,7 +324,9 @@ def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     section: Any = Params
     for part in location:
-        section = section.model_fields[str(part)].annotation
+        annotation = section.model_fields[str(part)].annotation
+        # an optional section is a union with None
+        section = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

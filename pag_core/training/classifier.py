@@ -31,6 +31,11 @@ class Alignment:
     weight: float
     objective: ObjectiveParams
 
+    def weight_in(self, epoch: int) -> float:
+        """Lambda in `epoch`, counted from 0: `weight`, times the warm-up's factor in its first epochs."""
+        warmup = self.objective.weight_warmup
+        return self.weight * warmup.factor if warmup is not None and epoch < warmup.epochs else self.weight
+
 
 @dataclass
 class Trainer:
@@ -117,7 +122,7 @@ class Trainer:
                 labels,
                 class_indices,
                 targets,
-                weight=self.alignment.weight,
+                weight=self.alignment.weight_in(self.step // self.steps_per_epoch),
                 classes=self.classes,
                 output=self.alignment.objective.output,
                 scaling=self.alignment.objective.scaling,

@@ -190,6 +190,32 @@ def test_lambda_0_trains_the_vanilla_network(tmp_path, make_trainer):
         assert torch.allclose(networks[0][name], networks[1][name], rtol=1e-4, atol=1e-6), name
 
 
+def test_lambda_is_smaller_in_the_first_epochs(tmp_path, make_trainer, monkeypatch):
+    weights, original = [], classifier_module.pag_objective
+
+    def recording(*arguments, weight, **options):
+        weights.append(weight)
+        return original(*arguments, weight=weight, **options)
+
+    monkeypatch.setattr(classifier_module, "pag_objective", recording)
+    changes = {"train.epochs": 3, "objective.weight_warmup": {"factor": 0.25, "epochs": 2}}
+    history = make_trainer(RunFolder(tmp_path / "warm"), **changes).run(tmp_path / "curves-warm")
+    # 36 images in batches of 8 are five steps
+    assert weights == [0.5] * 10 + [2.0] * 5
+    plain = make_trainer(RunFolder(tmp_path / "plain"), weight=0.5, **{"train.epochs": 3}).run(
+        tmp_path / "curves-plain"
+    )
+    assert history[:2] == plain[:2] and history[2] != plain[2]
+
+
+def test_a_run_killed_in_the_first_epochs_goes_on_with_its_lambda(tmp_path, make_trainer):
+    changes = {"train.epochs": 3, "objective.weight_warmup": {"factor": 0.25, "epochs": 2}}
+    whole = make_trainer(RunFolder(tmp_path / "whole"), **changes).run(tmp_path / "curves-whole")
+    with pytest.raises(Killed):
+        make_trainer(KilledFolder(tmp_path / "run", 1), **changes).run(tmp_path / "curves")
+    assert make_trainer(RunFolder(tmp_path / "run"), **changes).run(tmp_path / "curves") == whole
+
+
 def test_alignment_training_aligns(tmp_path, make_trainer):
     changes = {"train.epochs": 12, "train.learning_rate": 0.01, "objective.classes_per_step": None}
     history = make_trainer(RunFolder(tmp_path / "run"), **changes).run(tmp_path / "curves")
