@@ -39,3 +39,11 @@ class CompanionLost(PagError):
 
 class EvaluationRefused(PagError):
     """A model or input for which an attack would report a wrong robustness."""
+
+
+class AdjointUnavailable(PagError):
+    """The input-gradients of a network cannot be had by its adjoint; automatic differentiation takes any network."""
+
+
+class CompilerMissing(PagError):
+    """torch.compile was asked for where nothing can compile."""

@@ -173,7 +173,8 @@ class ObjectiveParams(Section):
     output: Literal["logit", "log_softmax"]
     classes_per_step: PositiveInt | None
     scaling: Literal["all", "drawn"]
-    differentiation: Literal["shared", "repeat"]
+    differentiation: Literal["adjoint", "autograd"]
+    batch_norm: Literal["repeat", "class", "frozen"]
     weight_warmup: WeightWarmupParams | None
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pag_core.gradients.store import TargetGradients
 from pag_core.objective.cosine_alignment import cosine_similarity
-from pag_core.objective.input_gradient import shared_input_gradients
+from pag_core.objective.input_gradient import input_gradients
 
 
 def pag_score(
@@ -20,8 +20,15 @@ def pag_score(
     for start in range(0, len(images), batch_size):
         indices = torch.arange(start, min(start + batch_size, len(images)), device=images.device)
         class_indices = torch.arange(classes, device=images.device).expand(len(indices), classes)
-        _, gradients = shared_input_gradients(
-            classifier, images[indices], class_indices, output="log_softmax", create_graph=False
+        # in eval mode no image depends on another, so that all meanings of batch-norm are one
+        _, gradients = input_gradients(
+            classifier,
+            images[indices],
+            class_indices,
+            output="log_softmax",
+            differentiation="autograd",
+            batch_norm="class",
+            create_graph=False,
         )
         total += cosine_similarity(gradients, targets(indices, class_indices)).mean(1).sum().item()
     return total / len(images)

@@ -1,9 +1,63 @@
 """Input-gradients of chosen classes, differentiable in the network's parameters (the gradient term of Eq. 4)."""
 
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pag_core.errors import AdjointUnavailable
+from pag_core.objective.adjoint.compilation import Compiled, compiled_program
+from pag_core.objective.adjoint.cotangent import Context
+from pag_core.objective.adjoint.program import AdjointProgram
+from pag_core.objective.adjoint.tracing import trace
+from pag_core.objective.autograd_path import autograd_input_gradients
+
+_programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]]" = weakref.WeakKeyDictionary()
+
+
+def input_gradients(
+    classifier: nn.Module,
+    images: torch.Tensor,
+    class_indices: torch.Tensor,
+    *,
+    output: str,
+    differentiation: str,
+    batch_norm: str,
+    create_graph: bool = True,
+    compiled: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, classes] and input-gradients [B, K, C, H, W] of the classes int64 [B, K], for images [0, 1].
+
+    The function differentiated is f_c (`output` "logit") or log p(c | x) ("log_softmax"). `batch_norm` says what the
+    gradient of one image is where batch-norm couples the batch: "repeat", "class" or "frozen" (see
+    `adjoint.normalization`). `differentiation` "adjoint" computes all classes from one forward pass by the network's
+    adjoint (`compiled` by torch.compile, with it); "autograd" has the same values for any network, more slowly.
+    Raises AdjointUnavailable where the network has no adjoint or autograd is to be compiled, CompilerMissing, and
+    ValueError for a name that is none of these.
+    """
+    match differentiation:
+        case "adjoint":
+            with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
+                return _adjoint_input_gradients(classifier, images, class_indices, output, batch_norm, compiled)
+        case "autograd":
+            if compiled:
+                raise AdjointUnavailable(
+                    "objective.differentiation: autograd cannot be compiled (torch.compile does not differentiate twice); "
+                    "use adjoint, or train.compile: false"
+                )
+            return autograd_input_gradients(
+                classifier,
+                images,
+                class_indices,
+                lambda logits: _class_values(logits, output),
+                batch_norm=batch_norm,
+                create_graph=create_graph,
+            )
+        case _:
+            raise ValueError(f"differentiation {differentiation!r} is not one of: adjoint, autograd")
 
 
 def _class_values(logits: torch.Tensor, output: str) -> torch.Tensor:
@@ -17,44 +71,73 @@ def _class_values(logits: torch.Tensor, output: str) -> torch.Tensor:
             raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
 
 
-def shared_input_gradients(
-    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, *, output: str, create_graph: bool = True
+def _adjoint_input_gradients(
+    classifier: nn.Module,
+    images: torch.Tensor,
+    class_indices: torch.Tensor,
+    output: str,
+    batch_norm: str,
+    compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [B, classes] and input-gradients [B, K, C, H, W] of the classes int64 [B, K], from one forward pass.
+    parameters, buffers = list(classifier.parameters()), list(classifier.buffers())
+    images = images.detach()
+    if compiled:
+        compiled_function = _compiled(classifier, parameters, buffers, images, class_indices, output, batch_norm)
+        logits, gradients = compiled_function(parameters, buffers, images, class_indices)
+    else:
+        program = _program(classifier, images, Context(batch_norm))
+        logits, steps = program.forward(parameters, buffers, images)
+        gradients = program.back(steps, logit_cotangents(logits, class_indices, output))
+    return logits, gradients.transpose(0, 1)
 
-    Under batch-norm in train mode the gradient of each class runs through the statistics of the batch (the mode `class`
-    of the performance notes). `images` are float [B, C, H, W] in [0, 1].
-    """
-    images = images.detach().requires_grad_()
-    # fused attention kernels have no second derivative
-    with sdpa_kernel(SDPBackend.MATH):
-        logits = classifier(images)
-    values = _class_values(logits, output)
-    drawn = class_indices.shape[1]
-    gradients = [
-        torch.autograd.grad(
-            values.gather(1, class_indices[:, k : k + 1]).sum(),
+
+def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: str) -> torch.Tensor:
+    """d value_c / d logits for the classes int64 [B, K]: [K, B, classes], e_c for a logit, e_c - p for a log-probability."""
+    chosen = F.one_hot(class_indices.T, logits.shape[1]).to(logits.dtype)
+    match output:
+        case "logit":
+            return chosen
+        case "log_softmax":
+            return chosen - F.softmax(logits, dim=1).to(logits.dtype)
+        case _:
+            raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
+
+
+def _cached(classifier: nn.Module, images: torch.Tensor, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` gives for images of this shape and layers in their present mode, made once and kept with the network."""
+    whole = (key, tuple(images.shape), images.dtype, images.device, tuple(m.training for m in classifier.modules()))
+    known = _programs.setdefault(classifier, {})
+    if whole not in known:
+        known[whole] = make()
+    return known[whole]
+
+
+def _program(classifier: nn.Module, images: torch.Tensor, context: Context) -> AdjointProgram:
+    def make() -> AdjointProgram:
+        traced = trace(classifier, images)
+        if traced.general and context.general:
+            names = ", ".join(traced.general)
+            print(f"Operations without an adjoint rule are differentiated one by one: {names}", flush=True)
+        return AdjointProgram(traced, context)
+
+    program: AdjointProgram = _cached(classifier, images, context, make)
+    return program
+
+
+def _compiled(
+    classifier: nn.Module, parameters: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor],
+    images: torch.Tensor, class_indices: torch.Tensor, output: str, batch_norm: str,
+) -> Compiled:  # fmt: skip
+    def make() -> Compiled:
+        program = _program(classifier, images, Context(batch_norm, general=False))
+        return compiled_program(
+            program,
+            parameters,
+            buffers,
             images,
-            create_graph=create_graph,
-            retain_graph=create_graph or k + 1 < drawn,
-        )[0]
-        for k in range(drawn)
-    ]
-    return logits, torch.stack(gradients, dim=1)
+            class_indices,
+            lambda logits, classes: logit_cotangents(logits, classes, output),
+        )
 
-
-def repeated_input_gradients(
-    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, *, output: str, create_graph: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `shared_input_gradients`, but every class differentiates its own copy of the image in a second forward pass.
-
-    This is the straightforward form: under batch-norm in train mode the statistics couple all B*K copies.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        logits = classifier(images)
-        drawn = class_indices.shape[1]
-        copies = images.detach().repeat_interleave(drawn, dim=0).requires_grad_()
-        values = _class_values(classifier(copies), output)
-    total = values.gather(1, class_indices.reshape(-1, 1)).sum()
-    gradients = torch.autograd.grad(total, copies, create_graph=create_graph)[0]
-    return logits, gradients.unflatten(0, (len(images), drawn))
+    compiled: Compiled = _cached(classifier, images, ("compiled", output, batch_norm, class_indices.shape[1]), make)
+    return compiled

@@ -7,9 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pag_core.objective.cosine_alignment import cosine_alignment_loss
-from pag_core.objective.input_gradient import repeated_input_gradients, shared_input_gradients
-
-DIFFERENTIATION = {"shared": shared_input_gradients, "repeat": repeated_input_gradients}
+from pag_core.objective.input_gradient import input_gradients
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,24 @@ def pag_objective(
     output: str,
     scaling: str,
     differentiation: str,
+    batch_norm: str,
+    compiled: bool = False,
 ) -> ObjectiveTerms:
     """Eq. 4 for images float [B, C, H, W], labels int64 [B], classes int64 [B, K], targets float [B, K, C, H, W].
 
     `weight` is lambda. With `scaling` "all" it multiplies the sum over all `classes` C, estimated as C/K times the sum
-    over the K drawn (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100).
+    over the K drawn (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). The rest is
+    passed to `input_gradients`.
     """
-    logits, gradients = DIFFERENTIATION[differentiation](classifier, images, class_indices, output=output)
+    logits, gradients = input_gradients(
+        classifier,
+        images,
+        class_indices,
+        output=output,
+        differentiation=differentiation,
+        batch_norm=batch_norm,
+        compiled=compiled,
+    )
     alignment = cosine_alignment_loss(gradients, target_gradients)
     if scaling == "all":
         alignment = alignment * (classes / class_indices.shape[1])

@@ -127,6 +127,7 @@ class Trainer:
                 output=self.alignment.objective.output,
                 scaling=self.alignment.objective.scaling,
                 differentiation=self.alignment.objective.differentiation,
+                batch_norm=self.alignment.objective.batch_norm,
             )
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()

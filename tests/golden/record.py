@@ -90,8 +90,8 @@ def first_losses(dataset):
     objectives = {"vanilla": None} | {
         f"{output} {scaling} {mode}": (output, scaling, mode)
         for output, scaling, mode in (
-            ("log_softmax", "all", "shared"), ("log_softmax", "all", "repeat"), ("log_softmax", "drawn", "shared"),
-            ("logit", "all", "shared"),
+            ("log_softmax", "all", "adjoint"), ("log_softmax", "all", "autograd"), ("log_softmax", "drawn", "adjoint"),
+            ("logit", "all", "adjoint"),
         )
     }  # fmt: skip
     losses = {}
@@ -112,7 +112,7 @@ def first_losses(dataset):
                 drawn = drawn_classes(BATCH, dataset.classes, DRAWN, draws)
                 terms = pag_objective(
                     classifier, images, labels, drawn, targets(indices, drawn), weight=WEIGHT, classes=dataset.classes,
-                    output=output, scaling=scaling, differentiation=mode,
+                    output=output, scaling=scaling, differentiation=mode, batch_norm="repeat",
                 )  # fmt: skip
             optimizer.zero_grad()
             terms.total.backward()

@@ -37,7 +37,13 @@ def test_the_dataset_is_the_recorded_one(recorded, now):
 
 @pytest.mark.parametrize(
     "objective",
-    ["vanilla", "log_softmax all shared", "log_softmax all repeat", "log_softmax drawn shared", "logit all shared"],
+    [
+        "vanilla",
+        "log_softmax all adjoint",
+        "log_softmax all autograd",
+        "log_softmax drawn adjoint",
+        "logit all adjoint",
+    ],
 )
 def test_first_losses(recorded, now, objective):
     expected, found = recorded["first_losses"][objective], now["first_losses"][objective]
@@ -68,8 +74,8 @@ def test_the_recorded_losses_agree_with_one_another(recorded):
         for row in rows:
             if name != "vanilla":
                 assert row["total"] == pytest.approx(row["cross_entropy"] + 3.0 * row["alignment"], rel=1e-5)
-    shared, drawn = losses["log_softmax all shared"][0], losses["log_softmax drawn shared"][0]
-    assert shared["alignment"] == pytest.approx(10 / 3 * drawn["alignment"], rel=1e-5)
-    assert numbers(losses["log_softmax all repeat"]) == pytest.approx(
-        numbers(losses["log_softmax all shared"]), rel=1e-3
+    every, drawn = losses["log_softmax all adjoint"][0], losses["log_softmax drawn adjoint"][0]
+    assert every["alignment"] == pytest.approx(10 / 3 * drawn["alignment"], rel=1e-5)
+    assert numbers(losses["log_softmax all autograd"]) == pytest.approx(
+        numbers(losses["log_softmax all adjoint"]), rel=1e-3
     )

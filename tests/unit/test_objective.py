@@ -10,10 +10,13 @@ from torch import nn
 
 from pag_core.errors import ShapeMismatch
 from pag_core.objective.cosine_alignment import cosine_alignment_loss, cosine_similarity
-from pag_core.objective.input_gradient import repeated_input_gradients, shared_input_gradients
+from pag_core.objective.input_gradient import input_gradients
 from pag_core.objective.pag import drawn_classes, pag_objective, vanilla_objective
 
-BOTH = {"shared": shared_input_gradients, "repeat": repeated_input_gradients}
+BOTH = {
+    "adjoint": {"differentiation": "adjoint", "batch_norm": "frozen"},
+    "repeat": {"differentiation": "autograd", "batch_norm": "repeat"},
+}
 BATCH, CLASSES, SHAPE = 3, 4, (2, 5, 5)
 
 
@@ -102,7 +105,7 @@ def test_zero_input_gradients_leave_finite_parameter_gradients(network, batch, m
             targets[0] = 0
     terms = pag_objective(
         network, images, labels, class_indices, targets, weight=2.0, classes=CLASSES, output="logit", scaling="all",
-        differentiation=mode,
+        **BOTH[mode],
     )  # fmt: skip
     terms.total.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
@@ -122,7 +125,7 @@ def class_value(network, image, label, output):
 @pytest.mark.parametrize("output", ["logit", "log_softmax"])
 def test_input_gradients_against_finite_differences_and_a_loop(network, batch, mode, output):
     images, _, class_indices, _ = batch
-    logits, gradients = BOTH[mode](network, images, class_indices, output=output)
+    logits, gradients = input_gradients(network, images, class_indices, output=output, **BOTH[mode])
     assert torch.allclose(logits, network(images), rtol=1e-12)
     assert gradients.shape == (BATCH, 2, *SHAPE)
     step = 1e-5
@@ -145,31 +148,32 @@ def test_input_gradients_against_finite_differences_and_a_loop(network, batch, m
 @pytest.mark.parametrize("mode", BOTH)
 def test_without_a_graph_the_gradients_are_the_same(network, batch, mode):
     images, _, class_indices, _ = batch
-    _, with_graph = BOTH[mode](network, images, class_indices, output="logit")
-    _, without = BOTH[mode](network, images, class_indices, output="logit", create_graph=False)
+    _, with_graph = input_gradients(network, images, class_indices, output="logit", **BOTH[mode])
+    _, without = input_gradients(network, images, class_indices, output="logit", create_graph=False, **BOTH[mode])
     assert with_graph.requires_grad and not without.requires_grad
     assert torch.allclose(with_graph.detach(), without, rtol=1e-11, atol=1e-15)
 
 
-def test_an_unknown_output_is_refused(network, batch):
+@pytest.mark.parametrize("mode", BOTH)
+def test_an_unknown_output_is_refused(network, batch, mode):
     images, _, class_indices, _ = batch
     with pytest.raises(ValueError, match="logit, log_softmax"):
-        shared_input_gradients(network, images, class_indices, output="softmax")
+        input_gradients(network, images, class_indices, output="softmax", **BOTH[mode])
 
 
 def parameter_gradients(network, batch, mode, **options):
     images, labels, class_indices, targets = batch
     chosen = {"weight": 1.5, "classes": CLASSES, "output": "log_softmax", "scaling": "all", **options}
     network.zero_grad()
-    terms = pag_objective(network, images, labels, class_indices, targets, differentiation=mode, **chosen)
+    terms = pag_objective(network, images, labels, class_indices, targets, **BOTH[mode], **chosen)
     terms.total.backward()
     return terms, torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
 
 @pytest.mark.parametrize("output", ["logit", "log_softmax"])
-def test_shared_equals_repeat_without_batch_norm(network, batch, output):
-    (first, shared), (second, repeat) = (parameter_gradients(network, batch, mode, output=output) for mode in BOTH)
-    assert ((shared - repeat).norm() / repeat.norm()).item() <= 1e-12
+def test_all_modes_are_equal_without_batch_norm(network, batch, output):
+    (first, adjoint), (second, repeat) = (parameter_gradients(network, batch, mode, output=output) for mode in BOTH)
+    assert ((adjoint - repeat).norm() / repeat.norm()).item() <= 1e-12
     assert first.total.item() == pytest.approx(second.total.item(), rel=1e-13)
 
 
@@ -239,9 +243,9 @@ def preset_total(classes, drawn, scaling, weight):
     targets = torch.randn(5, drawn, 1, 4, 4, dtype=torch.float64)
     terms = pag_objective(
         network, images, labels, class_indices, targets, weight=weight, classes=classes, output="log_softmax",
-        scaling=scaling, differentiation="shared",
+        scaling=scaling, **BOTH["adjoint"],
     )  # fmt: skip
-    _, gradients = shared_input_gradients(network, images, class_indices, output="log_softmax")
+    _, gradients = input_gradients(network, images, class_indices, output="log_softmax", **BOTH["adjoint"])
     mean = np.mean([1 - loop_cosine(gradients[b, k], targets[b, k]) for b in range(5) for k in range(drawn)])
     return (terms.total - terms.cross_entropy).item(), mean
 
@@ -269,11 +273,11 @@ def test_drawing_k_of_c_is_unbiased(network, batch):
     every = torch.arange(CLASSES).expand(BATCH, CLASSES)
     all_targets = torch.randn(BATCH, CLASSES, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     options = {"weight": 2.0}
-    _, full = parameter_gradients(network, (images, labels, every, all_targets), "shared", **options)
+    _, full = parameter_gradients(network, (images, labels, every, all_targets), "adjoint", **options)
     for drawn in (1, 2, 3):
         found = [
             parameter_gradients(
-                network, (images, labels, every[:, list(subset)], all_targets[:, list(subset)]), "shared", **options
+                network, (images, labels, every[:, list(subset)], all_targets[:, list(subset)]), "adjoint", **options
             )[1]
             for subset in itertools.combinations(range(CLASSES), drawn)
         ]
@@ -333,7 +337,7 @@ def test_attention_has_a_second_derivative(mode):
     images, targets = torch.rand(2, 1, 6, 4), torch.randn(2, 2, 1, 6, 4)
     terms = pag_objective(
         network, images, torch.tensor([0, 1]), torch.tensor([[0, 1], [2, 0]]), targets, weight=1.0, classes=3,
-        output="logit", scaling="all", differentiation=mode,
+        output="logit", scaling="all", **BOTH[mode],
     )  # fmt: skip
     terms.total.backward()
     assert network.project.weight.grad.abs().sum() > 0

@@ -77,7 +77,7 @@ REFUSED_VALUES = [
     ("objective.output", "softmax", ["objective.output", "logit, log_softmax", "did you mean 'log_softmax'"]),
     ("objective.classes_per_step", 0, ["objective.classes_per_step"]),
     ("objective.scaling", "sum", ["objective.scaling", "all, drawn"]),
-    ("objective.differentiation", "repeated", ["objective.differentiation", "did you mean 'repeat'"]),
+    ("objective.batch_norm", "repeated", ["objective.batch_norm", "did you mean 'repeat'"]),
     ("objective.weight_warmup", 0.5, ["objective.weight_warmup", "0.5"]),
     ("objective.weight_warmup", {"factor": 0, "epochs": 5}, ["objective.weight_warmup.factor", "0"]),
     ("objective.weight_warmup", {"factor": 0.5, "epoch": 5}, ["weight_warmup.epoch is an unknown key", "'epochs'?"]),

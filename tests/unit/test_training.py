@@ -288,14 +288,14 @@ def test_batch_norm_state_survives_a_kill(tmp_path, make_trainer):
         trainer.__post_init__()
         return trainer
 
-    whole = with_norm(make_trainer(RunFolder(tmp_path / "whole"), **{"objective.differentiation": "repeat"}))
+    whole = with_norm(make_trainer(RunFolder(tmp_path / "whole"), **{"objective.batch_norm": "repeat"}))
     torch.manual_seed(1)
     whole.run(tmp_path / "a")
-    broken = with_norm(make_trainer(KilledFolder(tmp_path / "run", 1), **{"objective.differentiation": "repeat"}))
+    broken = with_norm(make_trainer(KilledFolder(tmp_path / "run", 1), **{"objective.batch_norm": "repeat"}))
     torch.manual_seed(1)
     with pytest.raises(Killed):
         broken.run(tmp_path / "b")
-    resumed = with_norm(make_trainer(RunFolder(tmp_path / "run"), **{"objective.differentiation": "repeat"}))
+    resumed = with_norm(make_trainer(RunFolder(tmp_path / "run"), **{"objective.batch_norm": "repeat"}))
     torch.manual_seed(2)
     resumed.run(tmp_path / "b")
     for name, tensor in whole.classifier.state_dict().items():

@@ -1,0 +1,69 @@
+"""Statistics of the global batch in batch-norm, differentiable, also where several processes share the batch."""
+
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over processes; its derivative is the sum of the derivatives, itself differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = _SumOverProcesses.apply(gradient)
+        return total
+
+
+def shares_batch() -> bool:
+    """Whether several processes share each batch."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def over_processes(partial: torch.Tensor) -> torch.Tensor:
+    """The sum of `partial` over all processes; `partial` itself where there is one."""
+    if not shares_batch():
+        return partial
+    total: torch.Tensor = _SumOverProcesses.apply(partial)
+    return total
+
+
+def batch_dimensions(features: torch.Tensor) -> tuple[int, ...]:
+    """The dimensions of [B, C, ...] that batch-norm takes its statistics over."""
+    return (0, *range(2, features.dim()))
+
+
+def batch_statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean and (biased) variance [C] of features [B, C, ...] over the global batch, and the number of values of each.
+
+    At least float32, so that statistics of half-precision features do not lose their digits.
+    """
+    dims = batch_dimensions(features)
+    features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    count = features.numel() / features.shape[1]
+    if not shares_batch():
+        variance, mean = torch.var_mean(features, dims, correction=0)
+        return mean, variance, count
+    counted = features.new_tensor(count)
+    distributed.all_reduce(counted)
+    total = float(counted)
+    mean = over_processes(features.sum(dims)) / total
+    channels = [1, -1] + [1] * (features.dim() - 2)
+    variance = over_processes((features - mean.view(channels)).square().sum(dims)) / total
+    return mean, variance, total
+
+
+def update_running_statistics(
+    running_mean: torch.Tensor, running_variance: torch.Tensor,
+    mean: torch.Tensor, variance: torch.Tensor, count: float, momentum: float,
+) -> None:  # fmt: skip
+    """What a batch-norm layer in train mode adds to its running mean and (unbiased) variance, in place."""
+    unbiased = count / max(count - 1, 1)
+    running_mean.mul_(1 - momentum).add_(mean.detach(), alpha=momentum)
+    running_variance.mul_(1 - momentum).add_(variance.detach(), alpha=momentum * unbiased)
