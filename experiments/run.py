@@ -1,0 +1,279 @@
+"""An experiment of several classifiers as one resumable command, without DVC: a machine needs only the Python packages.
+
+    python experiments/run.py experiments/cifar10_resnet18.yaml --images FOLDER --work FOLDER --size small
+
+Every step is a stage of the pipeline in a folder of its own below `--work`. A finished step is not run again as long as
+the parameters and code files that dvc.yaml names for its stage, and the steps before it, are the same; a killed one goes
+on from its checkpoint.
+"""
+
+import datetime
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+import typer
+import yaml
+
+from pag_core.artifacts import digest, file_digest, replacing_folder, write_json
+
+SPLITS = ("train", "test")
+SMALL_FILES = ("metrics", "timings", "curves")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the pipeline: its name in dvc.yaml, the folder it runs in, and the steps whose outputs it reads."""
+
+    name: str
+    stage: str
+    folder: str
+    after: tuple[str, ...]
+
+
+def steps_of(classifiers: dict[str, Any]) -> list[Step]:
+    """The steps in their order: what all share, then train, attack and score each classifier."""
+    sources = sorted({chosen["source"] for chosen in classifiers.values()})
+    steps = [
+        Step("prepare", "prepare", "common", ()),
+        Step("vanilla train", "baseline", "common", ("prepare",)),
+        Step("vanilla autoattack", "baseline_autoattack", "common", ("vanilla train",)),
+    ]
+    if "sbg" in sources:
+        steps.append(Step("diffusion", "diffusion", "common", ("prepare",)))
+    for source in sources:
+        steps.append(Step(source, source, "common", ("diffusion",) if source == "sbg" else ("prepare",)))
+    for name, chosen in classifiers.items():
+        train = f"{name} train"
+        steps += [
+            Step(train, "train", name, (chosen["source"],)),
+            Step(f"{name} autoattack", "autoattack", name, (train, "vanilla autoattack")),
+            Step(f"{name} alignment", "alignment", name, (train, "vanilla train")),
+        ]
+    return steps
+
+
+def laid_over(params: dict[str, Any], *layers: dict[str, Any]) -> dict[str, Any]:
+    """`params` with the values of `layers` in place of its own; a section keeps what a layer does not name."""
+    merged = dict(params)
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            # grids of radii are values, not sections
+            merged[key] = laid_over(merged[key], value) if both and not key.endswith("radii") else value
+    return merged
+
+
+def stages() -> dict[str, dict[str, Any]]:
+    """The stages that dvc.yaml and its companion describe."""
+    described: dict[str, dict[str, Any]] = {}
+    for file in (CHECKOUT / "dvc.yaml", CHECKOUT / "stages/gradients/dvc.yaml"):
+        described |= yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]
+    return described
+
+
+def value_at(params: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = params
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def identity(stage: dict[str, Any], params: dict[str, Any], before: list[str], images: str) -> str:
+    """A fingerprint of what a step's result depends on."""
+    code = {name: file_digest(CHECKOUT / name) for name in stage["deps"] if name.endswith(".py")}
+    values = {key: value_at(params, key) for key in stage.get("params", []) if key != "image_folder"}
+    return digest({"command": stage["cmd"], "code": code, "params": values, "before": before, "images": images})
+
+
+def arrange_images(images: Path, place: Path, classes: list[str] | None) -> str:
+    """Make `place` an image folder of the classes from `images`, which holds train and test as folders or .tar.* files.
+
+    Returns a fingerprint of where they came from.
+    """
+    found = {split: [images / split, *sorted(images.glob(f"{split}.tar*"))] for split in SPLITS}
+    chosen = {split: next((path for path in paths if path.exists()), None) for split, paths in found.items()}
+    for split, path in chosen.items():
+        if path is None:
+            raise typer.BadParameter(f"{images} holds neither {split}/ nor {split}.tar.*", param_hint="--images")
+    origin = {split: file_digest(path) if path and path.is_file() else str(path) for split, path in chosen.items()}
+    mark = digest({"origin": origin, "classes": classes})
+    if (place / "origin.json").exists() and json.loads((place / "origin.json").read_text())["mark"] == mark:
+        return mark
+    shutil.rmtree(place, ignore_errors=True)
+    with replacing_folder(place) as partial:
+        for split, path in chosen.items():
+            assert path is not None
+            if path.is_dir():
+                (partial / split).mkdir()
+                for folder in path.iterdir():
+                    if folder.is_dir() and (classes is None or folder.name in classes):
+                        (partial / split / folder.name).symlink_to(folder.resolve())
+            else:
+                _extract(path, partial, split, classes)
+        write_json(partial / "origin.json", {"mark": mark, "origin": origin, "classes": classes})
+    return mark
+
+
+def _extract(archive: Path, folder: Path, split: str, classes: list[str] | None) -> None:
+    with tarfile.open(archive) as file:
+        members = [
+            member
+            for member in file
+            if member.isfile() and Path(member.name).parts[0] == split
+            and (classes is None or Path(member.name).parts[1] in classes)
+        ]  # fmt: skip
+        if not members:
+            raise typer.BadParameter(f"{archive} holds no {split}/CLASS/*", param_hint="--images")
+        file.extractall(folder, members, filter="data")
+
+
+@dataclass
+class Experiment:
+    """The folders, parameters and finished steps of one run."""
+
+    work: Path
+    params: dict[str, dict[str, Any]]  # of each folder below `work`
+    images: str
+
+    def __post_init__(self) -> None:
+        self.described = stages()
+        self.record = self.work / "steps.json"
+        self.done: dict[str, dict[str, Any]] = json.loads(self.record.read_text()) if self.record.exists() else {}
+        for folder, params in self.params.items():
+            place = self.work / folder
+            (place / "data").mkdir(parents=True, exist_ok=True)
+            (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+            if folder != "common":
+                for name in (f"{params['dataset']}.zarr", "gradients", "baseline", "attacks", "diffusion"):
+                    link = place / "data" / name
+                    if not link.is_symlink():
+                        link.symlink_to(Path("../../common/data") / name)
+
+    def run(self, step: Step) -> None:
+        """Run a step unless it is done; ends the program with its exit code if it fails."""
+        stage = self.described[step.stage]
+        before = [self.done[name]["identity"] for name in step.after]
+        mark = identity(stage, self.params[step.folder], before, self.images)
+        if self.done.get(step.name, {}).get("identity") == mark:
+            print(f"{step.name}: done before ({self.done[step.name]['finished']})", flush=True)
+            return
+        print(f"\n=== {step.name}: {stage['cmd']}", flush=True)
+        start = time.perf_counter()
+        _, script, *options = stage["cmd"].split()
+        command = [sys.executable, str(CHECKOUT / script), *options]
+        code = subprocess.run(command, cwd=self.work / step.folder, check=False).returncode
+        if code:
+            print(f"{step.name} ended with exit code {code}; the same command goes on from here", file=sys.stderr)
+            sys.exit(code)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.done[step.name] = {
+            "identity": mark, "seconds": round(time.perf_counter() - start, 1), "finished": now,
+        }  # fmt: skip
+        write_json(self.record, self.done)
+
+
+def results(experiment: Experiment, classifiers: dict[str, Any], published: dict[str, Any], size: str) -> dict[str, Any]:
+    """Accuracies in percent of each classifier beside the published ones, and the seconds of each step."""
+    rows: dict[str, Any] = {}
+    for name in classifiers:
+        metrics = experiment.work / name / "metrics"
+        attacked = json.loads((metrics / "autoattack.json").read_text())
+        for who, key in ((name, "model"), ("vanilla", "baseline")):
+            rows[who] = {"autoattack": attacked[key], "images": attacked["images"], "published": published.get(who)}
+        alignment = json.loads((metrics / "alignment.json").read_text())
+        training = json.loads((metrics / "training.json").read_text())
+        rows[name] |= {"alignment": alignment, "validation": training["validation"]}
+    return {
+        "size": size,
+        "classifiers": rows,
+        "seconds": {name: done["seconds"] for name, done in experiment.done.items()},
+    }
+
+
+def bring_out(experiment: Experiment, out: Path, summary: dict[str, Any]) -> None:
+    """Copy metrics, timings, curves, cards and parameters to `out`, and write results.json there."""
+    for folder in experiment.params:
+        place = experiment.work / folder
+        for name in SMALL_FILES:
+            if (place / name).exists():
+                shutil.copytree(place / name, out / folder / name, dirs_exist_ok=True)
+        for card in (*place.glob("data/*/card.json"), place / "params.yaml"):
+            if card.parent.is_symlink():
+                continue
+            target = out / folder / (card.parent.name + "_" + card.name if card.name == "card.json" else card.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(card, target)
+    write_json(out / "results.json", summary)
+
+
+def main(
+    description: Annotated[Path, typer.Argument(help="The experiment, for example experiments/cifar10_resnet18.yaml.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with train and test, as folders or .tar.* files; none: torchvision's CIFAR-10.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Where the steps work; give the same folder to go on.")] = Path("work"),
+    out: Annotated[Path | None, typer.Option(help="Copy metrics and small files here when all is done.")] = None,
+    size: Annotated[str, typer.Option(help="Which of the description's sizes.")] = "full",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-S", help="A parameter, as train.epochs=10; NAME:train.epochs=10 of one classifier.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this step.")] = None,
+) -> None:
+    """Run every step that is not done, and write what came out."""
+    described = yaml.safe_load(description.read_text(encoding="utf-8"))
+    if size not in described["sizes"]:
+        raise typer.BadParameter(f"{size} is not one of: {', '.join(described['sizes'])}", param_hint="--size")
+    chosen, classifiers = dict(described["sizes"][size]), described["classifiers"]
+    classes = chosen.pop("classes", None)
+    base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
+    common = laid_over(base, described["params"], chosen)
+    if images is None:
+        common["dataset"], mark = "cifar10", "torchvision"
+    else:
+        common["image_folder"] = str((work / "images").resolve())
+        mark = arrange_images(images, work / "images", classes)
+    params = {"common": common} | {name: laid_over(common, layer) for name, layer in classifiers.items()}
+    for text in change or []:
+        _set(params, text)
+    experiment = Experiment(work, params, mark)
+    for step in steps_of(classifiers):
+        experiment.run(step)
+        if step.name == until:
+            return
+    summary = results(experiment, classifiers, described.get("published", {}), size)
+    write_json(work / "results.json", summary)
+    if out is not None:
+        bring_out(experiment, out, summary)
+    print(json.dumps(summary["classifiers"], indent=1))
+    print(f"\n{(out or work) / 'results.json'}")
+
+
+def _set(params: dict[str, dict[str, Any]], text: str) -> None:
+    key, separator, value = text.partition("=")
+    folder, colon, rest = key.partition(":")
+    targets, dotted = ([folder], rest) if colon else (list(params), key)
+    *sections, last = dotted.split(".")
+    for target in targets:
+        place: Any = params.get(target)
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not separator or not isinstance(place, dict) or last not in place:
+            raise typer.BadParameter(f"{text}: no such parameter (SECTION.KEY=VALUE)", param_hint="--set")
+        place[last] = yaml.safe_load(value)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
