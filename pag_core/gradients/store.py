@@ -1,4 +1,4 @@
-"""The gradient store: target gradients g(x, c) on disk as Zarr v3, and one way to read them whatever their source.
+"""The gradient store: target gradients g(x, c) on disk as Zarr v3.
 
 Four kinds: `none` (vanilla), `representatives` (OI, CM: one image per class), `neighbours` (NN: indices of training
 images) and `dense` (SBG: every gradient, quantised, one shard per run of images). The first three compute
@@ -8,7 +8,7 @@ images) and `dense` (SBG: every gradient, quantised, one shard per run of images
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,58 +18,13 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigLike
 
 from pag_core.artifacts import replacing_folder
-from pag_core.datasets.prepared import Dataset, Split, consolidate_metadata
+from pag_core.datasets.prepared import Dataset, consolidate_metadata
 from pag_core.errors import StoreError
 from pag_core.gradients.manifest import read_manifest, require_same_origin, write_manifest
+from pag_core.gradients.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
 
 # a chunk of zeros would otherwise not be written, and a missing file be no sign of damage
 WRITE_ZEROS: ArrayConfigLike = {"write_empty_chunks": True}
-
-
-class TargetGradients(Protocol):
-    """Target gradients of one split."""
-
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        """g(x, c) up to a positive factor for images int64 [B] and classes int64 [B, K]: float32 [B, K, C, H, W]."""
-        ...
-
-
-class RepresentativeGradients:
-    """`g(x, c) = r_c - x` (OI and CM, Section 4.1)."""
-
-    def __init__(self, representatives: torch.Tensor, split: Split) -> None:
-        self.representatives = representatives
-        self.split = split
-
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        return self.representatives[class_indices] - self.split.pixels(image_indices)[:, None]
-
-
-class NeighbourGradients:
-    """`g(x, c) = r(x, c) - x` (NN, Eq. 6); the representatives are training images."""
-
-    def __init__(self, neighbours: torch.Tensor, split: Split, train: Split) -> None:
-        self.neighbours = neighbours
-        self.split = split
-        self.train = train
-
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        chosen = self.neighbours[image_indices].gather(1, class_indices).long()
-        nearest: torch.Tensor = self.train.pixels(chosen.flatten()).unflatten(0, tuple(chosen.shape))
-        return nearest - self.split.pixels(image_indices)[:, None]
-
-
-class DenseGradients:
-    """Stored gradients, resident on the device: codes [N, classes, C, H, W] times a scale [N, classes]."""
-
-    def __init__(self, codes: torch.Tensor, scales: torch.Tensor) -> None:
-        self.codes = codes
-        self.scales = scales
-
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        rows = image_indices[:, None]
-        scales = self.scales[rows, class_indices][..., None, None, None]
-        return self.codes[rows, class_indices].to(torch.float32) * scales
 
 
 def quantised(gradients: torch.Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
