@@ -135,6 +135,14 @@ class GradientStoreParams(Section):
         return self
 
 
+class FeedParams(Section):
+    """How a dense store's gradients reach the training."""
+
+    mode: Literal["auto", "resident", "memory_map", "shuffled_window"]
+    budget_gb: PositiveReal | None
+    window_shards: PositiveInt
+
+
 class ClassifierParams(Section):
     """Options of the architecture; None takes its own."""
 
@@ -240,6 +248,7 @@ class Params(Section):
     diffusion: DiffusionParams
     sbg: ScoreBasedParams
     gradient_store: GradientStoreParams
+    feed: FeedParams
     classifier: ClassifierParams
     train: TrainParams
     objective: ObjectiveParams

@@ -6,7 +6,6 @@ images) and `dense` (SBG: every gradient, quantised, one shard per run of images
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pag_core.artifacts import replacing_folder
 from pag_core.datasets.prepared import Dataset, consolidate_metadata
 from pag_core.errors import StoreError
 from pag_core.gradients.manifest import read_manifest, require_same_origin, write_manifest
+from pag_core.gradients.shards import ShardedArray, checked
 from pag_core.gradients.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
 
 # a chunk of zeros would otherwise not be written, and a missing file be no sign of damage
@@ -192,34 +192,12 @@ def open_gradients(
             neighbours = _read_whole(path, f"{split}/neighbours", device)
             return NeighbourGradients(neighbours, images, dataset.splits["train"].to(device))
         case "dense":
-            return DenseGradients(
-                _read_shards(path, f"{split}/gradient", device), _read_shards(path, f"{split}/scale", device)
-            )
+            codes, scales = (ShardedArray(path, f"{split}/{name}").resident(device) for name in ("gradient", "scale"))
+            return DenseGradients(codes, scales)
         case kind:
             raise StoreError(f"{path} holds no gradients (kind {kind!r}): it stands for vanilla training")
 
 
-def _checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
-    try:
-        return np.asarray(read())
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise StoreError(f"{path}: {place} is damaged ({error}); remove the store and run its stage again") from error
-
-
 def _read_whole(path: Path, name: str, device: torch.device) -> torch.Tensor:
     root = zarr.open_group(path, mode="r", use_consolidated=True)
-    return torch.from_numpy(_checked(path, name, lambda: root[name][:])).to(device)  # type: ignore[index]
-
-
-def _read_shards(path: Path, name: str, device: torch.device) -> torch.Tensor:
-    """Stream an array into one resident tensor, shard by shard, so that damage is told by its shard."""
-    array = zarr.open_group(path, mode="r", use_consolidated=True)[name]
-    assert isinstance(array, zarr.Array)
-    per_shard = (array.shards or array.chunks)[0]
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    whole = torch.empty(array.shape, dtype=dtype, device=device)
-    for number, start in enumerate(range(0, array.shape[0], per_shard)):
-        rows = slice(start, min(start + per_shard, array.shape[0]))
-        values = _checked(path, f"shard {number} of {name}", lambda rows=rows: array[rows])  # type: ignore[misc]
-        whole[rows] = torch.from_numpy(values).to(device)
-    return whole
+    return torch.from_numpy(checked(path, name, lambda: root[name][:])).to(device)  # type: ignore[index]

@@ -42,7 +42,8 @@ class TargetGradients(ABC):
     """Target gradients of one split.
 
     `ahead` is how many batches a reader should ask for in advance, in one background thread and in the order of training;
-    0 where they are at hand on the device. `window` is the number of shards that an epoch's order mixes, 0 for all.
+    0 where they are at hand on the device. `window` is the number of shards within which an epoch's order mixes images; 0
+    stands for all.
     """
 
     ahead = 0
@@ -62,6 +63,9 @@ class TargetGradients(ABC):
     def epoch_order(self, images: int, *, seed: int, epoch: int) -> torch.Tensor:
         """The order in which an epoch visits the images: int64 [images] on the CPU, a stream of its own each epoch."""
         return plain_order(images, seed=seed, epoch=epoch)
+
+    def close(self) -> None:  # noqa: B027
+        """End what runs in the background; a later `rows` begins it anew."""
 
 
 def plain_order(images: int, *, seed: int, epoch: int) -> torch.Tensor:

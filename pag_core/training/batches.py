@@ -85,9 +85,11 @@ class Batches:
             self.fetcher = ThreadPoolExecutor(1, thread_name_prefix="target gradients")
 
     def close(self) -> None:
-        """End the background thread; what it has not begun is dropped."""
+        """End the background threads; what they have not begun is dropped."""
         if self.fetcher is not None:
             self.fetcher.shutdown(cancel_futures=True)
+        if self.targets is not None:
+            self.targets.close()
 
     def size(self, step: int) -> int:
         """The number of images of a step; the last of an epoch may have fewer."""

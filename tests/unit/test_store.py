@@ -10,20 +10,12 @@ import torch
 from pag_core.checkpoint import RunFolder
 from pag_core.errors import StoreError
 from pag_core.gradients.distillation import distill
-from pag_core.gradients.manifest import file_record, read_manifest
+from pag_core.gradients.manifest import read_manifest
 from pag_core.gradients.score_based import averaged_score_based_gradients
 from pag_core.gradients.store import DenseStoreWriter, open_gradients, quantised, write_small_store
 from pag_core.params import GradientStoreParams, ScoreBasedParams
 from pag_core.randomness import generator
-
-MADE_FROM = {"diffusion model": "a" * 64}
-
-
-def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
-    draws = torch.Generator().manual_seed(seed)
-    # magnitudes over six orders, as gradients of sure and unsure images have
-    scale = 10.0 ** (6 * torch.rand(count, classes, 1, 1, 1, generator=draws) - 6)
-    return scale * torch.randn(count, classes, *shape, generator=draws)
+from tests.samples import MADE_FROM, flip, gaussian, write_dense
 
 
 def cosines(a, b):
@@ -66,20 +58,6 @@ def test_gradients_that_are_not_finite_are_refused(bad):
         quantised(gradients, "int8")
 
 
-def write_dense(path, work, dataset, gradients, dtype="int8", made_from=MADE_FROM, skip=()):
-    writer = DenseStoreWriter(
-        work, dataset, images={name: len(part) for name, part in gradients.items()}, dtype=dtype, images_per_shard=8,
-        images_per_chunk=4,
-    )  # fmt: skip
-    finished = {}
-    for split, number, rows in writer.shards():
-        if (split, number) in skip:
-            continue
-        writer.write_shard(split, rows, gradients[split][rows])
-        finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
-    writer.finish(path, "sbg", made_from, {"seed": 1}, {"draw_cosine": 0.5}, finished)
-
-
 @pytest.fixture
 def gradients():
     return {"train": gaussian(36), "test": gaussian(10, seed=1)}
@@ -107,12 +85,6 @@ def test_dense_round_trip(tmp_path, dataset, gradients, cpu, dtype):
         for b in range(3):
             for k in range(2):
                 assert torch.equal(found[b, k], expected[indices[b], class_indices[b, k]])
-
-
-def flip(path, position):
-    whole = bytearray(path.read_bytes())
-    whole[position] ^= 0x01
-    path.write_bytes(whole)
 
 
 def read_everything(path, dataset, cpu):
