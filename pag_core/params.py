@@ -111,11 +111,14 @@ class DiffusionParams(Section):
 
 
 class ScoreBasedParams(Section):
-    """SBG: noise level, draws and images at once of the distillation (Eq. 8)."""
+    """SBG: noise level, draws, images at once and precision of the distillation (Eq. 8)."""
 
     timestep: Annotated[int, Field(ge=0, strict=True)]
     draws: PositiveInt
     batch_size: PositiveInt
+    precision: Literal["float32", "tf32", "bfloat16", "float16"]
+    min_cosine: Annotated[Real, Field(gt=0, le=1)]
+    compile: Annotated[bool, Field(strict=True)]
 
 
 class GradientStoreParams(Section):

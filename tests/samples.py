@@ -8,7 +8,7 @@ import torch
 
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.gradients.manifest import file_record
-from pag_core.gradients.store import DenseStoreWriter
+from pag_core.gradients.store import DenseStoreWriter, quantised
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE_FROM = {"diffusion model": "a" * 64}
@@ -51,7 +51,8 @@ def write_dense(path, work, dataset, gradients, dtype="int8", made_from=MADE_FRO
     for split, number, rows in writer.shards():
         if (split, number) in skip:
             continue
-        writer.write_shard(split, rows, gradients[split][rows])
+        codes, scales = quantised(gradients[split][rows], dtype)
+        writer.write_shard(split, rows, codes.numpy(), scales.numpy())
         finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
     writer.finish(path, "sbg", made_from, {"seed": 1}, {"draw_cosine": 0.5}, finished)
 

@@ -27,21 +27,19 @@ from pag_core.gradients.targets import DenseGradients, NeighbourGradients, Repre
 WRITE_ZEROS: ArrayConfigLike = {"write_empty_chunks": True}
 
 
-def quantised(gradients: torch.Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Codes of `dtype` [B, classes, C, H, W] and scales float32 [B, classes] with `g = code * scale`.
+def quantised(gradients: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of `dtype` [B, classes, C, H, W] and scales float32 [B, classes] with `g = code * scale`, on their device.
 
-    int8 spreads the largest absolute value of each (image, class) over 127; float16 and float32 over 1.
-    Raises StoreError if a gradient is not finite.
+    int8 spreads the largest absolute value of each (image, class) over 127; float16 and float32 over 1. A gradient that is
+    not finite has a scale that is not, which `DenseStoreWriter.write_shard` refuses.
     """
-    if not torch.isfinite(gradients).all():
-        raise StoreError("a gradient to be stored is not finite; the diffusion model that made it has diverged")
     largest = gradients.abs().flatten(2).amax(2)
     steps = 127 if dtype == "int8" else 1
     scales = largest / steps
     codes = gradients / torch.where(scales > 0, scales, 1)[..., None, None, None]
     if dtype == "int8":
         codes = codes.round()
-    return codes.cpu().numpy().astype(dtype), scales.cpu().numpy().astype(np.float32)
+    return codes.to(getattr(torch, dtype)), scales.to(torch.float32)
 
 
 def _header(
@@ -82,7 +80,8 @@ def write_small_store(
 class DenseStoreWriter:
     """Writes a dense store shard by shard into a folder of its own; `finish` makes it a store.
 
-    A shard is written whole by one writer, so several processes may each write other shards of one store.
+    A shard is written whole by one writer, so several processes may each write other shards of one store; the one that
+    `leads` makes it first, and removes what a killed writer left.
     """
 
     def __init__(
@@ -94,20 +93,22 @@ class DenseStoreWriter:
         dtype: str,
         images_per_shard: int,
         images_per_chunk: int,
+        leads: bool = True,
     ) -> None:
         self.folder = folder
         self.dataset = dataset
         self.images = images
         self.dtype = dtype
         self.images_per_shard = images_per_shard
-        if not (folder / "zarr.json").exists():
+        if leads and not (folder / "zarr.json").exists():
             with replacing_folder(folder) as partial:
                 root = zarr.create_group(partial, zarr_format=3)
                 for split, count in images.items():
                     self._create_arrays(root, split, count, images_per_chunk)
                 consolidate_metadata(partial)
-        for orphan in folder.rglob("*.partial"):
-            orphan.unlink()
+        if leads:
+            for orphan in folder.rglob("*.partial"):
+                orphan.unlink()
         self.root = zarr.open_group(folder, mode="r+", use_consolidated=True)
 
     def _create_arrays(self, root: zarr.Group, split: str, count: int, images_per_chunk: int) -> None:
@@ -140,9 +141,10 @@ class DenseStoreWriter:
         """The files of a shard, relative to the store: its gradients and its scales."""
         return [f"{split}/gradient/c/{number}/0/0/0/0", f"{split}/scale/c/{number}/0"]
 
-    def write_shard(self, split: str, images: slice, gradients: torch.Tensor) -> None:
-        """Write the gradients float32 [B, classes, C, H, W] of one whole shard."""
-        codes, scales = quantised(gradients, self.dtype)
+    def write_shard(self, split: str, images: slice, codes: NDArray[Any], scales: NDArray[np.float32]) -> None:
+        """Write one whole shard as `quantised` gives it; raises StoreError if a gradient is not finite."""
+        if not np.isfinite(scales).all():
+            raise StoreError("a gradient to be stored is not finite; the diffusion model that made it has diverged")
         self._array(f"{split}/gradient")[images] = codes
         self._array(f"{split}/scale")[images] = scales
 
