@@ -183,7 +183,9 @@ class Experiment:
         write_json(self.record, self.done)
 
 
-def results(experiment: Experiment, classifiers: dict[str, Any], published: dict[str, Any], size: str) -> dict[str, Any]:
+def results(
+    experiment: Experiment, classifiers: dict[str, Any], published: dict[str, Any], size: str
+) -> dict[str, Any]:
     """Accuracies in percent of each classifier beside the published ones, and the seconds of each step."""
     rows: dict[str, Any] = {}
     for name in classifiers:
@@ -220,13 +222,15 @@ def bring_out(experiment: Experiment, out: Path, summary: dict[str, Any]) -> Non
 def main(
     description: Annotated[Path, typer.Argument(help="The experiment, for example experiments/cifar10_resnet18.yaml.")],
     images: Annotated[
-        Path | None, typer.Option(help="Folder with train and test, as folders or .tar.* files; none: torchvision's CIFAR-10.")
+        Path | None,
+        typer.Option(help="Folder with train and test, as folders or .tar.* files; none: torchvision's CIFAR-10."),
     ] = None,
     work: Annotated[Path, typer.Option(help="Where the steps work; give the same folder to go on.")] = Path("work"),
     out: Annotated[Path | None, typer.Option(help="Copy metrics and small files here when all is done.")] = None,
     size: Annotated[str, typer.Option(help="Which of the description's sizes.")] = "full",
     change: Annotated[
-        list[str] | None, typer.Option("--set", "-S", help="A parameter, as train.epochs=10; NAME:train.epochs=10 of one classifier.")
+        list[str] | None,
+        typer.Option("--set", "-S", help="A parameter, as train.epochs=10; NAME:train.epochs=10 of one classifier."),
     ] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this step.")] = None,
 ) -> None:

@@ -111,11 +111,14 @@ class DiffusionParams(Section):
 
 
 class ScoreBasedParams(Section):
-    """SBG: noise level, draws and images at once of the distillation (Eq. 8)."""
+    """SBG: noise level, draws, images at once and precision of the distillation (Eq. 8)."""
 
     timestep: Annotated[int, Field(ge=0, strict=True)]
     draws: PositiveInt
     batch_size: PositiveInt
+    precision: Literal["float32", "tf32", "bfloat16", "float16"]
+    min_cosine: Annotated[Real, Field(gt=0, le=1)]
+    compile: Annotated[bool, Field(strict=True)]
 
 
 class GradientStoreParams(Section):
@@ -133,6 +136,14 @@ class GradientStoreParams(Section):
                 f"images_per_shard={self.images_per_shard} must be a multiple of images_per_chunk={self.images_per_chunk}"
             )
         return self
+
+
+class FeedParams(Section):
+    """How a dense store's gradients reach the training."""
+
+    mode: Literal["auto", "resident", "memory_map", "shuffled_window"]
+    budget_gb: PositiveReal | None
+    window_shards: PositiveInt
 
 
 class ClassifierParams(Section):
@@ -251,6 +262,7 @@ class Params(Section):
     diffusion: DiffusionParams
     sbg: ScoreBasedParams
     gradient_store: GradientStoreParams
+    feed: FeedParams
     classifier: ClassifierParams
     train: TrainParams
     objective: ObjectiveParams

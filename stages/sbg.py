@@ -7,15 +7,38 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in
 
 from pag_core.artifacts import write_json
 from pag_core.checkpoint import run_folder
-from pag_core.datasets.prepared import read_dataset
+from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.device import prepare_device
-from pag_core.diffusion.network import load_noise_predictor
+from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
 from pag_core.errors import ParamsError
 from pag_core.gradients.distillation import distill
 from pag_core.gradients.label_effect import label_effect, require_label_effect
-from pag_core.params import load_params
+from pag_core.gradients.precision import direction_check, in_precision, require_direction
+from pag_core.params import Params, load_params
+from pag_core.processes import this_process
 from pag_core.provenance import provenance
 from pag_core.stage import run, stage
+
+
+def _measured(params: Params, predictor: NoisePredictor, teacher: NoisePredictor, dataset: Dataset) -> dict[str, float]:
+    """Write metrics/diffusion.json; raise where the label does nothing, or where `teacher`'s precision turns gradients."""
+    validation, options = dataset.splits["validation"], {"timestep": params.sbg.timestep, "seed": params.seed}
+    measured = label_effect(predictor, validation, batch_size=params.sbg.batch_size, **options)
+    precision = params.sbg.precision
+    if precision != "float32":
+        checked = direction_check(predictor, teacher, validation, batch_size=params.sbg.batch_size, **options)
+        print(
+            f"{precision} against float32 on {checked['precision_images']} images: mean cosine "
+            f"{checked['precision_cosine_mean']:.6f}, lowest {checked['precision_cosine_min']:.6f}; |difference| / |eps| "
+            f"{checked['precision_difference_ratio']:.4f}",
+            flush=True,
+        )
+        measured |= checked
+    write_json(Path("metrics/diffusion.json"), measured)
+    require_label_effect(measured, params.diffusion_checkpoint)
+    if precision != "float32":
+        require_direction(measured, precision, params.sbg.min_cosine)
+    return measured
 
 
 def main() -> None:
@@ -35,15 +58,10 @@ def main() -> None:
             print(
                 f"{checkpoint} was trained on other images of the same classes (fingerprint {saved.card['dataset'][:12]})"
             )
-        measured = label_effect(
-            predictor,
-            dataset.splits["validation"],
-            timestep=params.sbg.timestep,
-            batch_size=params.sbg.batch_size,
-            seed=params.seed,
-        )
-        write_json(Path("metrics/diffusion.json"), measured)
-        require_label_effect(measured, str(checkpoint))
+        compiled_for = dataset.image_shape if params.sbg.compile else None
+        teacher = in_precision(predictor, precision=params.sbg.precision, compiled_for=compiled_for)
+        # companions take over shards of a model that was already checked
+        measured = _measured(params, predictor, teacher, dataset) if this_process().leads else {}
         made_from = {"diffusion model": saved.fingerprint}
         origin = provenance(
             params=params.section("sbg", "gradient_store"),
@@ -54,7 +72,7 @@ def main() -> None:
         with run_folder("sbg", {"params": origin["params"], "seed": params.seed, **origin["inputs"]}, device) as folder:
             distill(
                 Path("data/gradients/sbg.zarr"),
-                predictor,
+                teacher,
                 dataset,
                 sbg=params.sbg,
                 store=params.gradient_store,
@@ -63,6 +81,7 @@ def main() -> None:
                 made_from=made_from,
                 provenance=origin,
                 measured=measured,
+                processes=params.processes,
             )
 
 

@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from pag_core.artifacts import write_json
-from pag_core.checkpoint import run_folder
+from pag_core.checkpoint import RunFolder, run_folder
 from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.device import prepare_device
 from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.fitness import accuracy
+from pag_core.gradients.feed import open_feed
 from pag_core.gradients.manifest import read_manifest
-from pag_core.gradients.store import open_gradients
 from pag_core.params import Params, load_params
 from pag_core.provenance import provenance
 from pag_core.randomness import seed_global_streams
@@ -29,7 +29,7 @@ from pag_core.weights import load_network
 VALIDATION_APGD_STEPS = 20
 
 
-def _alignment(params: Params, dataset: Dataset, store: Path, device: Any) -> Alignment | None:
+def _alignment(params: Params, dataset: Dataset, store: Path, device: Any, folder: RunFolder) -> Alignment | None:
     """The alignment term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
     if params.source == "none" or params.weight == 0:
         return None
@@ -37,7 +37,7 @@ def _alignment(params: Params, dataset: Dataset, store: Path, device: Any) -> Al
     checkpoint = Path(params.diffusion_checkpoint)
     if params.source == "sbg" and checkpoint.exists():
         made_from["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
-    targets = open_gradients(store, dataset, "train", device, made_from=made_from)
+    targets = open_feed(store, dataset, device, params=params.feed, folder=folder, made_from=made_from)
     return Alignment(targets, params.weight, params.objective)
 
 
@@ -73,15 +73,20 @@ def main(
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         sections, inputs = ["arch", "classifier", "train"], {"dataset": dataset.fingerprint}
-        alignment = None
+        store = Path("data/gradients") / f"{params.source}.zarr"
         if not baseline:
-            store = Path("data/gradients") / f"{params.source}.zarr"
-            alignment = _alignment(params, dataset, store, device)
             sections += ["source", "lambda", "objective"]
             inputs["gradient store"] = read_manifest(store)["checksum"]
         origin = provenance(params=params.section(*sections), seed=params.seed, inputs=inputs, device=device)
         options = params.classifier.model_dump()
-        with run_folder(name, {"params": origin["params"], "seed": params.seed, **inputs}, device) as folder:
+        identity = {"params": origin["params"], "seed": params.seed, **inputs}
+        if not baseline and params.feed.mode == "shuffled_window":
+            # the other modes visit the images in one order, and may go on with one another's checkpoints
+            identity["window_shards"] = params.feed.window_shards
+        with run_folder(name, identity, device) as folder:
+            alignment = None if baseline else _alignment(params, dataset, store, device, folder)
+            if alignment is not None and alignment.targets.window:
+                origin["params"]["feed"] = {"mode": "shuffled_window", "window_shards": alignment.targets.window}
             seed_global_streams(params.seed, "classifier")
             classifier = build_classifier(
                 params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes

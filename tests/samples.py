@@ -4,10 +4,14 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pag_core.datasets.labelled_images import LabelledImages
+from pag_core.gradients.manifest import file_record
+from pag_core.gradients.store import DenseStoreWriter, quantised
 
 ROOT = Path(__file__).resolve().parents[1]
+MADE_FROM = {"diffusion model": "a" * 64}
 
 
 def changed(content, changes):
@@ -29,3 +33,31 @@ def make_labelled(classes, per_class, shape, seed, *, centres_seed=0):
     labels = draws.permutation(np.repeat(np.arange(classes), per_class)).astype(np.int64)
     images = np.clip(np.rint(centres[labels] + draws.normal(0, 30, size=(len(labels), *shape))), 0, 255)
     return LabelledImages(images.astype(np.uint8), labels)
+
+
+def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    # magnitudes over six orders, as gradients of sure and unsure images have
+    scale = 10.0 ** (6 * torch.rand(count, classes, 1, 1, 1, generator=draws) - 6)
+    return scale * torch.randn(count, classes, *shape, generator=draws)
+
+
+def write_dense(path, work, dataset, gradients, dtype="int8", made_from=MADE_FROM, skip=()):
+    writer = DenseStoreWriter(
+        work, dataset, images={name: len(part) for name, part in gradients.items()}, dtype=dtype, images_per_shard=8,
+        images_per_chunk=4,
+    )  # fmt: skip
+    finished = {}
+    for split, number, rows in writer.shards():
+        if (split, number) in skip:
+            continue
+        codes, scales = quantised(gradients[split][rows], dtype)
+        writer.write_shard(split, rows, codes.numpy(), scales.numpy())
+        finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
+    writer.finish(path, "sbg", made_from, {"seed": 1}, {"draw_cosine": 0.5}, finished)
+
+
+def flip(path, position):
+    whole = bytearray(path.read_bytes())
+    whole[position] ^= 0x01
+    path.write_bytes(whole)

@@ -1,17 +1,33 @@
-"""Distillation of score-based gradients into a dense store, shard by shard, resumable."""
+"""Distillation of score-based gradients into a dense store, shard by shard, resumable, by one process or several."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pag_core.checkpoint import RunFolder
-from pag_core.datasets.prepared import Dataset
+from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.gradients.manifest import file_record
-from pag_core.gradients.score_based import averaged_score_based_gradients
-from pag_core.gradients.store import DenseStoreWriter
+from pag_core.gradients.score_based import averaged_batches
+from pag_core.gradients.store import DenseStoreWriter, quantised
 from pag_core.loop import progress_bar
 from pag_core.params import GradientStoreParams, ScoreBasedParams
+from pag_core.processes import companions, process_count, this_process
 from pag_core.randomness import generator
+
+# starting a process costs seconds: it must have this many shards to itself to be started unasked
+SHARDS_PER_PROCESS = 8
+
+Shard = tuple[str, int, slice]
+
+
+def distilling_processes(wanted: int | None, device: torch.device, shards: int) -> int:
+    """How many processes share `shards`: `wanted`, or unasked one for each eight shards, at most one a core (or GPU)."""
+    if wanted is not None:
+        return min(wanted, shards)
+    return max(1, min(process_count(None, device), shards // SHARDS_PER_PROCESS))
 
 
 def distill(
@@ -26,47 +42,133 @@ def distill(
     made_from: dict[str, str],
     provenance: dict[str, Any],
     measured: dict[str, float],
+    processes: int | None = 1,
 ) -> None:
     """Write g(x, c) of Eq. 8 for every training image, and for the first held-out test images, to the store `path`.
 
-    Each shard draws its noise from a stream of its own, so the store does not depend on where the work was broken off.
-    Finished shards of a killed run are kept.
+    Each shard draws its noise from a stream of its own, so the store does not depend on where the work was broken off, nor
+    on who wrote which shard. Finished shards of a killed run are kept. Companions of `processes` take their share, and
+    only this process returns; raises CompanionLost if one of them failed.
     """
-    images = {"train": len(dataset.splits["train"]), "test": min(store.held_out_images, len(dataset.splits["test"]))}
-    writer = DenseStoreWriter(
-        folder.path / "store",
-        dataset,
-        images=images,
-        dtype=store.dtype,
-        images_per_shard=store.images_per_shard,
-        images_per_chunk=store.images_per_chunk,
-    )
-    device = predictor.device
-    splits = {name: dataset.splits[name].to(device) for name in images}
+    leads = this_process().leads
+    if leads:
+        folder.forget_claims()
+        open_writer(folder, dataset, store, leads=True)
+    images = images_of(dataset, store)
+    shards = -(-images["train"] // store.images_per_shard) + -(-images["test"] // store.images_per_shard)
+    count = distilling_processes(processes, predictor.device, shards)
+    with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(count):
+        writer = open_writer(folder, dataset, store, leads=False)
+        splits = {name: dataset.splits[name].to(predictor.device) for name in images}
+        with _BackgroundWriter(writer, folder) as background:
+            for split, number, rows in writer.shards():
+                if folder.claim(_unit(split, number)) and not _is_finished(writer, folder, split, number):
+                    _distill_shard(predictor, splits[split], (split, number, rows), sbg, store, seed, background)
+                bar.update(rows.stop - rows.start)
     finished: dict[str, dict[str, Any]] = {}
-    with progress_bar("distillation", sum(images.values()), 0, "image") as bar:
-        for split, number, rows in writer.shards():
-            unit = f"{split}-{number}"
-            records = folder.load_unit(unit)
-            if records is None or not all(
-                _as_recorded(writer.folder / name, record) for name, record in records.items()
-            ):
-                gradients = averaged_score_based_gradients(
-                    predictor,
-                    splits[split].pixels(rows),
-                    timestep=sbg.timestep,
-                    draws=sbg.draws,
-                    batch_size=sbg.batch_size,
-                    noise_stream=generator(device, seed, "distillation", split, number),
-                )
-                writer.write_shard(split, rows, gradients)
-                records = {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
-                folder.save_unit(unit, records)
-            finished.update(records)
-            bar.update(rows.stop - rows.start)
+    for split, number, _ in writer.shards():
+        finished.update(folder.load_unit(_unit(split, number)) or {})
     writer.finish(path, "sbg", made_from, provenance, measured, finished)
 
 
-def _as_recorded(path: Path, record: dict[str, Any]) -> bool:
+def images_of(dataset: Dataset, store: GradientStoreParams) -> dict[str, int]:
+    """The number of images of each split whose gradients are stored."""
+    return {"train": len(dataset.splits["train"]), "test": min(store.held_out_images, len(dataset.splits["test"]))}
+
+
+def open_writer(folder: RunFolder, dataset: Dataset, store: GradientStoreParams, *, leads: bool) -> DenseStoreWriter:
+    """The writer of the store that grows in `folder`."""
+    return DenseStoreWriter(
+        folder.path / "store",
+        dataset,
+        images=images_of(dataset, store),
+        dtype=store.dtype,
+        images_per_shard=store.images_per_shard,
+        images_per_chunk=store.images_per_chunk,
+        leads=leads,
+    )
+
+
+def _unit(split: str, number: int) -> str:
+    return f"{split}-{number}"
+
+
+def _is_finished(writer: DenseStoreWriter, folder: RunFolder, split: str, number: int) -> bool:
     """Whether a shard of an earlier run is still what was written."""
-    return path.exists() and file_record(path) == record
+    records = folder.load_unit(_unit(split, number))
+    return records is not None and all(
+        (writer.folder / name).exists() and file_record(writer.folder / name) == record
+        for name, record in records.items()
+    )
+
+
+def _distill_shard(
+    predictor: NoisePredictor,
+    data: Split,
+    shard: Shard,
+    sbg: ScoreBasedParams,
+    store: GradientStoreParams,
+    seed: int,
+    background: "_BackgroundWriter",
+) -> None:
+    """Compute a shard, in the store's dtype from batch to batch, and hand it to the background writer."""
+    split, number, rows = shard
+    pixels, device = data.pixels(rows), predictor.device
+    pinned = device.type == "cuda"
+    shape = (len(pixels), predictor.no_class, *pixels.shape[1:])
+    codes = torch.empty(shape, dtype=getattr(torch, store.dtype), pin_memory=pinned)
+    scales = torch.empty(shape[:2], dtype=torch.float32, pin_memory=pinned)
+    batches = averaged_batches(
+        predictor,
+        pixels,
+        timestep=sbg.timestep,
+        draws=sbg.draws,
+        batch_size=sbg.batch_size,
+        noise_stream=generator(device, seed, "distillation", split, number),
+    )
+    for part, gradients in batches:
+        for whole, found in zip((codes, scales), quantised(gradients, store.dtype), strict=True):
+            whole[part].copy_(found, non_blocking=pinned)
+    arrived = None
+    if pinned:
+        # the writer waits for the copies; this thread goes on to the next shard
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(device))
+    background.write(shard, codes, scales, arrived)
+
+
+class _BackgroundWriter:
+    """Writes shards in one thread while the next is computed; an error of it is raised at the next shard or the end."""
+
+    def __init__(self, writer: DenseStoreWriter, folder: RunFolder) -> None:
+        self.writer = writer
+        self.folder = folder
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self.pending: Future[None] | None = None
+
+    def __enter__(self) -> "_BackgroundWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self.thread.shutdown(cancel_futures=True)
+
+    def write(self, shard: Shard, codes: torch.Tensor, scales: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
+        """Write a shard once `arrived`; waits for the one before, so that at most two shards are in memory."""
+        self._wait()
+        self.pending = self.thread.submit(self._write, shard, codes, scales, arrived)
+
+    def _wait(self) -> None:
+        if self.pending is not None:
+            self.pending.result()
+
+    def _write(self, shard: Shard, codes: torch.Tensor, scales: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
+        split, number, rows = shard
+        if arrived is not None:
+            arrived.synchronize()
+        self.writer.write_shard(split, rows, codes.numpy(), scales.numpy())
+        records = {name: file_record(self.writer.folder / name) for name in self.writer.files_of(split, number)}
+        self.folder.save_unit(_unit(split, number), records)

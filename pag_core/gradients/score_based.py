@@ -1,5 +1,7 @@
 """Score-Based Gradients (SBG, Section 4.2, Eq. 8): conditional minus unconditional score of a noisy image."""
 
+from collections.abc import Iterator
+
 import torch
 
 from pag_core.diffusion.network import NoisePredictor
@@ -23,7 +25,32 @@ def score_based_gradients(
     return predicted[:, -1:] - predicted[:, :-1]
 
 
-@torch.no_grad()
+def averaged_batches(
+    predictor: NoisePredictor,
+    images: torch.Tensor,
+    *,
+    timestep: int,
+    draws: int,
+    batch_size: int,
+    noise_stream: torch.Generator,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Eq. 8 averaged over `draws` noise draws: float32 [B, classes, C, H, W] for each run of `batch_size` images.
+
+    All noise comes from `noise_stream` in the order of draws, so that the result does not depend on the batch size.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be positive, not {draws}")
+    noises = [torch.randn(images.shape, generator=noise_stream, device=images.device) for _ in range(draws)]
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, min(start + batch_size, len(images)))
+        total: torch.Tensor | None = None
+        for noise in noises:
+            gradients = score_based_gradients(predictor, images[rows], timestep=timestep, noise=noise[rows])
+            total = gradients if total is None else total + gradients
+        assert total is not None
+        yield rows, total / draws
+
+
 def averaged_score_based_gradients(
     predictor: NoisePredictor,
     images: torch.Tensor,
@@ -33,24 +60,8 @@ def averaged_score_based_gradients(
     batch_size: int,
     noise_stream: torch.Generator,
 ) -> torch.Tensor:
-    """Eq. 8 averaged over `draws` noise draws, `batch_size` images at a time: float32 [N, classes, C, H, W].
-
-    All noise comes from `noise_stream` in the order of draws, so that the result does not depend on the batch size.
-    """
-    total: torch.Tensor | None = None
-    for _ in range(draws):
-        noise = torch.randn(images.shape, generator=noise_stream, device=images.device)
-        parts = [
-            score_based_gradients(
-                predictor,
-                images[start : start + batch_size],
-                timestep=timestep,
-                noise=noise[start : start + batch_size],
-            )
-            for start in range(0, len(images), batch_size)
-        ]
-        gradients = torch.cat(parts)
-        total = gradients if total is None else total + gradients
-    if total is None:
-        raise ValueError(f"draws must be positive, not {draws}")
-    return total / draws
+    """All of `averaged_batches` at once: float32 [N, classes, C, H, W]."""
+    batches = averaged_batches(
+        predictor, images, timestep=timestep, draws=draws, batch_size=batch_size, noise_stream=noise_stream
+    )
+    return torch.cat([gradients for _, gradients in batches])

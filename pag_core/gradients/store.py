@@ -1,4 +1,4 @@
-"""The gradient store: target gradients g(x, c) on disk as Zarr v3, and one way to read them whatever their source.
+"""The gradient store: target gradients g(x, c) on disk as Zarr v3.
 
 Four kinds: `none` (vanilla), `representatives` (OI, CM: one image per class), `neighbours` (NN: indices of training
 images) and `dense` (SBG: every gradient, quantised, one shard per run of images). The first three compute
@@ -6,9 +6,8 @@ images) and `dense` (SBG: every gradient, quantised, one shard per run of images
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,75 +17,29 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigLike
 
 from pag_core.artifacts import replacing_folder
-from pag_core.datasets.prepared import Dataset, Split, consolidate_metadata
+from pag_core.datasets.prepared import Dataset, consolidate_metadata
 from pag_core.errors import StoreError
 from pag_core.gradients.manifest import read_manifest, require_same_origin, write_manifest
+from pag_core.gradients.shards import ShardedArray, checked
+from pag_core.gradients.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
 
 # a chunk of zeros would otherwise not be written, and a missing file be no sign of damage
 WRITE_ZEROS: ArrayConfigLike = {"write_empty_chunks": True}
 
 
-class TargetGradients(Protocol):
-    """Target gradients of one split."""
+def quantised(gradients: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of `dtype` [B, classes, C, H, W] and scales float32 [B, classes] with `g = code * scale`, on their device.
 
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        """g(x, c) up to a positive factor for images int64 [B] and classes int64 [B, K]: float32 [B, K, C, H, W]."""
-        ...
-
-
-class RepresentativeGradients:
-    """`g(x, c) = r_c - x` (OI and CM, Section 4.1)."""
-
-    def __init__(self, representatives: torch.Tensor, split: Split) -> None:
-        self.representatives = representatives
-        self.split = split
-
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        return self.representatives[class_indices] - self.split.pixels(image_indices)[:, None]
-
-
-class NeighbourGradients:
-    """`g(x, c) = r(x, c) - x` (NN, Eq. 6); the representatives are training images."""
-
-    def __init__(self, neighbours: torch.Tensor, split: Split, train: Split) -> None:
-        self.neighbours = neighbours
-        self.split = split
-        self.train = train
-
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        chosen = self.neighbours[image_indices].gather(1, class_indices).long()
-        nearest: torch.Tensor = self.train.pixels(chosen.flatten()).unflatten(0, tuple(chosen.shape))
-        return nearest - self.split.pixels(image_indices)[:, None]
-
-
-class DenseGradients:
-    """Stored gradients, resident on the device: codes [N, classes, C, H, W] times a scale [N, classes]."""
-
-    def __init__(self, codes: torch.Tensor, scales: torch.Tensor) -> None:
-        self.codes = codes
-        self.scales = scales
-
-    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
-        rows = image_indices[:, None]
-        scales = self.scales[rows, class_indices][..., None, None, None]
-        return self.codes[rows, class_indices].to(torch.float32) * scales
-
-
-def quantised(gradients: torch.Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Codes of `dtype` [B, classes, C, H, W] and scales float32 [B, classes] with `g = code * scale`.
-
-    int8 spreads the largest absolute value of each (image, class) over 127; float16 and float32 over 1.
-    Raises StoreError if a gradient is not finite.
+    int8 spreads the largest absolute value of each (image, class) over 127; float16 and float32 over 1. A gradient that is
+    not finite has a scale that is not, which `DenseStoreWriter.write_shard` refuses.
     """
-    if not torch.isfinite(gradients).all():
-        raise StoreError("a gradient to be stored is not finite; the diffusion model that made it has diverged")
     largest = gradients.abs().flatten(2).amax(2)
     steps = 127 if dtype == "int8" else 1
     scales = largest / steps
     codes = gradients / torch.where(scales > 0, scales, 1)[..., None, None, None]
     if dtype == "int8":
         codes = codes.round()
-    return codes.cpu().numpy().astype(dtype), scales.cpu().numpy().astype(np.float32)
+    return codes.to(getattr(torch, dtype)), scales.to(torch.float32)
 
 
 def _header(
@@ -127,7 +80,8 @@ def write_small_store(
 class DenseStoreWriter:
     """Writes a dense store shard by shard into a folder of its own; `finish` makes it a store.
 
-    A shard is written whole by one writer, so several processes may each write other shards of one store.
+    A shard is written whole by one writer, so several processes may each write other shards of one store; the one that
+    `leads` makes it first, and removes what a killed writer left.
     """
 
     def __init__(
@@ -139,20 +93,22 @@ class DenseStoreWriter:
         dtype: str,
         images_per_shard: int,
         images_per_chunk: int,
+        leads: bool = True,
     ) -> None:
         self.folder = folder
         self.dataset = dataset
         self.images = images
         self.dtype = dtype
         self.images_per_shard = images_per_shard
-        if not (folder / "zarr.json").exists():
+        if leads and not (folder / "zarr.json").exists():
             with replacing_folder(folder) as partial:
                 root = zarr.create_group(partial, zarr_format=3)
                 for split, count in images.items():
                     self._create_arrays(root, split, count, images_per_chunk)
                 consolidate_metadata(partial)
-        for orphan in folder.rglob("*.partial"):
-            orphan.unlink()
+        if leads:
+            for orphan in folder.rglob("*.partial"):
+                orphan.unlink()
         self.root = zarr.open_group(folder, mode="r+", use_consolidated=True)
 
     def _create_arrays(self, root: zarr.Group, split: str, count: int, images_per_chunk: int) -> None:
@@ -185,9 +141,10 @@ class DenseStoreWriter:
         """The files of a shard, relative to the store: its gradients and its scales."""
         return [f"{split}/gradient/c/{number}/0/0/0/0", f"{split}/scale/c/{number}/0"]
 
-    def write_shard(self, split: str, images: slice, gradients: torch.Tensor) -> None:
-        """Write the gradients float32 [B, classes, C, H, W] of one whole shard."""
-        codes, scales = quantised(gradients, self.dtype)
+    def write_shard(self, split: str, images: slice, codes: NDArray[Any], scales: NDArray[np.float32]) -> None:
+        """Write one whole shard as `quantised` gives it; raises StoreError if a gradient is not finite."""
+        if not np.isfinite(scales).all():
+            raise StoreError("a gradient to be stored is not finite; the diffusion model that made it has diverged")
         self._array(f"{split}/gradient")[images] = codes
         self._array(f"{split}/scale")[images] = scales
 
@@ -237,34 +194,12 @@ def open_gradients(
             neighbours = _read_whole(path, f"{split}/neighbours", device)
             return NeighbourGradients(neighbours, images, dataset.splits["train"].to(device))
         case "dense":
-            return DenseGradients(
-                _read_shards(path, f"{split}/gradient", device), _read_shards(path, f"{split}/scale", device)
-            )
+            codes, scales = (ShardedArray(path, f"{split}/{name}").resident(device) for name in ("gradient", "scale"))
+            return DenseGradients(codes, scales)
         case kind:
             raise StoreError(f"{path} holds no gradients (kind {kind!r}): it stands for vanilla training")
 
 
-def _checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
-    try:
-        return np.asarray(read())
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise StoreError(f"{path}: {place} is damaged ({error}); remove the store and run its stage again") from error
-
-
 def _read_whole(path: Path, name: str, device: torch.device) -> torch.Tensor:
     root = zarr.open_group(path, mode="r", use_consolidated=True)
-    return torch.from_numpy(_checked(path, name, lambda: root[name][:])).to(device)  # type: ignore[index]
-
-
-def _read_shards(path: Path, name: str, device: torch.device) -> torch.Tensor:
-    """Stream an array into one resident tensor, shard by shard, so that damage is told by its shard."""
-    array = zarr.open_group(path, mode="r", use_consolidated=True)[name]
-    assert isinstance(array, zarr.Array)
-    per_shard = (array.shards or array.chunks)[0]
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    whole = torch.empty(array.shape, dtype=dtype, device=device)
-    for number, start in enumerate(range(0, array.shape[0], per_shard)):
-        rows = slice(start, min(start + per_shard, array.shape[0]))
-        values = _checked(path, f"shard {number} of {name}", lambda rows=rows: array[rows])  # type: ignore[misc]
-        whole[rows] = torch.from_numpy(values).to(device)
-    return whole
+    return torch.from_numpy(checked(path, name, lambda: root[name][:])).to(device)  # type: ignore[index]

@@ -7,9 +7,18 @@ from pag_core.errors import ShapeMismatch
 EPSILON = 1e-12
 
 
-def cosine_similarity(input_gradient_BKCHW: torch.Tensor, target_gradient_BKCHW: torch.Tensor) -> torch.Tensor:
+def cosine_similarity(
+    input_gradient_BKCHW: torch.Tensor,
+    target_gradient_BKCHW: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+    target_norm: torch.Tensor | None = None,
+) -> torch.Tensor:
     """`v.u / max(|v| |u|, eps)` over pixels: float [B, K] in [-1, 1]; 0 where either gradient is zero.
 
+    For an augmented image both differ from what differentiating through the augmentation gives, but only in their norms:
+    `mask` (bool [B, 1, H, W]) is False where a pixel came from outside the image, so that its gradient does not count, and
+    `target_norm` (float [B, K]) is |u| of the whole target, of which the crop may have cut a part.
     Raises ShapeMismatch if the two differ in shape.
     """
     if input_gradient_BKCHW.shape != target_gradient_BKCHW.shape:
@@ -17,16 +26,26 @@ def cosine_similarity(input_gradient_BKCHW: torch.Tensor, target_gradient_BKCHW:
             f"input-gradients {list(input_gradient_BKCHW.shape)} and targets {list(target_gradient_BKCHW.shape)} "
             "must have one shape [B, K, C, H, W]"
         )
+    if mask is not None:
+        input_gradient_BKCHW = input_gradient_BKCHW * mask[:, None]
     gradient, target = input_gradient_BKCHW.flatten(2), target_gradient_BKCHW.flatten(2)
+    target_square = target.square().sum(2) if target_norm is None else target_norm.square()
     # squared norms below the square root's clamp have no gradient, where that of a plain norm at zero is NaN
-    norms = (gradient.square().sum(2) * target.square().sum(2)).clamp_min(EPSILON**2).sqrt()
+    norms = (gradient.square().sum(2) * target_square).clamp_min(EPSILON**2).sqrt()
     return (gradient * target).sum(2) / norms
 
 
-def cosine_alignment_loss(input_gradient_BKCHW: torch.Tensor, target_gradient_BKCHW: torch.Tensor) -> torch.Tensor:
+def cosine_alignment_loss(
+    input_gradient_BKCHW: torch.Tensor,
+    target_gradient_BKCHW: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+    target_norm: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Cosine alignment of Eq. 5, `1 - cosine`, summed over the K classes and averaged over the batch: a scalar.
 
-    Scale-free: each class contributes a value in [0, 2]; an all-zero target contributes 1.
-    Raises ShapeMismatch if the two differ in shape.
+    Scale-free: each class contributes a value in [0, 2]; an all-zero target contributes 1. `mask` and `target_norm` as
+    in `cosine_similarity`. Raises ShapeMismatch if the two differ in shape.
     """
-    return (1 - cosine_similarity(input_gradient_BKCHW, target_gradient_BKCHW)).sum(1).mean()
+    similarity = cosine_similarity(input_gradient_BKCHW, target_gradient_BKCHW, mask=mask, target_norm=target_norm)
+    return (1 - similarity).sum(1).mean()

@@ -43,12 +43,15 @@ def pag_objective(
     differentiation: str,
     batch_norm: str,
     compiled: bool = False,
+    mask: torch.Tensor | None = None,
+    target_norm: torch.Tensor | None = None,
 ) -> ObjectiveTerms:
     """Eq. 4 for images float [B, C, H, W], labels int64 [B], classes int64 [B, K], targets float [B, K, C, H, W].
 
     `weight` is lambda. With `scaling` "all" it multiplies the sum over all `classes` C, estimated as C/K times the sum
-    over the K drawn (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). The rest is
-    passed to `input_gradients`.
+    over the K drawn (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). For augmented
+    images `mask` bool [B, 1, H, W] and `target_norm` float [B, K] make the cosine that of the images as they were. The
+    rest is passed to `input_gradients`.
     """
     logits, gradients = input_gradients(
         classifier,
@@ -59,7 +62,7 @@ def pag_objective(
         batch_norm=batch_norm,
         compiled=compiled,
     )
-    alignment = cosine_alignment_loss(gradients, target_gradients)
+    alignment = cosine_alignment_loss(gradients, target_gradients, mask=mask, target_norm=target_norm)
     if scaling == "all":
         alignment = alignment * (classes / class_indices.shape[1])
     cross_entropy = F.cross_entropy(logits, labels)

@@ -1,6 +1,5 @@
 """The classifier's training loop: Eq. 4 over shuffled epochs, resumable at any step."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from torch import nn
 from pag_core.checkpoint import RunFolder
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
-from pag_core.gradients.store import TargetGradients
+from pag_core.gradients.targets import TargetGradients
 from pag_core.loop import CheckpointClock, LossWatch, progress_bar
-from pag_core.objective.pag import ObjectiveTerms, drawn_classes, pag_objective, vanilla_objective
+from pag_core.objective.pag import ObjectiveTerms, pag_objective, vanilla_objective
 from pag_core.params import ObjectiveParams, TrainParams
-from pag_core.randomness import generator, global_state, restore_global_state
-from pag_core.training.augmentation import crop_and_flip
+from pag_core.randomness import global_state, restore_global_state
+from pag_core.training.batches import Batch, Batches
 from pag_core.training.curves import Curves
 from pag_core.training.optimization import build_optimizer, build_schedule
 
@@ -41,8 +40,7 @@ class Alignment:
 class Trainer:
     """Trains `classifier` in place on `train`; `alignment` None is vanilla training.
 
-    Data, targets and all random draws live on the classifier's device. Raises ParamsError where the parameters do not
-    fit the data and TrainingDiverged at a loss that is not finite.
+    Raises ParamsError where the parameters do not fit the data and TrainingDiverged at a loss that is not finite.
     """
 
     classifier: nn.Module
@@ -60,30 +58,42 @@ class Trainer:
             raise ParamsError(
                 f"params.yaml: objective.classes_per_step is {drawn}, the dataset has {self.classes} classes (null: all)"
             )
-        self.steps_per_epoch = math.ceil(len(self.train) / self.params.batch_size)
-        self.data = self.train.to(self.device)
+        self.batches = Batches(
+            self.train,
+            classes=self.classes,
+            params=self.params,
+            targets=self.alignment.targets if self.alignment else None,
+            drawn=drawn or self.classes,
+            seed=self.seed,
+            device=self.device,
+        )
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.optimizer = build_optimizer(self.classifier.parameters(), self.params)
-        self.schedule = build_schedule(self.optimizer, self.params, self.params.epochs * self.steps_per_epoch)
-        self.draws = generator(self.device, self.seed, "training draws")
+        self.schedule = build_schedule(self.optimizer, self.params, self.batches.steps)
         self.step = 0
-        self.order_epoch = -1
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
     def run(self, curves_folder: Path) -> list[dict[str, float]]:
         """Train to the end, from the checkpoint where there is one; returns and logs the means of each epoch."""
-        self._resume()
+        draws = self._resume()
+        self.batches.start(self.step, draws)
+        try:
+            return self._run(curves_folder)
+        finally:
+            self.batches.close()
+
+    def _run(self, curves_folder: Path) -> list[dict[str, float]]:
         curves = Curves(curves_folder, self.history)
         watch = LossWatch("classifier")
         clock = CheckpointClock(self.folder, self.params.checkpoint_seconds)
-        total = self.params.epochs * self.steps_per_epoch
         self.classifier.train()
-        with progress_bar("classifier", total, self.step, "step") as bar:
-            while self.step < total:
-                indices = self._batch(self.step)
-                terms = self._step(indices)
+        with progress_bar("classifier", self.batches.steps, self.step, "step") as bar:
+            while self.step < self.batches.steps:
+                batch = self.batches.take()
+                terms = self._step(batch)
                 self.step += 1
-                correct = (terms.logits.argmax(1) == self.data.labels[indices]).sum()
+                correct = (terms.logits.argmax(1) == batch.labels).sum()
                 watch.add(self.step, terms.total, terms.cross_entropy, terms.alignment, correct)
                 bar.update()
                 epoch_ends = self.step % self.steps_per_epoch == 0
@@ -96,38 +106,24 @@ class Trainer:
         curves.close()
         return self.history
 
-    def _batch(self, step: int) -> torch.Tensor:
-        """The image indices of `step`; the order of an epoch has a random stream of its own."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        if epoch != self.order_epoch:
-            stream = generator(self.device, self.seed, "order", epoch)
-            self.order = torch.randperm(len(self.data), generator=stream, device=self.device)
-            self.order_epoch = epoch
-        return self.order[batch * self.params.batch_size : (batch + 1) * self.params.batch_size]
-
-    def _step(self, indices: torch.Tensor) -> ObjectiveTerms:
-        images, labels, targets = self.data.pixels(indices), self.data.labels[indices], None
-        if self.alignment is not None:
-            drawn = self.alignment.objective.classes_per_step or self.classes
-            class_indices = drawn_classes(len(indices), self.classes, drawn, self.draws)
-            targets = self.alignment.targets(indices, class_indices)
-        if self.params.augmentation == "crop_flip":
-            images, targets = crop_and_flip(images, targets, self.draws)
-        if self.alignment is None or targets is None:
-            terms = vanilla_objective(self.classifier, images, labels)
+    def _step(self, batch: Batch) -> ObjectiveTerms:
+        if self.alignment is None or batch.class_indices is None or batch.targets is None:
+            terms = vanilla_objective(self.classifier, batch.images, batch.labels)
         else:
             terms = pag_objective(
                 self.classifier,
-                images,
-                labels,
-                class_indices,
-                targets,
+                batch.images,
+                batch.labels,
+                batch.class_indices,
+                batch.targets,
                 weight=self.alignment.weight_in(self.step // self.steps_per_epoch),
                 classes=self.classes,
                 output=self.alignment.objective.output,
                 scaling=self.alignment.objective.scaling,
                 differentiation=self.alignment.objective.differentiation,
                 batch_norm=self.alignment.objective.batch_norm,
+                mask=batch.mask,
+                target_norm=batch.target_norm,
             )
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
@@ -139,7 +135,7 @@ class Trainer:
         """Add the steps since the last call to the sums of the epoch; `watch` refuses non-finite losses first."""
         first = watch.first_step
         for step, (_, cross_entropy, alignment, correct) in enumerate(watch.flush(), start=first):
-            images = len(self._batch(step - 1))
+            images = self.batches.size(step - 1)
             added = {"images": images, "correct": correct, "cross_entropy": cross_entropy * images}
             if self.alignment is not None:
                 added["alignment"] = alignment * images
@@ -157,17 +153,19 @@ class Trainer:
     def _snapshot(self) -> dict[str, Any]:
         return {
             "classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(), "draws": self.draws.get_state(), "global": global_state(),
+            "schedule": self.schedule.state_dict(), "draws": self.batches.draws_state(), "global": global_state(),
             "step": self.step, "sums": self.sums, "history": self.history,
         }  # fmt: skip
 
-    def _resume(self) -> None:
+    def _resume(self) -> torch.Tensor | None:
+        """Take up the checkpoint where there is one; returns the state of the random draws."""
         state = self.folder.load_checkpoint(self.device)
         if state is None:
-            return
+            return None
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.draws.set_state(state["draws"].cpu())
         restore_global_state(state["global"])
         self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
+        draws: torch.Tensor = state["draws"]
+        return draws

@@ -55,8 +55,8 @@ def test_dvc_tracks_the_parameters_that_a_stage_reads(name: str, stage: dict[str
     read = {section for path in whole for section in _sections_read(ROOT / path)} - UNTRACKED
     if name in ("none", "oi", "cm", "nn"):  # one file makes them all
         read -= {"oi", "cm", "nn"} - {name}
-    if name == "baseline":  # vanilla training reads neither the source nor the objective
-        read -= {"source", "lambda", "objective", "diffusion_checkpoint"}
+    if name == "baseline":  # vanilla training reads neither the source nor the objective nor the feed
+        read -= {"source", "lambda", "objective", "feed", "diffusion_checkpoint"}
     assert read <= declared, f"{name} reads {sorted(read - declared)}, which dvc.yaml does not list"
 
 

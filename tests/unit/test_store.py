@@ -2,28 +2,21 @@
 
 import json
 import shutil
+import threading
 
-import numpy as np
 import pytest
 import torch
 
 from pag_core.checkpoint import RunFolder
 from pag_core.errors import StoreError
+from pag_core.gradients import distillation
 from pag_core.gradients.distillation import distill
-from pag_core.gradients.manifest import file_record, read_manifest
+from pag_core.gradients.manifest import read_manifest
 from pag_core.gradients.score_based import averaged_score_based_gradients
 from pag_core.gradients.store import DenseStoreWriter, open_gradients, quantised, write_small_store
 from pag_core.params import GradientStoreParams, ScoreBasedParams
 from pag_core.randomness import generator
-
-MADE_FROM = {"diffusion model": "a" * 64}
-
-
-def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
-    draws = torch.Generator().manual_seed(seed)
-    # magnitudes over six orders, as gradients of sure and unsure images have
-    scale = 10.0 ** (6 * torch.rand(count, classes, 1, 1, 1, generator=draws) - 6)
-    return scale * torch.randn(count, classes, *shape, generator=draws)
+from tests.samples import MADE_FROM, flip, gaussian, write_dense
 
 
 def cosines(a, b):
@@ -33,8 +26,8 @@ def cosines(a, b):
 
 def dequantised(gradients, dtype):
     codes, scales = quantised(gradients, dtype)
-    assert codes.dtype == np.dtype(dtype) and scales.dtype == np.float32
-    return torch.from_numpy(codes.astype(np.float32)) * torch.from_numpy(scales)[..., None, None, None]
+    assert codes.dtype == getattr(torch, dtype) and scales.dtype == torch.float32
+    return codes.float() * scales[..., None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -59,25 +52,12 @@ def test_a_zero_gradient_stays_zero(dtype):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_gradients_that_are_not_finite_are_refused(bad):
-    gradients = gaussian(2)
-    gradients[1, 0, 0, 3, 3] = bad
+def test_gradients_that_are_not_finite_are_refused(tmp_path, dataset, bad):
+    gradients = {"train": gaussian(36), "test": gaussian(10)}
+    gradients["train"][9, 0, 0, 3, 3] = bad
     with pytest.raises(StoreError, match="not finite"):
-        quantised(gradients, "int8")
-
-
-def write_dense(path, work, dataset, gradients, dtype="int8", made_from=MADE_FROM, skip=()):
-    writer = DenseStoreWriter(
-        work, dataset, images={name: len(part) for name, part in gradients.items()}, dtype=dtype, images_per_shard=8,
-        images_per_chunk=4,
-    )  # fmt: skip
-    finished = {}
-    for split, number, rows in writer.shards():
-        if (split, number) in skip:
-            continue
-        writer.write_shard(split, rows, gradients[split][rows])
-        finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
-    writer.finish(path, "sbg", made_from, {"seed": 1}, {"draw_cosine": 0.5}, finished)
+        write_dense(tmp_path / "sbg.zarr", tmp_path / "work", dataset, gradients)
+    assert not (tmp_path / "sbg.zarr").exists()
 
 
 @pytest.fixture
@@ -107,12 +87,6 @@ def test_dense_round_trip(tmp_path, dataset, gradients, cpu, dtype):
         for b in range(3):
             for k in range(2):
                 assert torch.equal(found[b, k], expected[indices[b], class_indices[b, k]])
-
-
-def flip(path, position):
-    whole = bytearray(path.read_bytes())
-    whole[position] ^= 0x01
-    path.write_bytes(whole)
 
 
 def read_everything(path, dataset, cpu):
@@ -283,7 +257,7 @@ class Killed(Exception):
 @pytest.fixture
 def run_distill(dataset, make_predictor):
     predictor = make_predictor(dataset)
-    sbg = ScoreBasedParams(timestep=300, draws=2, batch_size=5)
+    sbg = ScoreBasedParams(timestep=300, draws=2, batch_size=5, precision="float32", min_cosine=0.99, compile=False)
     store = GradientStoreParams(dtype="int8", images_per_shard=8, images_per_chunk=4, held_out_images=10)
 
     def run(path, folder, seed=7):
@@ -329,9 +303,9 @@ def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkey
     calls = []
     write_shard = DenseStoreWriter.write_shard
 
-    def broken(self, split, images, gradients):
+    def broken(self, split, images, *content):
         calls.append((split, images.start))
-        write_shard(self, split, images, gradients)
+        write_shard(self, split, images, *content)
         # killed after the shard was written, before it was recorded
         if len(calls) == 4:
             raise Killed
@@ -364,3 +338,69 @@ def test_a_store_can_be_moved(dense, dataset, cpu, tmp_path):
     """DVC and users copy stores; nothing in one may name its place."""
     shutil.move(dense, tmp_path / "elsewhere.zarr")
     read_everything(tmp_path / "elsewhere.zarr", dataset, cpu)
+
+
+def test_a_shard_is_quantised_batch_by_batch_and_written_by_another_thread(tmp_path, run_distill, monkeypatch):
+    sizes, threads = [], set()
+    original, write_shard = distillation.quantised, DenseStoreWriter.write_shard
+
+    def counted(gradients, dtype):
+        sizes.append(len(gradients))
+        return original(gradients, dtype)
+
+    def watched(self, split, images, codes, scales):
+        threads.add(threading.get_ident())
+        assert str(codes.dtype) == "int8" and len(codes) == images.stop - images.start
+        write_shard(self, split, images, codes, scales)
+
+    monkeypatch.setattr(distillation, "quantised", counted)
+    monkeypatch.setattr(DenseStoreWriter, "write_shard", watched)
+    run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
+    # shards of 8 (the last of a split shorter) in batches of 5
+    assert sizes == 4 * [5, 3] + [4] + [5, 3] + [2]
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("call", [1, 4, 7])
+def test_an_error_of_the_writing_thread_ends_the_run_without_a_store(tmp_path, run_distill, monkeypatch, call):
+    """Also that of the last shard, after which no other is handed over."""
+    calls, write_shard = [], DenseStoreWriter.write_shard
+
+    def failing(self, *content):
+        calls.append(1)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+        write_shard(self, *content)
+
+    monkeypatch.setattr(DenseStoreWriter, "write_shard", failing)
+    with pytest.raises(OSError, match="No space left"):
+        run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
+    assert len(calls) == call and not (tmp_path / "sbg.zarr").exists()
+
+
+def test_orphans_of_a_killed_writer_are_removed(tmp_path, run_distill):
+    folder = RunFolder(tmp_path / "run")
+    run_distill(tmp_path / "whole.zarr", folder)
+    orphan = folder.path / "store" / "train" / "gradient" / "c" / "0.7f3a.partial"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"half")
+    run_distill(tmp_path / "sbg.zarr", folder)
+    assert contents(tmp_path / "sbg.zarr") == contents(tmp_path / "whole.zarr")
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shards", "cores", "count"),
+    [
+        (None, 3, 8, 1),
+        (None, 15, 8, 1),
+        (None, 16, 8, 2),
+        (None, 100, 8, 8),
+        (None, 100, 1, 1),
+        (2, 3, 8, 2),
+        (4, 3, 1, 3),
+    ],
+)
+def test_companions_are_started_where_they_pay(monkeypatch, cpu, wanted, shards, cores, count):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert distillation.distilling_processes(wanted, cpu, shards) == count

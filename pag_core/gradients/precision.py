@@ -1,0 +1,158 @@
+"""Reduced precision of the diffusion model in distillation: what it changes in the direction of Eq. 8 is measured first."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pag_core.datasets.prepared import Split
+from pag_core.diffusion.network import NoisePredictor
+from pag_core.errors import ParamsError
+from pag_core.gradients.score_based import score_based_gradients
+from pag_core.objective.cosine_alignment import cosine_similarity
+from pag_core.randomness import generator
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SAMPLE = 64  # images that the direction is checked on
+
+
+class _InFloat32(nn.Module):
+    """The U-Net's last layer: rounding its output to 8 bits would be most of the error of a small difference."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            result: torch.Tensor = self.layer(features.float())
+        return result
+
+
+class _InPrecision(nn.Module):
+    """A network that computes in another precision than its weights are kept in."""
+
+    def __init__(self, network: nn.Module, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self.precision = precision
+        self.device = device
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        with _precision(self.precision, self.device):
+            result: torch.Tensor = self.network(*inputs)
+        return result
+
+
+@contextlib.contextmanager
+def _precision(precision: str, device: torch.device) -> Iterator[None]:
+    if device.type == "cuda":
+        # whatever torch's own default: convolutions there use TF32 unless told otherwise
+        places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+        before = [place.fp32_precision for place in places]
+        try:
+            for place in places:
+                place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+            with torch.autocast("cuda", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+                yield
+        finally:
+            for place, value in zip(places, before, strict=True):
+                place.fp32_precision = value
+    else:
+        with torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            yield
+
+
+def in_precision(
+    predictor: NoisePredictor, *, precision: str, compiled_for: tuple[int, int, int] | None = None
+) -> NoisePredictor:
+    """The same model computing in `float32`, `tf32`, `bfloat16` or `float16`.
+
+    With the shape [C, H, W] of the images in `compiled_for` it runs as one compiled graph. The last layer stays in float32.
+    Raises ParamsError where the device has no such mode or no compiler is found.
+    """
+    device = predictor.device
+    if precision == "tf32" and device.type != "cuda":
+        raise ParamsError(
+            f"params.yaml: sbg.precision tf32 is a mode of NVIDIA GPUs, and the device is {device.type}; set float32 or "
+            "bfloat16"
+        )
+    network = predictor.network
+    if precision in AUTOCAST:
+        network = copy.copy(network)
+        # of its own: the model given keeps its layers
+        network._modules = {**network._modules, "out": _InFloat32(network.get_submodule("out"))}
+    if compiled_for is not None:
+        network = cast(nn.Module, torch.compile(network, fullgraph=True))
+    changed = copy.copy(predictor)
+    changed.network = _InPrecision(network, precision, device)
+    if compiled_for is not None:
+        _require_compiler(changed, compiled_for)
+    return changed
+
+
+def _require_compiler(predictor: NoisePredictor, image_shape: tuple[int, int, int]) -> None:
+    """Compile on one image, so that a machine that cannot is told before the work begins."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler, TritonMissing
+
+    images = torch.zeros(2, *image_shape, device=predictor.device)
+    try:
+        with torch.no_grad():
+            predictor.predicted_noise(
+                images, predictor.timesteps[0], torch.zeros(2, dtype=torch.long, device=predictor.device)
+            )
+    except (TorchDynamoException, InductorError, InvalidCxxCompiler, CppCompileError, TritonMissing) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ParamsError(
+            f"params.yaml: sbg.compile is true, but torch.compile fails here ({type(error).__name__}: {reason}); it needs "
+            "a C++ compiler (g++, or the one that CXX names) on the CPU and Triton on a GPU. Install one, or set "
+            "sbg.compile: false"
+        ) from error
+
+
+def direction_check(
+    predictor: NoisePredictor, changed: NoisePredictor, split: Split, *, timestep: int, batch_size: int, seed: int
+) -> dict[str, float]:
+    """How the direction of Eq. 8 by `changed` agrees with that of `predictor` in float32, on the first images of `split`.
+
+    `precision_cosine_mean` and `_min` over images and classes, and `precision_difference_ratio`, the mean of
+    |eps_c - eps_none| / |eps_none|: the error is about that of the precision divided by it.
+    """
+    data = split.to(predictor.device)
+    images = data.pixels(slice(0, SAMPLE))
+    noise = torch.randn(images.shape, generator=generator(images.device, seed, "precision check"), device=images.device)
+    exact = in_precision(predictor, precision="float32")
+    cosines, ratios = [], []
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        part = {"timestep": timestep, "noise": noise[rows]}
+        reference = score_based_gradients(exact, images[rows], **part)  # type: ignore[arg-type]
+        cosines.append(cosine_similarity(score_based_gradients(changed, images[rows], **part), reference))  # type: ignore[arg-type]
+        none = torch.full((len(images[rows]),), predictor.no_class, device=images.device)
+        with torch.no_grad():
+            unconditional = exact.predicted_noise(exact.noised(images[rows], timestep, noise[rows]), timestep, none)
+        ratios.append(reference.flatten(2).norm(dim=2) / unconditional.flatten(1).norm(dim=1)[:, None])
+    cosine = torch.cat(cosines)
+    return {
+        "precision_cosine_mean": cosine.mean().item(),
+        "precision_cosine_min": cosine.min().item(),
+        "precision_difference_ratio": torch.cat(ratios).mean().item(),
+        "precision_images": len(images),
+    }
+
+
+def require_direction(measured: dict[str, float], precision: str, min_cosine: float) -> None:
+    """Raise ParamsError where the mean cosine with float32 is below `min_cosine`, or is no number."""
+    mean = measured["precision_cosine_mean"]
+    if not mean >= min_cosine:
+        raise ParamsError(
+            f"params.yaml: sbg.precision {precision} changes the direction of the gradients: mean cosine with float32 "
+            f"{mean:.5f} (lowest {measured['precision_cosine_min']:.5f}) on {measured['precision_images']} images, where the "
+            f"difference of two predictions is {measured['precision_difference_ratio']:.3f} of one; sbg.min_cosine asks for "
+            f"{min_cosine}. Set sbg.precision: {'tf32 or float32' if precision != 'tf32' else 'float32'}, or a later "
+            "sbg.timestep, where the difference is larger"
+        )

@@ -1,0 +1,58 @@
+"""Reading a dense store shard by shard: checksums are checked, and damage is told by its shard."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from pag_core.errors import StoreError
+
+
+def checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
+    """What `read` returns; raises StoreError where a checksum or the format tells of damage."""
+    try:
+        return np.asarray(read())
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise StoreError(f"{path}: {place} is damaged ({error}); remove the store and run its stage again") from error
+
+
+class ShardedArray:
+    """An array of a store, of which whole shards are read."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        array = zarr.open_group(path, mode="r", use_consolidated=True)[name]
+        assert isinstance(array, zarr.Array)
+        self.path = path
+        self.name = name
+        self.array = array
+        self.shape: tuple[int, ...] = array.shape
+        self.per_shard: int = (array.shards or array.chunks)[0]
+        self.dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+
+    def __len__(self) -> int:
+        return -(-self.shape[0] // self.per_shard)
+
+    def rows(self, number: int) -> slice:
+        """The images of a shard."""
+        return slice(number * self.per_shard, min((number + 1) * self.per_shard, self.shape[0]))
+
+    def read(self, number: int) -> NDArray[Any]:
+        """One shard; raises StoreError where it is damaged."""
+        # chunks of one file: reading them at once gains nothing and costs threads
+        with zarr.config.set({"async.concurrency": 1}):
+            return checked(self.path, f"shard {number} of {self.name}", lambda: self.array[self.rows(number)])
+
+    def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        for number in range(len(self)):
+            yield self.rows(number), self.read(number)
+
+    def resident(self, device: torch.device) -> torch.Tensor:
+        """The whole array on `device`, streamed in shard by shard."""
+        whole = torch.empty(self.shape, dtype=self.dtype, device=device)
+        for rows, values in self:
+            whole[rows] = torch.from_numpy(values).to(device)
+        return whole

@@ -1,0 +1,128 @@
+"""Target gradients g(x, c) of one split, whatever their source: one way to ask for rows of them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+
+from pag_core.datasets.prepared import Split
+from pag_core.randomness import generator
+
+
+@dataclass(frozen=True)
+class GradientBatch:
+    """Target gradients as they are stored: codes [B, K, C, H, W], times a scale [B, K] where they are quantised."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    def dequantised(self) -> torch.Tensor:
+        """g(x, c) up to a positive factor, float [B, K, C, H, W]."""
+        if self.scales is None:
+            return self.codes
+        return self.codes.to(self.scales.dtype) * self.scales[..., None, None, None]
+
+    def norms(self) -> torch.Tensor:
+        """|g(x, c)| over pixels, float [B, K]."""
+        codes = self.codes if self.scales is None else self.codes.to(self.scales.dtype)
+        lengths: torch.Tensor = codes.flatten(2).norm(dim=2)
+        return lengths if self.scales is None else lengths * self.scales
+
+    def with_codes(self, codes: torch.Tensor) -> "GradientBatch":
+        """Other codes (an augmentation's) of the same scales."""
+        return replace(self, codes=codes)
+
+    def to(self, device: torch.device) -> "GradientBatch":
+        """The same on `device`; a copy from pinned memory is not waited for."""
+        scales = None if self.scales is None else self.scales.to(device, non_blocking=True)
+        return GradientBatch(self.codes.to(device, non_blocking=True), scales)
+
+
+class TargetGradients(ABC):
+    """Target gradients of one split.
+
+    `ahead` is how many batches a reader should ask for in advance, in one background thread and in the order of training;
+    0 where they are at hand on the device. `window` is the number of shards within which an epoch's order mixes images; 0
+    stands for all.
+    """
+
+    ahead = 0
+    window = 0
+
+    @abstractmethod
+    def rows(self, image_indices: torch.Tensor, class_indices: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+        """g(x, c) for images int64 [B] and classes int64 [B, K], up to a positive factor.
+
+        Where `ahead` is not 0 the indices are on the CPU, and the rows may be, in pinned memory beside a GPU.
+        """
+
+    def __call__(self, image_indices: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
+        """As `rows`, dequantised: float32 [B, K, C, H, W]."""
+        return self.rows(image_indices, class_indices).dequantised()
+
+    def epoch_order(self, images: int, *, seed: int, epoch: int) -> torch.Tensor:
+        """The order in which an epoch visits the images: int64 [images] on the CPU, a stream of its own each epoch."""
+        return plain_order(images, seed=seed, epoch=epoch)
+
+    def close(self) -> None:  # noqa: B027
+        """End what runs in the background; a later `rows` begins it anew."""
+
+
+def plain_order(images: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """A permutation of all images for `epoch`: int64 [images] on the CPU."""
+    return torch.randperm(images, generator=generator("cpu", seed, "order", epoch))
+
+
+class RepresentativeGradients(TargetGradients):
+    """`g(x, c) = r_c - x` (OI and CM, Section 4.1)."""
+
+    def __init__(self, representatives: torch.Tensor, split: Split) -> None:
+        self.representatives = representatives
+        self.split = split
+
+    def rows(self, image_indices: torch.Tensor, class_indices: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+        return GradientBatch(self.representatives[class_indices] - self.split.pixels(image_indices)[:, None])
+
+
+class NeighbourGradients(TargetGradients):
+    """`g(x, c) = r(x, c) - x` (NN, Eq. 6); the representatives are training images."""
+
+    def __init__(self, neighbours: torch.Tensor, split: Split, train: Split) -> None:
+        self.neighbours = neighbours
+        self.split = split
+        self.train = train
+
+    def rows(self, image_indices: torch.Tensor, class_indices: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+        chosen = self.neighbours[image_indices].gather(1, class_indices).long()
+        nearest: torch.Tensor = self.train.pixels(chosen.flatten()).unflatten(0, tuple(chosen.shape))
+        return GradientBatch(nearest - self.split.pixels(image_indices)[:, None])
+
+
+class DenseGradients(TargetGradients):
+    """Stored gradients in one array: codes [N, classes, C, H, W] times a scale [N, classes], on one device.
+
+    `ahead` and `pinned` are for codes on the CPU (in memory, or a map of a file) that feed a GPU or may have to wait
+    for a disk. Only the rows asked for are read.
+    """
+
+    def __init__(self, codes: torch.Tensor, scales: torch.Tensor, *, ahead: int = 0, pinned: bool = False) -> None:
+        self.codes = codes
+        self.scales = scales
+        self.ahead = ahead
+        self.pinned = pinned
+
+    def rows(self, image_indices: torch.Tensor, class_indices: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+        places = (image_indices[:, None] * self.codes.shape[1] + class_indices).flatten()
+        return gathered_rows(self.codes, self.scales, places, tuple(class_indices.shape), pinned=self.pinned)
+
+
+def gathered_rows(
+    codes: torch.Tensor, scales: torch.Tensor, places: torch.Tensor, shape: tuple[int, ...], *, pinned: bool
+) -> GradientBatch:
+    """Rows `places` int64 [B*K] of codes [N, classes, C, H, W] and scales [N, classes] whose first two axes are joined."""
+    flat = codes.view(-1, codes[0, 0].numel())
+    found = torch.empty(len(places), flat.shape[1], dtype=flat.dtype, device=flat.device, pin_memory=pinned)
+    torch.index_select(flat, 0, places, out=found)
+    factors = torch.empty(len(places), dtype=scales.dtype, device=scales.device, pin_memory=pinned)
+    torch.index_select(scales.view(-1), 0, places, out=factors)
+    return GradientBatch(found.view(*shape, *codes.shape[2:]), factors.view(shape))

@@ -1,0 +1,146 @@
+"""The batches of a training run in their order, drawn ahead where target gradients have to be fetched."""
+
+import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from pag_core.datasets.prepared import Split
+from pag_core.gradients.targets import GradientBatch, TargetGradients, plain_order
+from pag_core.objective.pag import drawn_classes
+from pag_core.params import TrainParams
+from pag_core.randomness import generator
+from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on, on the device: images float [B, C, H, W] in [0, 1], labels int64 [B].
+
+    With target gradients: classes int64 [B, K] and targets float [B, K, C, H, W]. With augmentation, `mask` bool
+    [B, 1, H, W] and `target_norm` float [B, K] as the cosine of Eq. 5 takes them.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    class_indices: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    target_norm: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A step whose draws are made; `draws` is the state of the random stream before them."""
+
+    draws: torch.Tensor
+    indices: torch.Tensor
+    class_indices: torch.Tensor | None
+    crops: torch.Tensor | None
+    rows: "Future[GradientBatch] | None"
+
+
+class Batches:
+    """Shuffled epochs of `train`, with `drawn` of `classes` target gradients for each image, drawn anew each step.
+
+    All draws are made on the CPU, so that runs on any device see the same. Targets that are not at hand are fetched by a
+    background thread some steps ahead; the state of the draws that `draws_state` returns is that of the first step not yet
+    taken, so a run that goes on from it is the same as an unbroken one.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        *,
+        classes: int,
+        params: TrainParams,
+        targets: TargetGradients | None,
+        drawn: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.data = train.to(device)
+        self.classes = classes
+        self.params = params
+        self.targets = targets
+        self.drawn = drawn
+        self.seed = seed
+        self.device = device
+        self.steps_per_epoch = math.ceil(len(train) / params.batch_size)
+        self.steps = params.epochs * self.steps_per_epoch
+        self.draws = generator("cpu", seed, "training draws")
+        self.planned: deque[_Planned] = deque()
+        self.next_step = 0
+        self.order_epoch = -1
+        self.fetcher: ThreadPoolExecutor | None = None
+
+    def start(self, step: int, draws_state: torch.Tensor | None) -> None:
+        """Begin with the batch of `step`, with the state of the draws that `draws_state` returned before it."""
+        self.next_step = step
+        if draws_state is not None:
+            self.draws.set_state(draws_state.cpu())
+        if self.targets is not None and self.targets.ahead:
+            self.fetcher = ThreadPoolExecutor(1, thread_name_prefix="target gradients")
+
+    def close(self) -> None:
+        """End the background threads; what they have not begun is dropped."""
+        if self.fetcher is not None:
+            self.fetcher.shutdown(cancel_futures=True)
+        if self.targets is not None:
+            self.targets.close()
+
+    def size(self, step: int) -> int:
+        """The number of images of a step; the last of an epoch may have fewer."""
+        start = step % self.steps_per_epoch * self.params.batch_size
+        return min(self.params.batch_size, len(self.data) - start)
+
+    def draws_state(self) -> torch.Tensor:
+        """The state of the draws before the first step that was not taken."""
+        return self.planned[0].draws if self.planned else self.draws.get_state()
+
+    def take(self) -> Batch:
+        """The next step's batch; raises what the fetching of its targets raised."""
+        ahead = self.targets.ahead if self.targets is not None else 0
+        while len(self.planned) <= ahead and self.next_step < self.steps:
+            self.planned.append(self._plan(self.next_step))
+            self.next_step += 1
+        return self._batch(self.planned.popleft())
+
+    def _plan(self, step: int) -> _Planned:
+        epoch, number = divmod(step, self.steps_per_epoch)
+        if epoch != self.order_epoch:
+            order = plain_order if self.targets is None else self.targets.epoch_order
+            self.order, self.order_epoch = order(len(self.data), seed=self.seed, epoch=epoch), epoch
+        indices = self.order[number * self.params.batch_size : (number + 1) * self.params.batch_size]
+        state = self.draws.get_state()
+        class_indices = crops = rows = None
+        if self.targets is not None:
+            class_indices = drawn_classes(len(indices), self.classes, self.drawn, self.draws)
+        if self.params.augmentation == "crop_flip":
+            crops = draw_crops_and_flips(len(indices), self.draws)
+        if self.targets is not None and self.fetcher is not None and class_indices is not None:
+            rows = self.fetcher.submit(self.targets.rows, indices, class_indices, epoch=epoch)
+        return _Planned(state, indices, class_indices, crops, rows)
+
+    def _batch(self, planned: _Planned) -> Batch:
+        indices = self._sent(planned.indices)
+        images, labels = self.data.pixels(indices), self.data.labels[indices]
+        class_indices = None if planned.class_indices is None else self._sent(planned.class_indices)
+        rows = None
+        if planned.rows is not None:
+            rows = planned.rows.result().to(self.device)
+        elif self.targets is not None and class_indices is not None:
+            rows = self.targets.rows(indices, class_indices)
+        if planned.crops is None:
+            return Batch(images, labels, class_indices, None if rows is None else rows.dequantised())
+        moved = CropsAndFlips(self._sent(planned.crops), *images.shape[2:])
+        if rows is None:
+            return Batch(moved(images), labels)
+        targets = rows.with_codes(moved(rows.codes)).dequantised()
+        return Batch(moved(images), labels, class_indices, targets, moved.mask, rows.norms())
+
+    def _sent(self, drawn: torch.Tensor) -> torch.Tensor:
+        """Drawn numbers on the device; a GPU is not waited for."""
+        return drawn.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else drawn

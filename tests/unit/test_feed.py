@@ -1,0 +1,416 @@
+"""Feeding: every mode gives the rows of the store, in an order that visits each image once, also after a kill."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from pag_core.checkpoint import RunFolder
+from pag_core.errors import ParamsError, StoreError
+from pag_core.gradients import feed as feed_module
+from pag_core.gradients.budget import Need, Room, available_host_memory, choose, measured_room
+from pag_core.gradients.feed import open_feed
+from pag_core.gradients.store import write_small_store
+from pag_core.gradients.window import WindowGradients
+from pag_core.params import FeedParams
+from pag_core.training.batches import Batches
+from pag_core.training.classifier import Alignment, Trainer
+from tests.samples import MADE_FROM, flip, gaussian, write_dense
+
+MODES = ("resident", "memory_map", "shuffled_window")
+CPU = torch.device("cpu")
+
+
+def feed_params(mode="auto", budget_gb=None, window_shards=2):
+    return FeedParams(mode=mode, budget_gb=budget_gb, window_shards=window_shards)
+
+
+@pytest.fixture(params=["int8", "float16", "float32"])
+def dtype(request):
+    return request.param
+
+
+def store_at(path, dataset, dtype="int8", seed=0):
+    gradients = {"train": gaussian(36, seed=seed), "test": gaussian(10, seed=1)}
+    write_dense(path, path.with_name(f"work-{path.name}"), dataset, gradients, dtype)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, dataset):
+    """36 training images in shards of 8, the last of 4."""
+    return store_at(tmp_path / "sbg.zarr", dataset)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "cache" / "classifier-1234"
+    path.mkdir(parents=True)
+    return RunFolder(path)
+
+
+def opened(store, dataset, folder, mode, **options):
+    return open_feed(
+        store, dataset, CPU, params=feed_params(mode, **options), folder=folder, made_from=MADE_FROM
+    )  # fmt: skip
+
+
+def by_zarr(store, image_indices, class_indices):
+    """Rows read one by one from Zarr, dequantised by numpy."""
+    root = zarr.open_group(store, mode="r")
+    codes, scales = np.asarray(root["train/gradient"]), np.asarray(root["train/scale"])
+    return np.stack([
+        [codes[image, label].astype(np.float32) * scales[image, label] for label in labels]
+        for image, labels in zip(image_indices.tolist(), class_indices.tolist(), strict=True)
+    ])  # fmt: skip
+
+
+def epochs(feed, images=36, batch=7, count=3, drawn=2, seed=3):
+    """(epoch, image indices, class indices, rows) of each batch of some epochs."""
+    draws = torch.Generator().manual_seed(1)
+    for epoch in range(count):
+        order = feed.epoch_order(images, seed=seed, epoch=epoch)
+        for chosen in order.split(batch):
+            labels = torch.rand(len(chosen), 3, generator=draws).topk(drawn, dim=1).indices
+            yield epoch, chosen, labels, feed.rows(chosen, labels, epoch=epoch)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_the_rows_that_zarr_holds(tmp_path, dataset, folder, mode, dtype):
+    store = store_at(tmp_path / "sbg.zarr", dataset, dtype)
+    feed = opened(store, dataset, folder, mode)
+    visited = 0
+    for _, chosen, labels, rows in epochs(feed):
+        assert rows.codes.dtype == getattr(torch, dtype) and rows.codes.shape == (len(chosen), 2, 1, 8, 8)
+        assert np.array_equal(rows.dequantised().numpy(), by_zarr(store, chosen, labels))
+        norms = np.linalg.norm(by_zarr(store, chosen, labels).reshape(len(chosen), 2, -1).astype(np.float64), axis=2)
+        assert np.allclose(rows.norms().numpy(), norms, rtol=1e-5)
+        visited += len(chosen)
+    assert visited == 3 * 36
+    feed.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("window_shards", [1, 2, 100])
+def test_every_epoch_visits_each_image_once_in_another_order(store, dataset, folder, mode, window_shards):
+    feed = opened(store, dataset, folder, mode, window_shards=window_shards)
+    orders = [feed.epoch_order(36, seed=3, epoch=epoch).tolist() for epoch in range(6)]
+    for order in orders:
+        assert sorted(order) == list(range(36))
+    assert len({tuple(order) for order in orders}) == 6
+    assert orders[2] == feed.epoch_order(36, seed=3, epoch=2).tolist() != feed.epoch_order(36, seed=4, epoch=2).tolist()
+
+
+def test_a_window_mixes_its_shards_and_no_others(store, dataset, folder):
+    feed = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+    pairs = set()
+    for epoch in range(8):
+        shards = [image // 8 for image in feed.epoch_order(36, seed=3, epoch=epoch).tolist()]
+        # five shards of 8, 8, 8, 8 and 4 images: windows of two, two and one
+        edges, place = [], 0
+        while place < 36:
+            members = set(shards[place : place + 1])
+            size = 0
+            while place + size < 36 and (len(members) < 2 or shards[place + size] in members):
+                members.add(shards[place + size])
+                size += 1
+            assert size == sum(4 if shard == 4 else 8 for shard in members)
+            edges.append(frozenset(members))
+            # mixed: not one shard after the other
+            if len(members) == 2:
+                assert shards[place : place + size] != sorted(shards[place : place + size])
+            place += size
+        assert sum(map(len, edges)) == 5
+        pairs.update(edges)
+    assert len(pairs) > 6
+
+
+@pytest.mark.parametrize("batch", [3, 7, 12, 36])
+def test_a_window_reads_each_shard_once_an_epoch_and_holds_two_windows(store, dataset, folder, batch):
+    feed = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+    read, reader, original = [], set(), feed.codes.read
+
+    def counted(number):
+        reader.add(threading.get_ident())
+        read.append(number)
+        return original(number)
+
+    feed.codes.read = counted
+    for epoch, *_ in epochs(feed, batch=batch, count=3):
+        assert batch > 12 or len(feed.loaded) <= 2 + (batch > 4)
+        assert len(read) <= 5 * (epoch + 2)
+    feed.close()
+    assert threading.get_ident() not in reader
+    for epoch in range(3):
+        assert sorted(read[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
+
+
+def test_a_window_can_begin_in_the_middle_of_an_epoch(store, dataset, folder):
+    feed = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+    labels = torch.tensor([[0, 2]])
+    order = feed.epoch_order(36, seed=3, epoch=5)
+    for place in (35, 20):
+        again = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+        assert torch.equal(again.epoch_order(36, seed=3, epoch=5), order)
+        chosen = order[place : place + 1]
+        assert np.array_equal(again.rows(chosen, labels, epoch=5).dequantised().numpy(), by_zarr(store, chosen, labels))
+        again.close()
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("name", ["train/gradient/c/2/0/0/0/0", "train/scale/c/2/0"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_flipped_byte_is_refused(store, dataset, folder, mode, name):
+    flip(store / name, (store / name).stat().st_size // 2)
+
+    def read_all():
+        for _ in epochs(opened(store, dataset, folder, mode), count=1):
+            pass
+
+    with pytest.raises(StoreError, match=r"shard 2 of train/.* is damaged"):
+        read_all()
+    assert not list(folder.path.parent.glob("*.raw")) and not list(folder.path.parent.glob("**/*.partial"))
+
+
+def test_a_flipped_byte_ends_a_training_that_reads_ahead(store, dataset, folder, make_params):
+    flip(store / "train/gradient/c/2/0/0/0/0", 100)
+    feed = opened(store, dataset, folder, "shuffled_window", window_shards=1)
+    params = make_params({"train.epochs": 1, "train.batch_size": 4}).train
+    batches = Batches(dataset.splits["train"], classes=3, params=params, targets=feed, drawn=3, seed=1, device=CPU)
+    batches.start(0, None)
+    with pytest.raises(StoreError, match="shard 2"):
+        for _ in range(batches.steps):
+            batches.take()
+    batches.close()
+
+
+def test_stores_of_other_origin_are_refused(store, dataset, make_dataset, folder):
+    with pytest.raises(StoreError, match="made from other data"):
+        opened(store, make_dataset(seed=99), folder, "auto")
+    with pytest.raises(StoreError, match="another teacher"):
+        open_feed(store, dataset, CPU, params=feed_params(), folder=folder, made_from={"teacher": "b" * 64})
+
+
+# --- the cache
+
+
+def test_the_cache_is_kept_rebuilt_and_replaced(tmp_path, store, dataset, folder):
+    codes = np.asarray(zarr.open_group(store, mode="r")["train/gradient"])
+
+    def caches():
+        return sorted(folder.path.parent.glob("*.raw"))
+
+    opened(store, dataset, folder, "memory_map")
+    (cache,) = caches()
+    assert cache.read_bytes() == codes.tobytes()
+    made = cache.stat().st_mtime_ns
+    opened(store, dataset, folder, "memory_map")
+    assert cache.stat().st_mtime_ns == made
+    cache.write_bytes(cache.read_bytes()[:-1])
+    feed = opened(store, dataset, folder, "memory_map")
+    assert cache.read_bytes() == codes.tobytes()
+    # another store of that name takes its place; what is mapped stays readable; another name's cache stays
+    other = store_at(tmp_path / "teacher.zarr", dataset, seed=2)
+    opened(other, dataset, folder, "memory_map")
+    assert len(caches()) == 2
+    (tmp_path / "new").mkdir()
+    renewed = store_at(tmp_path / "new" / "sbg.zarr", dataset, seed=5)
+    opened(renewed, dataset, folder, "memory_map")
+    assert cache not in caches() and len(caches()) == 2
+    chosen, labels = torch.tensor([35, 0]), torch.tensor([[2], [1]])
+    assert np.array_equal(feed.rows(chosen, labels).dequantised().numpy(), by_zarr(store, chosen, labels))
+    found = opened(renewed, dataset, folder, "memory_map").rows(chosen, labels).dequantised().numpy()
+    assert np.array_equal(found, by_zarr(renewed, chosen, labels))
+
+
+def test_a_killed_writer_of_the_cache_leaves_nothing(store, dataset, folder):
+    leftover = folder.path.parent / f".{feed_module.cache_path(store, folder).name}.abc.partial"
+    leftover.write_bytes(b"half")
+    opened(store, dataset, folder, "memory_map")
+    assert not leftover.exists() and len(list(folder.path.parent.glob("*.raw"))) == 1
+
+
+# --- the choice
+
+NEED = Need(codes=1000, scales=10, shard=100, shards=10)
+
+
+@pytest.mark.parametrize(
+    ("room", "mode", "on_gpu"),
+    [
+        (Room(gpu=None, host=1110, disk=0), "resident", False),
+        (Room(gpu=None, host=1109, disk=1000), "memory_map", False),
+        (Room(gpu=None, host=1109, disk=999), "shuffled_window", False),
+        (Room(gpu=None, host=510, disk=999), "shuffled_window", False),
+        (Room(gpu=1110, host=0, disk=0), "resident", True),
+        (Room(gpu=1109, host=1110, disk=0), "resident", False),
+        (Room(gpu=1109, host=1109, disk=1000), "memory_map", False),
+    ],
+)
+def test_the_automatic_choice_by_what_fits(room, mode, on_gpu):
+    found = choose("auto", NEED, room, window_shards=2)
+    assert (found.mode, found.on_gpu) == (mode, on_gpu) and found.bytes <= found.room
+    assert choose(mode, NEED, room, window_shards=2) == found
+
+
+@pytest.mark.parametrize(
+    ("mode", "room", "words"),
+    [
+        (
+            "resident",
+            Room(None, 1109, 1000),
+            ["feed.mode memory_map fits", "feed.mode shuffled_window fits", "0.00 MB"],
+        ),
+        ("memory_map", Room(None, 1110, 999), ["feed.mode resident fits"]),
+        ("shuffled_window", Room(None, 509, 0), ["feed.window_shards: 1"]),
+        ("auto", Room(None, 309, 0), ["Raise feed.budget_gb", "images_per_shard"]),
+        ("auto", Room(None, 310, 0), ["feed.window_shards: 1"]),
+        ("resident", Room(1109, 1109, 0), ["of GPU memory", "feed.mode shuffled_window fits"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_does(mode, room, words):
+    with pytest.raises(ParamsError) as caught:
+        choose(mode, NEED, room, window_shards=2)
+    for word in [f"feed.mode {mode} does not fit", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_run_to_be_gone_on_with_keeps_its_order():
+    large, small = Room(None, 10_000, 10_000), Room(None, 600, 0)
+    assert choose("auto", NEED, large, window_shards=2, order="window").mode == "shuffled_window"
+    assert choose("auto", NEED, Room(None, 600, 1000), window_shards=2, order="permutation").mode == "memory_map"
+    with pytest.raises(ParamsError, match="does not fit"):
+        choose("auto", NEED, small, window_shards=2, order="permutation")
+
+
+def test_the_budget_is_half_of_what_is_free_or_as_stated(tmp_path, monkeypatch):
+    monkeypatch.setattr("pag_core.gradients.budget.available_host_memory", lambda: 8_000_000_000)
+    assert measured_room(CPU, tmp_path, None, 1).host == 4_000_000_000
+    assert measured_room(CPU, tmp_path, 3.0, 1).host == 3_000_000_000
+    assert measured_room(CPU, tmp_path, 100.0, 1).host == 8_000_000_000
+    # processes of one machine share it
+    assert measured_room(CPU, tmp_path, 3.0, 2).host == 1_500_000_000
+    assert measured_room(CPU, tmp_path, None, 1).gpu is None and measured_room(CPU, tmp_path, None, 1).disk > 0
+
+
+def test_a_containers_limit_counts(tmp_path):
+    free = available_host_memory(tmp_path)
+    assert free > 1e8
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 600000\ninactive_file 50000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_host_memory(tmp_path) > 1e8
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert available_host_memory(tmp_path) == 350000
+
+
+@pytest.mark.parametrize(("mode", "words"), [("auto", "resident in host memory"), *((mode, "") for mode in MODES)])
+def test_the_choice_is_said_in_one_line(store, dataset, folder, capsys, mode, words):
+    opened(store, dataset, folder, mode).close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "36 images and 3 classes" in line and f"(feed.mode {mode})" in line and "MB of" in line and words in line
+
+
+def test_a_budget_too_small_for_the_store_is_told(store, dataset, folder):
+    with pytest.raises(
+        ParamsError, match=r"feed.mode resident does not fit.*0.00 MB of host memory \(feed.budget_gb\)"
+    ):
+        opened(store, dataset, folder, "resident", budget_gb=1e-6)
+    feed = opened(store, dataset, folder, "auto", budget_gb=1e-6)
+    assert feed.ahead > 0 and len(list(folder.path.parent.glob("*.raw"))) == 1
+
+
+def test_sources_that_are_not_dense_are_computed(tmp_path, dataset, folder, capsys):
+    write_small_store(
+        tmp_path / "cm.zarr", dataset, "cm", "representatives", {"representatives": torch.rand(3, 1, 8, 8)}, {}
+    )
+    feed = open_feed(tmp_path / "cm.zarr", dataset, CPU, params=feed_params("memory_map"), folder=folder)
+    assert feed.ahead == 0 and not capsys.readouterr().out and not list(folder.path.parent.glob("*.raw"))
+
+
+# --- training
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledFolder(RunFolder):
+    """Dies in place of the second checkpoint."""
+
+    saved = 0
+
+    def save_checkpoint(self, state):
+        if self.saved == 1:
+            raise Killed
+        super().save_checkpoint(state)
+        self.saved += 1
+
+
+@pytest.fixture
+def train(tmp_path, store, dataset, make_params, make_classifier, monkeypatch):
+    monkeypatch.setattr("pag_core.training.classifier.STEPS_BETWEEN_READS", 2)
+
+    def run(mode, name, kind=RunFolder, augmentation="crop_flip", **options):
+        params = make_params({
+            "train.epochs": 3, "train.batch_size": 8, "train.checkpoint_seconds": 0, "objective.classes_per_step": 2,
+            "train.augmentation": augmentation,
+        })  # fmt: skip
+        path = tmp_path / "cache" / name
+        path.mkdir(parents=True, exist_ok=True)
+        folder = kind(path)
+        feed = opened(store, dataset, folder, mode, **options)
+        classifier = make_classifier()
+        trainer = Trainer(
+            classifier=classifier, train=dataset.splits["train"], classes=3, params=params.train,
+            alignment=Alignment(feed, 2.0, params.objective), seed=5, device=CPU, folder=folder,
+        )  # fmt: skip
+        history = trainer.run(tmp_path / f"curves-{name}")
+        return history, {key: value.clone() for key, value in classifier.state_dict().items()}
+
+    return run
+
+
+def assert_same(found, expected):
+    assert found[0] == expected[0]
+    assert all(torch.equal(found[1][key], expected[1][key]) for key in expected[1])
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
+def test_resident_and_memory_map_train_the_same_network(train, augmentation):
+    resident, mapped = (train(mode, mode, augmentation=augmentation) for mode in ("resident", "memory_map"))
+    assert_same(mapped, resident)
+    # another order of images is another run
+    assert train("shuffled_window", "window", augmentation=augmentation)[0] != resident[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_training_goes_on_identically(train, mode):
+    whole = train(mode, "whole")
+    with pytest.raises(Killed):
+        train(mode, "run", KilledFolder)
+    assert_same(train(mode, "run"), whole)
+
+
+def test_a_killed_training_goes_on_when_memory_has_changed(train, tmp_path, monkeypatch):
+    """An automatic choice keeps to the order it began with."""
+    whole, windowed = train("resident", "whole"), train("shuffled_window", "windowed", window_shards=2)
+    with pytest.raises(Killed):
+        train("auto", "run", KilledFolder)
+    assert_same(train("auto", "run", budget_gb=1e-6), whole)
+    assert list((tmp_path / "cache").glob("*.raw"))
+    with pytest.raises(Killed):
+        train("shuffled_window", "other", KilledFolder, window_shards=2)
+    with pytest.raises(ParamsError, match=r"was begun with the order window; set feed.mode: auto"):
+        train("resident", "other")
+    assert_same(train("auto", "other", window_shards=4), windowed)
+
+
+def test_window_gradients_say_their_window(store, dataset, folder):
+    feed = opened(store, dataset, folder, "shuffled_window", window_shards=3)
+    assert isinstance(feed, WindowGradients) and feed.window == 3
+    assert opened(store, dataset, RunFolder(folder.path), "auto").window == 3
