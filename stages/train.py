@@ -20,6 +20,7 @@ from pag_core.evaluation.fitness import accuracy
 from pag_core.gradients.manifest import read_manifest
 from pag_core.gradients.store import open_gradients
 from pag_core.params import Params, load_params
+from pag_core.processes import replica_count
 from pag_core.provenance import provenance
 from pag_core.randomness import seed_global_streams
 from pag_core.stage import run, stage
@@ -79,9 +80,13 @@ def main(
             alignment = _alignment(params, dataset, store, device)
             sections += ["source", "lambda", "objective"]
             inputs["gradient store"] = read_manifest(store)["checksum"]
-        origin = provenance(params=params.section(*sections), seed=params.seed, inputs=inputs, device=device)
+        processes = replica_count(params.processes)
+        origin = provenance(
+            params=params.section(*sections), seed=params.seed, inputs=inputs, device=device, processes=processes
+        )
         options = params.classifier.model_dump()
-        with run_folder(name, {"params": origin["params"], "seed": params.seed, **inputs}, device) as folder:
+        identity = {"params": origin["params"], "seed": params.seed, "processes": processes, **inputs}
+        with run_folder(name, identity, device) as folder:
             seed_global_streams(params.seed, "classifier")
             classifier = build_classifier(
                 params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes
@@ -95,6 +100,7 @@ def main(
                 seed=params.seed,
                 device=device,
                 folder=folder,
+                processes=processes,
             )
             history = trainer.run(Path("curves") / name)
             classifier.eval().requires_grad_(False)

@@ -7,20 +7,26 @@ PADDING = 4
 
 
 def crop_and_flip(
-    images: torch.Tensor, target_gradients: torch.Tensor | None, draws: torch.Generator
+    images: torch.Tensor,
+    target_gradients: torch.Tensor | None,
+    draws: torch.Generator,
+    *,
+    share: tuple[slice, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Random crop (zero padding of 4 pixels) and horizontal flip with probability 1/2, the same for image and targets.
 
     Images float [B, C, H, W], targets float [B, K, C, H, W] or None. Away from the borders this equals differentiating
-    through the augmentation back to the unaugmented image.
+    through the augmentation back to the unaugmented image. With `share` (rows, whole) the images are those rows of a
+    batch of `whole` images, and move as they do in it.
     """
     batch, channels, height, width = images.shape
     planes = images
     if target_gradients is not None:
         planes = torch.cat([images, target_gradients.flatten(1, 2)], dim=1)
     device = images.device
-    top, left = torch.randint(0, 2 * PADDING + 1, (2, batch, 1), generator=draws, device=device)
-    flipped = torch.rand(batch, 1, generator=draws, device=device) < 0.5
+    rows_of_batch, whole = share or (slice(None), batch)
+    top, left = torch.randint(0, 2 * PADDING + 1, (2, whole, 1), generator=draws, device=device)[:, rows_of_batch]
+    flipped = (torch.rand(whole, 1, generator=draws, device=device) < 0.5)[rows_of_batch]
     rows = top + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(batch, width)
     columns = left + torch.where(flipped, width - 1 - columns, columns)

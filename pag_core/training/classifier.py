@@ -13,9 +13,10 @@ from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
 from pag_core.gradients.store import TargetGradients
 from pag_core.loop import CheckpointClock, LossWatch, progress_bar
-from pag_core.objective.pag import ObjectiveTerms, drawn_classes, pag_objective, vanilla_objective
+from pag_core.objective.pag import drawn_classes, pag_objective, vanilla_objective
 from pag_core.params import ObjectiveParams, TrainParams
-from pag_core.randomness import generator, global_state, restore_global_state
+from pag_core.randomness import generator, global_state
+from pag_core.replicas import Share, replicas
 from pag_core.training.augmentation import crop_and_flip
 from pag_core.training.curves import Curves
 from pag_core.training.optimization import build_optimizer, build_schedule
@@ -32,12 +33,49 @@ class Alignment:
     objective: ObjectiveParams
 
 
+class Objective(nn.Module):
+    """Eq. 4 as a module around the classifier, so that what replicates a module's `forward` covers all of the loss."""
+
+    def __init__(self, classifier: nn.Module, alignment: Alignment | None, classes: int) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.alignment = alignment
+        self.classes = classes
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        class_indices: torch.Tensor | None = None,
+        target_gradients: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Total, cross-entropy and alignment as scalars, and the logits [B, classes] (see `ObjectiveTerms`)."""
+        if self.alignment is None or class_indices is None or target_gradients is None:
+            terms = vanilla_objective(self.classifier, images, labels)
+        else:
+            terms = pag_objective(
+                self.classifier,
+                images,
+                labels,
+                class_indices,
+                target_gradients,
+                weight=self.alignment.weight,
+                classes=self.classes,
+                output=self.alignment.objective.output,
+                scaling=self.alignment.objective.scaling,
+                differentiation=self.alignment.objective.differentiation,
+            )
+        # wrappers look for tensors in plain containers
+        return terms.total, terms.cross_entropy, terms.alignment, terms.logits
+
+
 @dataclass
 class Trainer:
     """Trains `classifier` in place on `train`; `alignment` None is vanilla training.
 
-    Data, targets and all random draws live on the classifier's device. Raises ParamsError where the parameters do not
-    fit the data and TrainingDiverged at a loss that is not finite.
+    Data, targets and all random draws live on the classifier's device. Several `processes` share each batch of
+    `params.batch_size`, and rank 0 alone returns from `run`. Raises ParamsError where the parameters do not fit the
+    data, TrainingDiverged at a loss that is not finite and CompanionLost where another process failed.
     """
 
     classifier: nn.Module
@@ -48,6 +86,7 @@ class Trainer:
     seed: int
     device: torch.device
     folder: RunFolder
+    processes: int = 1
 
     def __post_init__(self) -> None:
         drawn = self.alignment.objective.classes_per_step if self.alignment else None
@@ -67,19 +106,21 @@ class Trainer:
 
     def run(self, curves_folder: Path) -> list[dict[str, float]]:
         """Train to the end, from the checkpoint where there is one; returns and logs the means of each epoch."""
-        self._resume()
-        curves = Curves(curves_folder, self.history)
-        watch = LossWatch("classifier")
+        with replicas(self.processes, self.device) as self.team:
+            self._resume()
+            self._train(Curves(curves_folder, self.history) if self.team.leads else None)
+        return self.history
+
+    def _train(self, curves: Curves | None) -> None:
+        objective = self.team.replicate(Objective(self.classifier, self.alignment, self.classes))
+        watch = LossWatch("classifier", self.team.total)
         clock = CheckpointClock(self.folder, self.params.checkpoint_seconds)
         total = self.params.epochs * self.steps_per_epoch
         self.classifier.train()
         with progress_bar("classifier", total, self.step, "step") as bar:
             while self.step < total:
-                indices = self._batch(self.step)
-                terms = self._step(indices)
+                watch.add(self.step + 1, *self._step(objective, self._batch(self.step)))
                 self.step += 1
-                correct = (terms.logits.argmax(1) == self.data.labels[indices]).sum()
-                watch.add(self.step, terms.total, terms.cross_entropy, terms.alignment, correct)
                 bar.update()
                 epoch_ends = self.step % self.steps_per_epoch == 0
                 if epoch_ends or len(watch.rows) == STEPS_BETWEEN_READS:
@@ -87,9 +128,10 @@ class Trainer:
                     if epoch_ends:
                         self._close_epoch(curves)
                         bar.set_postfix(loss=f"{self.history[-1]['cross_entropy']:.4f}")
-                    clock.tick(self._snapshot)
-        curves.close()
-        return self.history
+                    if self.team.leads:
+                        clock.tick(self._snapshot)
+        if curves is not None:
+            curves.close()
 
     def _batch(self, step: int) -> torch.Tensor:
         """The image indices of `step`; the order of an epoch has a random stream of its own."""
@@ -100,34 +142,33 @@ class Trainer:
             self.order_epoch = epoch
         return self.order[batch * self.params.batch_size : (batch + 1) * self.params.batch_size]
 
-    def _step(self, indices: torch.Tensor) -> ObjectiveTerms:
-        images, labels, targets = self.data.pixels(indices), self.data.labels[indices], None
-        if self.alignment is not None:
-            drawn = self.alignment.objective.classes_per_step or self.classes
-            class_indices = drawn_classes(len(indices), self.classes, drawn, self.draws)
-            targets = self.alignment.targets(indices, class_indices)
-        if self.params.augmentation == "crop_flip":
-            images, targets = crop_and_flip(images, targets, self.draws)
-        if self.alignment is None or targets is None:
-            terms = vanilla_objective(self.classifier, images, labels)
-        else:
-            terms = pag_objective(
-                self.classifier,
-                images,
-                labels,
-                class_indices,
-                targets,
-                weight=self.alignment.weight,
-                classes=self.classes,
-                output=self.alignment.objective.output,
-                scaling=self.alignment.objective.scaling,
-                differentiation=self.alignment.objective.differentiation,
-            )
+    def _step(self, objective: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
+        """One step on the images `batch`; what this process adds to its total, cross-entropy, alignment and hits."""
+        share = self.team.share(len(batch))
+        self.team.begin_step(self.seed, self.step)
+        images, labels, class_indices, targets = self._inputs(batch, share)
+        loss, cross_entropy, alignment, logits = objective(images, labels, class_indices, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
+        self.team.backward(loss, share)
         self.optimizer.step()
         self.schedule.step()
-        return terms
+        correct = (logits.argmax(1) == labels).sum()
+        means = [self.team.part_of_mean(mean, share) for mean in (loss, cross_entropy, alignment)]
+        return [*means, self.team.part_of_sum(correct, share)]
+
+    def _inputs(
+        self, batch: torch.Tensor, share: Share
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Images, labels, drawn classes and targets of this process's rows; the draws are those of the whole batch."""
+        indices, class_indices, targets = batch[share.rows], None, None
+        images, labels = self.data.pixels(indices), self.data.labels[indices]
+        if self.alignment is not None:
+            drawn = self.alignment.objective.classes_per_step or self.classes
+            class_indices = drawn_classes(share.whole, self.classes, drawn, self.draws)[share.rows]
+            targets = self.alignment.targets(indices, class_indices)
+        if self.params.augmentation == "crop_flip":
+            images, targets = crop_and_flip(images, targets, self.draws, share=(share.rows, share.whole))
+        return images, labels, class_indices, targets
 
     def _accumulate(self, watch: LossWatch) -> None:
         """Add the steps since the last call to the sums of the epoch; `watch` refuses non-finite losses first."""
@@ -140,13 +181,14 @@ class Trainer:
             for name, value in added.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def _close_epoch(self, curves: Curves) -> None:
+    def _close_epoch(self, curves: Curves | None) -> None:
         images = self.sums["images"]
         row = {"step": float(self.step // self.steps_per_epoch), "accuracy": self.sums["correct"] / images}
         row |= {name: self.sums[name] / images for name in ("cross_entropy", "alignment") if name in self.sums}
         self.sums = {}
         self.history.append(row)
-        curves.log(row)
+        if curves is not None:
+            curves.log(row)
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -156,12 +198,12 @@ class Trainer:
         }  # fmt: skip
 
     def _resume(self) -> None:
-        state = self.folder.load_checkpoint(self.device)
+        state = self.team.load_checkpoint(self.folder, self.device)
         if state is None:
             return
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.draws.set_state(state["draws"].cpu())
-        restore_global_state(state["global"])
+        self.team.restore_global_state(state["global"])
         self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
