@@ -63,7 +63,6 @@ class Replicas:
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """`module` with its gradients averaged over the processes in `backward`; rank 0's weights are everybody's."""
-        # buffers are a function of the whole batch, like weights: to send them at each step would change nothing
         return module if self._fabric is None else self._fabric.setup_module(module, move_to_device=False)
 
     def backward(self, loss: torch.Tensor, share: Share) -> None:
@@ -147,7 +146,7 @@ def _fabric(process: Process, device: torch.device) -> "Fabric":
         accelerator=device.type,
         devices=here,
         num_nodes=process.count // here,
-        strategy=DDPStrategy(broadcast_buffers=False, timeout=process_group.COLLECTIVE_TIMEOUT),
+        strategy=DDPStrategy(),
         plugins=[TorchElasticEnvironment()],
     )
     fabric.launch()
