@@ -20,7 +20,7 @@ from pag_core.weights import save_network
 
 def main() -> None:
     """Write data/diffusion and curves/diffusion."""
-    with stage("diffusion"):
+    with stage("diffusion", shared=True):
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")

@@ -69,7 +69,7 @@ def main(
 ) -> None:
     """Write data/classifier (or data/baseline), its curves and metrics/training.json."""
     name = "baseline" if baseline else "classifier"
-    with stage(name):
+    with stage(name, shared=True):
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")

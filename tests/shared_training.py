@@ -83,7 +83,7 @@ def main() -> None:
     params = parse_params(changed(plain, options.get("params", {})))
     made = make_labelled(3, 11, (1, 8, 8), 1)
     split = Split(torch.from_numpy(made.images), torch.from_numpy(made.labels))
-    with stage("miniature"), run_folder("miniature", {}, torch.device("cpu")) as folder:
+    with stage("miniature", shared=True), run_folder("miniature", {}, torch.device("cpu")) as folder:
         if "survive" in options and this_process().leads:
             _die_at_checkpoint(folder, options["survive"], options["victim"])
         work = {"classifier": _classifier, "diffusion": _diffusion}[options["kind"]]
