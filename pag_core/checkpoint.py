@@ -18,9 +18,10 @@ from typing import Any
 import filelock
 import torch
 
+from pag_core import process_group
 from pag_core.artifacts import digest, replacing_file, write_json
 from pag_core.device import device_description
-from pag_core.processes import this_process
+from pag_core.processes import this_process, under_torchrun
 from pag_core.provenance import code_digest, versions
 
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -90,10 +91,12 @@ class RunFolder:
 def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> Iterator[RunFolder]:
     """The work folder of `stage` for `identity` (its params and the fingerprints of its inputs).
 
-    Held by one process at a time; a second one with the same identity waits. Removed when the body ends well.
+    Held by one process at a time, or by the processes that share the work; a second run with the same identity waits.
+    Removed when the body ends well. Raises CompanionLost if a rank of torchrun is gone.
     """
     if not this_process().leads:
-        yield RunFolder(Path(os.environ[RUN_FOLDER]))
+        told = process_group.join(device).from_leader(None) if under_torchrun() else os.environ[RUN_FOLDER]
+        yield RunFolder(Path(told))
         return
     root = Path(os.environ.get("DVC_ROOT", ".")) / ".cache"
     (root / "locks").mkdir(parents=True, exist_ok=True)
@@ -108,6 +111,8 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
     with lock:
         path.mkdir(exist_ok=True)
         os.environ[RUN_FOLDER] = str(path.resolve())
+        if under_torchrun():
+            process_group.join(device).from_leader(str(path.resolve()))
         folder = RunFolder(path)
         yield folder
         folder.discard()

@@ -1,5 +1,7 @@
 """Where tensors live: the CPU or one GPU, named by the parameter `device`."""
 
+import os
+
 import torch
 
 from pag_core.errors import ParamsError
@@ -20,6 +22,10 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
         raise ParamsError(
             f"params.yaml: device is {name!r}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
         )
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        # processes that share work take a GPU each, as far as there are any
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     require_determinism(device)

@@ -37,6 +37,10 @@ class CompanionLost(PagError):
     """One of the processes that share a piece of work failed."""
 
 
+class LaunchRefused(PagError):
+    """A stage was started as several processes that cannot share its work."""
+
+
 class EvaluationRefused(PagError):
     """A model or input for which an attack would report a wrong robustness."""
 

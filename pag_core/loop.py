@@ -10,13 +10,18 @@ from tqdm import tqdm
 
 from pag_core.checkpoint import RunFolder
 from pag_core.errors import TrainingDiverged
+from pag_core.processes import this_process
 
 
 class LossWatch:
-    """Collects each step's loss, and values beside it, without waiting for the device; `flush` refuses non-finite losses."""
+    """Collects each step's loss, and values beside it, without waiting for the device; `flush` refuses non-finite losses.
 
-    def __init__(self, what: str) -> None:
+    `total` sums rows float32 [steps, values] over the processes that share the steps.
+    """
+
+    def __init__(self, what: str, total: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows) -> None:
         self.what = what
+        self.total = total
         self.first_step = 0
         self.rows: list[torch.Tensor] = []
 
@@ -28,7 +33,7 @@ class LossWatch:
 
     def flush(self) -> list[list[float]]:
         """A row per step since the last flush; raises TrainingDiverged that names the first step with a bad loss."""
-        rows: list[list[float]] = torch.stack(self.rows).tolist() if self.rows else []
+        rows: list[list[float]] = self.total(torch.stack(self.rows)).tolist() if self.rows else []
         for step, row in enumerate(rows, start=self.first_step):
             if not math.isfinite(row[0]):
                 raise TrainingDiverged(
@@ -55,5 +60,17 @@ class CheckpointClock:
 
 
 def progress_bar(what: str, total: int, done: int, unit: str) -> "tqdm[Any]":
-    """A progress bar with the time left, on standard error; in a log file it prints a line every ten seconds."""
-    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=1.0, maxinterval=10.0, dynamic_ncols=True)
+    """A progress bar with the time left, on standard error; in a log file it prints a line every ten seconds.
+
+    Of processes that share the work only rank 0 shows it.
+    """
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        mininterval=1.0,
+        maxinterval=10.0,
+        dynamic_ncols=True,
+        disable=not this_process().leads,
+    )

@@ -166,6 +166,9 @@ class TrainParams(Section):
     weight_decay: NonNegativeReal
     schedule: Literal["cosine", "step", "constant"]
     augmentation: Literal["none", "crop_flip"]
+    precision: Literal["float32", "tf32", "bfloat16"]
+    compile: bool
+    channels_last: bool
     validation_attacked: PositiveInt
     validation_radii: dict[Literal["L2", "Linf"], Radii]
     checkpoint_seconds: NonNegativeReal
@@ -330,8 +333,7 @@ def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
         return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}" + _nearest(
             str(problem["input"]), allowed
         )
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {problem['input']!r} is refused: {message}"
+    return f"{place}: {problem['input']!r} is refused: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

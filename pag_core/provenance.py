@@ -28,19 +28,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(*, params: dict[str, Any], seed: int, inputs: dict[str, str], device: torch.device) -> dict[str, Any]:
+def provenance(
+    *, params: dict[str, Any], seed: int, inputs: dict[str, str], device: torch.device, processes: int = 1
+) -> dict[str, Any]:
     """The record that every artifact carries.
 
     `params` are the parameters that shaped it, `inputs` the fingerprints (SHA-256) of what it was made from.
-    It holds neither time nor host, so equal work gives equal bytes.
+    It holds neither time nor host, so equal work gives equal bytes. Several `processes` are told where they shared the
+    sums that made it.
     """
-    return {
+    record = {
         "params": params,
         "seed": seed,
         "inputs": inputs,
         "versions": versions(),
         "device": device_description(device),
     }
+    return record | {"processes": processes} if processes > 1 else record
 
 
 def code_digest() -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,19 +11,24 @@ from pathlib import Path
 import typer
 
 from pag_core.artifacts import write_json
-from pag_core.errors import PagError
+from pag_core.errors import LaunchRefused, PagError
 
 TIMINGS = Path("timings")
 
 
 @contextlib.contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str, *, shared: bool = False) -> Iterator[None]:
     """Run a stage's body; a PagError ends it with its message and exit code 1, without a traceback.
 
-    Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run.
+    Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run. Only a
+    `shared` stage, whose processes divide its work, may be one of several ranks of torchrun.
     """
     start = time.perf_counter()
     try:
+        if not shared and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1":
+            raise LaunchRefused(
+                f"torchrun started {os.environ['WORLD_SIZE']} processes of a stage that runs in one; start it with python"
+            )
         yield
     except PagError as error:
         print(f"\n{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from pag_core.device import prepare_device
 from pag_core.diffusion.network import KIND, architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.params import load_params
+from pag_core.processes import replica_count
 from pag_core.provenance import provenance
 from pag_core.stage import run, stage
 from pag_core.training.curves import Curves
@@ -19,20 +20,21 @@ from pag_core.weights import save_network
 
 def main() -> None:
     """Write data/diffusion and curves/diffusion."""
-    with stage("diffusion"):
+    with stage("diffusion", shared=True):
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
         shape = architecture(params.diffusion)
+        processes = replica_count(params.processes)
         origin = provenance(
             params=params.section("diffusion"),
             seed=params.seed,
             inputs={"dataset": dataset.fingerprint},
             device=device,
+            processes=processes,
         )
-        with run_folder(
-            "diffusion", {"params": origin["params"], "seed": params.seed, **origin["inputs"]}, device
-        ) as folder:
+        identity = {"params": origin["params"], "seed": params.seed, "processes": processes, **origin["inputs"]}
+        with run_folder("diffusion", identity, device) as folder:
             weights, curve = train_diffusion(
                 lambda: build_network(shape, dataset.image_shape, dataset.classes),
                 dataset.splits["train"],
@@ -42,6 +44,7 @@ def main() -> None:
                 seed=params.seed,
                 device=device,
                 folder=folder,
+                processes=processes,
             )
             Curves(Path("curves/diffusion"), curve).close()
             card = {

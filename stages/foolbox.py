@@ -26,7 +26,7 @@ BASELINE = Path("data/attacks/baseline_foolbox.json")
 def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the vanilla baseline.")] = False) -> None:
     """Write metrics/foolbox.json, which includes the baseline's results, or those alone with --baseline."""
     who = "baseline" if baseline else "classifier"
-    with stage(f"foolbox_{who}"):
+    with stage(f"foolbox_{who}", shared=True):
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")

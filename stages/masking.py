@@ -18,7 +18,7 @@ from pag_core.stage import run, stage
 
 def main() -> None:
     """Write metrics/masking.json."""
-    with stage("masking"):
+    with stage("masking", shared=True):
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")

@@ -43,7 +43,7 @@ def _measured(params: Params, predictor: NoisePredictor, teacher: NoisePredictor
 
 def main() -> None:
     """Write data/gradients/sbg.zarr and metrics/diffusion.json; a model that ignores its label is refused."""
-    with stage("sbg"):
+    with stage("sbg", shared=True):
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")

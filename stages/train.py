@@ -20,10 +20,12 @@ from pag_core.evaluation.fitness import accuracy
 from pag_core.gradients.feed import open_feed
 from pag_core.gradients.manifest import read_manifest
 from pag_core.params import Params, load_params
+from pag_core.processes import replica_count
 from pag_core.provenance import provenance
 from pag_core.randomness import seed_global_streams
 from pag_core.stage import run, stage
-from pag_core.training.classifier import Alignment, Trainer
+from pag_core.training.classifier import Trainer
+from pag_core.training.step import Alignment
 from pag_core.weights import load_network
 
 VALIDATION_APGD_STEPS = 20
@@ -68,7 +70,7 @@ def main(
 ) -> None:
     """Write data/classifier (or data/baseline), its curves and metrics/training.json."""
     name = "baseline" if baseline else "classifier"
-    with stage(name):
+    with stage(name, shared=True):
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
@@ -77,9 +79,12 @@ def main(
         if not baseline:
             sections += ["source", "lambda", "objective"]
             inputs["gradient store"] = read_manifest(store)["checksum"]
-        origin = provenance(params=params.section(*sections), seed=params.seed, inputs=inputs, device=device)
+        processes = replica_count(params.processes)
+        origin = provenance(
+            params=params.section(*sections), seed=params.seed, inputs=inputs, device=device, processes=processes
+        )
         options = params.classifier.model_dump()
-        identity = {"params": origin["params"], "seed": params.seed, **inputs}
+        identity = {"params": origin["params"], "seed": params.seed, "processes": processes, **inputs}
         if not baseline and params.feed.mode == "shuffled_window":
             # the other modes visit the images in one order, and may go on with one another's checkpoints
             identity["window_shards"] = params.feed.window_shards
@@ -100,6 +105,7 @@ def main(
                 seed=params.seed,
                 device=device,
                 folder=folder,
+                processes=processes,
             )
             history = trainer.run(Path("curves") / name)
             classifier.eval().requires_grad_(False)

@@ -12,7 +12,8 @@ from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import build_process, to_diffusion_range
 from pag_core.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.params import DiffusionParams
-from pag_core.randomness import generator, global_state, restore_global_state, seed_global_streams
+from pag_core.randomness import generator, global_state, seed_global_streams
+from pag_core.replicas import Replicas, replicas
 
 REPORT_EVERY = 50  # steps; also how often losses are brought back from the device and checked
 
@@ -33,27 +34,32 @@ def train_diffusion(
     seed: int,
     device: torch.device,
     folder: RunFolder,
+    processes: int = 1,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Train on `split`; return the EMA weights by name, and the curve: step and mean loss of each 50 steps.
 
-    Goes on from the checkpoint in `folder` where there is one, to the same result as an unbroken run.
-    Raises TrainingDiverged at a loss that is not finite.
+    Goes on from the checkpoint in `folder` where there is one, to the same result as an unbroken run. Several
+    `processes` share each batch; rank 0 alone returns. Raises TrainingDiverged at a loss that is not finite, and
+    CompanionLost where another process failed.
     """
     seed_global_streams(seed, "diffusion")
     trainer = _DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
-    if state := folder.load_checkpoint(device):
-        trainer.restore(state)
-    watch, clock = LossWatch("diffusion"), CheckpointClock(folder, params.checkpoint_seconds)
-    with progress_bar("diffusion", params.steps, trainer.done, "step") as bar:
-        while trainer.done < params.steps:
-            loss = trainer.step()
-            watch.add(trainer.done, loss)
-            bar.update()
-            if trainer.done % REPORT_EVERY == 0 or trainer.done == params.steps:
-                losses = [row[0] for row in watch.flush()]
-                trainer.curve.append({"step": trainer.done, "loss": sum(losses) / len(losses)})
-                bar.set_postfix(loss=f"{trainer.curve[-1]['loss']:.4f}")
-                clock.tick(trainer.snapshot)
+    with replicas(processes, device) as team:
+        if state := team.load_checkpoint(folder, device):
+            trainer.restore(state, team)
+        trainer.begin(team)
+        watch, clock = LossWatch("diffusion", team.total), CheckpointClock(folder, params.checkpoint_seconds)
+        with progress_bar("diffusion", params.steps, trainer.done, "step") as bar:
+            while trainer.done < params.steps:
+                loss = trainer.step()
+                watch.add(trainer.done, loss)
+                bar.update()
+                if trainer.done % REPORT_EVERY == 0 or trainer.done == params.steps:
+                    losses = [row[0] for row in watch.flush()]
+                    trainer.curve.append({"step": trainer.done, "loss": sum(losses) / len(losses)})
+                    bar.set_postfix(loss=f"{trainer.curve[-1]['loss']:.4f}")
+                    if team.leads:
+                        clock.tick(trainer.snapshot)
     weights = {name: tensor.detach() for name, tensor in trainer.average.module.state_dict().items()}
     return weights, trainer.curve
 
@@ -79,27 +85,38 @@ class _DiffusionTrainer:
         self.window = params.timestep_window or (0, params.timesteps - 1)
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.0, fused=True)
+        self.seed = seed
         self.draws = generator(device, seed, "diffusion draws")
         self.done = 0
         self.curve: list[dict[str, float]] = []
 
+    def begin(self, team: Replicas) -> None:
+        """Train as one of `team` from here on."""
+        self.team = team
+        self.share = team.share(self.batch_size)
+        self.replica = team.replicate(self.network)
+
     def step(self) -> torch.Tensor:
-        """One step on images drawn with replacement, each at a noise level of the window; returns the mean loss."""
-        draws, device = self.draws, self.draws.device
+        """One step on images drawn with replacement, each at a noise level of the window.
+
+        Returns what this process's images add to the mean loss.
+        """
+        draws, device, rows = self.draws, self.draws.device, self.share.rows
+        self.team.begin_step(self.seed, self.done)
         indices = torch.randint(len(self.data), (self.batch_size,), generator=draws, device=device)
-        images = to_diffusion_range(self.data.pixels(indices))
-        labels = diffusion_labels(self.data.labels[indices], self.classes, draws)
+        images = to_diffusion_range(self.data.pixels(indices[rows]))
+        labels = diffusion_labels(self.data.labels[indices], self.classes, draws)[rows]
         low, high = self.window
-        timesteps = torch.randint(low, high + 1, (self.batch_size,), generator=draws, device=device)
-        noise = torch.randn(images.shape, generator=draws, device=device)
-        terms = self.process.training_losses(self.network, images, timesteps, model_kwargs={"y": labels}, noise=noise)
+        timesteps = torch.randint(low, high + 1, (self.batch_size,), generator=draws, device=device)[rows]
+        noise = torch.randn((self.batch_size, *images.shape[1:]), generator=draws, device=device)[rows]
+        terms = self.process.training_losses(self.replica, images, timesteps, model_kwargs={"y": labels}, noise=noise)
         loss: torch.Tensor = terms["loss"].mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.team.backward(loss, self.share)
         self.optimizer.step()
         self.average.update_parameters(self.network)
         self.done += 1
-        return loss
+        return self.team.part_of_mean(loss, self.share)
 
     def snapshot(self) -> dict[str, Any]:
         """All that a later run needs to go on."""
@@ -113,11 +130,11 @@ class _DiffusionTrainer:
             "curve": self.curve,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], team: Replicas) -> None:
         """Take up what `snapshot` returned."""
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.draws.set_state(state["draws"].cpu())
-        restore_global_state(state["global"])
+        team.restore_global_state(state["global"])
         self.done, self.curve = state["done"], state["curve"]

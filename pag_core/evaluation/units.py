@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pag_core.checkpoint import RunFolder
+from pag_core.errors import CompanionLost
 from pag_core.loop import progress_bar
 from pag_core.processes import companions, this_process
 
@@ -14,7 +15,7 @@ def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, 
     """The result of every unit in the order of `work`; those that an earlier run finished are not computed again.
 
     A unit must not depend on which others ran before it in the same process. With `processes` above one, companions
-    take their share and only this process returns. Raises CompanionLost if one of them failed.
+    or the ranks of torchrun take their share and only rank 0 returns. Raises CompanionLost if one of them failed.
     """
     if this_process().leads:
         folder.forget_claims()
@@ -25,6 +26,15 @@ def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, 
                 if folder.load_unit(name) is None and folder.claim(name):
                     folder.save_unit(name, work[name]())
                 bar.update(sum(folder.load_unit(unit) is not None for unit in work) - bar.n)
-        results = {name: folder.load_unit(name) for name in work}
         bar.update(len(work) - bar.n)
-    return {name: result for name, result in results.items() if result is not None}
+    return {name: _finished(folder, name) for name in work}
+
+
+def _finished(folder: RunFolder, name: str) -> dict[str, Any]:
+    result = folder.load_unit(name)
+    if result is None:
+        raise CompanionLost(
+            f"no process has finished the unit {name} of {folder.path}; machines that share the work need one folder "
+            "for it. Finished work is kept, run again to go on"
+        )
+    return result

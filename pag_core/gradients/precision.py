@@ -1,9 +1,7 @@
 """Reduced precision of the diffusion model in distillation: what it changes in the direction of Eq. 8 is measured first."""
 
-import contextlib
 import copy
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -13,9 +11,9 @@ from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import ParamsError
 from pag_core.gradients.score_based import score_based_gradients
 from pag_core.objective.cosine_alignment import cosine_similarity
+from pag_core.precision import AUTOCAST, computing_in, require_precision
 from pag_core.randomness import generator
 
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SAMPLE = 64  # images that the direction is checked on
 
 
@@ -42,28 +40,9 @@ class _InPrecision(nn.Module):
         self.device = device
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        with _precision(self.precision, self.device):
+        with computing_in(self.precision, self.device):
             result: torch.Tensor = self.network(*inputs)
         return result
-
-
-@contextlib.contextmanager
-def _precision(precision: str, device: torch.device) -> Iterator[None]:
-    if device.type == "cuda":
-        # whatever torch's own default: convolutions there use TF32 unless told otherwise
-        places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-        before = [place.fp32_precision for place in places]
-        try:
-            for place in places:
-                place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-            with torch.autocast("cuda", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-                yield
-        finally:
-            for place, value in zip(places, before, strict=True):
-                place.fp32_precision = value
-    else:
-        with torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            yield
 
 
 def in_precision(
@@ -75,11 +54,7 @@ def in_precision(
     Raises ParamsError where the device has no such mode or no compiler is found.
     """
     device = predictor.device
-    if precision == "tf32" and device.type != "cuda":
-        raise ParamsError(
-            f"params.yaml: sbg.precision tf32 is a mode of NVIDIA GPUs, and the device is {device.type}; set float32 or "
-            "bfloat16"
-        )
+    require_precision(precision, device, "sbg.precision")
     network = predictor.network
     if precision in AUTOCAST:
         network = copy.copy(network)

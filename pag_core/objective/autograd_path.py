@@ -94,7 +94,8 @@ def autograd_input_gradients(
         return PATHS[batch_norm](classifier, images, class_indices, class_values, create_graph)
 
 
-def _training_batch_norms(classifier: nn.Module) -> list[_BatchNorm]:
+def training_batch_norms(classifier: nn.Module) -> list[_BatchNorm]:
+    """The batch-norm layers that take their statistics from the batch."""
     return [
         layer
         for layer in classifier.modules()
@@ -105,7 +106,7 @@ def _training_batch_norms(classifier: nn.Module) -> list[_BatchNorm]:
 @contextlib.contextmanager
 def _replaced(classifier: nn.Module, forward: Callable[[Any, torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Batch-norm layers in train mode compute `forward(layer, features)` inside the body."""
-    layers = _training_batch_norms(classifier)
+    layers = training_batch_norms(classifier)
     try:
         for layer in layers:
             layer.__dict__["forward"] = lambda features, layer=layer: forward(layer, features)
@@ -136,7 +137,7 @@ def _normalized(layer: _BatchNorm, features: torch.Tensor, mean: torch.Tensor, v
 @contextlib.contextmanager
 def _running_statistics_kept(classifier: nn.Module) -> Iterator[None]:
     """The second pass sees the same images again: it must not count twice in the running statistics."""
-    kept = [(layer, dict(layer._buffers)) for layer in _training_batch_norms(classifier)]
+    kept = [(layer, dict(layer._buffers)) for layer in training_batch_norms(classifier)]
     try:
         for layer, buffers in kept:
             layer._buffers.update({name: value.clone() for name, value in buffers.items() if value is not None})

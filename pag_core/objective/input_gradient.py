@@ -13,7 +13,8 @@ from pag_core.objective.adjoint.compilation import Compiled, compiled_program
 from pag_core.objective.adjoint.cotangent import Context
 from pag_core.objective.adjoint.program import AdjointProgram
 from pag_core.objective.adjoint.tracing import trace
-from pag_core.objective.autograd_path import autograd_input_gradients
+from pag_core.objective.autograd_path import autograd_input_gradients, training_batch_norms
+from pag_core.objective.batch_statistics import shares_batch
 
 _programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]]" = weakref.WeakKeyDictionary()
 
@@ -58,6 +59,15 @@ def input_gradients(
             )
         case _:
             raise ValueError(f"differentiation {differentiation!r} is not one of: adjoint, autograd")
+
+
+def logits_of(classifier: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The logits [B, classes]; where several processes share the batch, batch-norm takes the statistics of all of it."""
+    if not (shares_batch() and training_batch_norms(classifier)):
+        logits: torch.Tensor = classifier(images)
+        return logits
+    program = _program(classifier, images, Context("frozen"))
+    return program.forward(list(classifier.parameters()), list(classifier.buffers()), images)[0]
 
 
 def _class_values(logits: torch.Tensor, output: str) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pag_core.objective.cosine_alignment import cosine_alignment_loss
-from pag_core.objective.input_gradient import input_gradients
+from pag_core.objective.input_gradient import input_gradients, logits_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,6 @@ def pag_objective(
 
 def vanilla_objective(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> ObjectiveTerms:
     """Eq. 4 with lambda 0: plain cross-entropy; the alignment is neither computed nor reported (NaN)."""
-    logits = classifier(images)
+    logits = logits_of(classifier, images)
     cross_entropy = F.cross_entropy(logits, labels)
     return ObjectiveTerms(cross_entropy, cross_entropy, torch.full_like(cross_entropy, torch.nan), logits)

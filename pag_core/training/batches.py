@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,17 +13,19 @@ from pag_core.gradients.targets import GradientBatch, TargetGradients, plain_ord
 from pag_core.objective.pag import drawn_classes
 from pag_core.params import TrainParams
 from pag_core.randomness import generator
+from pag_core.replicas import Share, undivided
 from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on, on the device: images float [B, C, H, W] in [0, 1], labels int64 [B].
+    """What a process trains on in one step, its `share` of the batch, on the device: images [B, C, H, W], labels [B].
 
     With target gradients: classes int64 [B, K] and targets float [B, K, C, H, W]. With augmentation, `mask` bool
     [B, 1, H, W] and `target_norm` float [B, K] as the cosine of Eq. 5 takes them.
     """
 
+    share: Share
     images: torch.Tensor
     labels: torch.Tensor
     class_indices: torch.Tensor | None = None
@@ -36,6 +39,7 @@ class _Planned:
     """A step whose draws are made; `draws` is the state of the random stream before them."""
 
     draws: torch.Tensor
+    share: Share
     indices: torch.Tensor
     class_indices: torch.Tensor | None
     crops: torch.Tensor | None
@@ -76,9 +80,13 @@ class Batches:
         self.order_epoch = -1
         self.fetcher: ThreadPoolExecutor | None = None
 
-    def start(self, step: int, draws_state: torch.Tensor | None) -> None:
-        """Begin with the batch of `step`, with the state of the draws that `draws_state` returned before it."""
+    def start(self, step: int, draws_state: torch.Tensor | None, share: Callable[[int], Share] = undivided) -> None:
+        """Begin with the batch of `step`, with the state of the draws that `draws_state` returned before it.
+
+        `share` gives this process's rows of a batch of so many images. All processes make the draws of the whole batch.
+        """
         self.next_step = step
+        self.share = share
         if draws_state is not None:
             self.draws.set_state(draws_state.cpu())
         if self.targets is not None and self.targets.ahead:
@@ -120,9 +128,13 @@ class Batches:
             class_indices = drawn_classes(len(indices), self.classes, self.drawn, self.draws)
         if self.params.augmentation == "crop_flip":
             crops = draw_crops_and_flips(len(indices), self.draws)
+        share = self.share(len(indices))
+        indices = indices[share.rows]
+        class_indices = None if class_indices is None else class_indices[share.rows]
+        crops = None if crops is None else crops[share.rows]
         if self.targets is not None and self.fetcher is not None and class_indices is not None:
             rows = self.fetcher.submit(self.targets.rows, indices, class_indices, epoch=epoch)
-        return _Planned(state, indices, class_indices, crops, rows)
+        return _Planned(state, share, indices, class_indices, crops, rows)
 
     def _batch(self, planned: _Planned) -> Batch:
         indices = self._sent(planned.indices)
@@ -134,12 +146,12 @@ class Batches:
         elif self.targets is not None and class_indices is not None:
             rows = self.targets.rows(indices, class_indices)
         if planned.crops is None:
-            return Batch(images, labels, class_indices, None if rows is None else rows.dequantised())
+            return Batch(planned.share, images, labels, class_indices, None if rows is None else rows.dequantised())
         moved = CropsAndFlips(self._sent(planned.crops), *images.shape[2:])
         if rows is None:
-            return Batch(moved(images), labels)
+            return Batch(planned.share, moved(images), labels)
         targets = rows.with_codes(moved(rows.codes)).dequantised()
-        return Batch(moved(images), labels, class_indices, targets, moved.mask, rows.norms())
+        return Batch(planned.share, moved(images), labels, class_indices, targets, moved.mask, rows.norms())
 
     def _sent(self, drawn: torch.Tensor) -> torch.Tensor:
         """Drawn numbers on the device; a GPU is not waited for."""

@@ -15,7 +15,8 @@ from pag_core.classifiers.building import OPTIONS, build_classifier, load_classi
 from pag_core.errors import ParamsError
 from pag_core.gradients.store import RepresentativeGradients
 from pag_core.params import Params
-from pag_core.training.classifier import Alignment, Trainer
+from pag_core.training.classifier import Trainer
+from pag_core.training.step import Alignment
 from tests.samples import ROOT
 
 # options that make each architecture quick; resnet18 has one size only

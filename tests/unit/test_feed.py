@@ -16,7 +16,8 @@ from pag_core.gradients.store import write_small_store
 from pag_core.gradients.window import WindowGradients
 from pag_core.params import FeedParams
 from pag_core.training.batches import Batches
-from pag_core.training.classifier import Alignment, Trainer
+from pag_core.training.classifier import Trainer
+from pag_core.training.step import Alignment
 from tests.samples import MADE_FROM, flip, gaussian, write_dense
 
 MODES = ("resident", "memory_map", "shuffled_window")

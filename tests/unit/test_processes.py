@@ -9,36 +9,52 @@ from pathlib import Path
 
 import pytest
 
+from pag_core.checkpoint import RunFolder
+from pag_core.errors import CompanionLost
+from pag_core.evaluation.units import finished_units
 from tests.samples import ROOT
 
 # a stage in miniature: units that say which process did them
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 sys.path[0] = {root!r}
 import torch
 from pag_core.checkpoint import run_folder
 from pag_core.evaluation.units import finished_units
+from pag_core import processes
 from pag_core.stage import stage
+
+if {stubborn} and "RANK" not in os.environ:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.SECONDS_TO_STOP = 0.5
 
 def unit(number):
     rank = os.environ.get("RANK", "0")
     Path(f"started-{{number}}-{{rank}}-{{os.getpid()}}").touch()
     if {failing!r} == rank:
+        while rank != "0" and not list(Path(".cache").glob("miniature-*/units/*.json")):
+            time.sleep(0.02)
         raise RuntimeError("planted")
     time.sleep({seconds})
     return {{"number": number, "rank": rank}}
 
-with stage("miniature"), run_folder("miniature", {{}}, torch.device("cpu")) as folder:
+with stage("miniature", shared=True), run_folder("miniature", {{}}, torch.device("cpu")) as folder:
     work = {{f"unit-{{number}}": (lambda number=number: unit(number)) for number in range(6)}}
     done = finished_units(folder, work, processes={processes}, what="units")
     print([result["number"] for result in done.values()], sorted({{result["rank"] for result in done.values()}}))
 """
 
 
-def script(folder: Path, *, processes: int = 2, seconds: float = 0.5, failing: str = "") -> list[str]:
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def script(
+    folder: Path, *, processes: int = 2, seconds: float = 0.5, failing: str = "", stubborn: bool = False
+) -> list[str]:
     path = folder / "miniature.py"
-    path.write_text(SCRIPT.format(root=str(ROOT), processes=processes, seconds=seconds, failing=failing))
+    options = {"processes": processes, "seconds": seconds, "failing": failing, "stubborn": stubborn}
+    path.write_text(SCRIPT.format(root=str(ROOT), **options))
     return [sys.executable, str(path)]
 
 
@@ -63,18 +79,78 @@ def test_every_unit_is_done_once(tmp_path, processes, ranks):
     assert [path.name for path in (tmp_path / ".cache").iterdir()] == ["locks"]
 
 
-def test_a_failing_companion_is_told_and_finished_units_are_kept(tmp_path):
-    failed = run(tmp_path, script(tmp_path, failing="1", seconds=2))
+@pytest.mark.slow
+def test_the_ranks_of_torchrun_do_every_unit_once(tmp_path):
+    # a killed run's claim, and its finished unit, which is not done again
+    assert run(tmp_path, script(tmp_path, failing="0", processes=1)).returncode == 1
+    (folder,) = (tmp_path / ".cache").glob("miniature-*")
+    (folder / "units").mkdir()
+    (folder / "units" / "unit-3.json").write_text('{"number": 3, "rank": "before"}')
+    assert [path.name for path in (folder / "claims").iterdir()] == ["unit-0"]
+    for path in tmp_path.glob("started-*"):
+        path.unlink()
+    python, name = script(tmp_path, processes=1, seconds=1)
+    done = run(tmp_path, [python, *TORCHRUN, name])
+    assert done.returncode == 0, done.stderr
+    # rank 0 alone goes on after the units
+    assert done.stdout.splitlines() == ["[0, 1, 2, 3, 4, 5] ['0', '1', 'before']"]
+    assert sorted(path.name.split("-")[1] for path in tmp_path.glob("started-*")) == list("01245")
+    assert [path.name for path in (tmp_path / ".cache").iterdir()] == ["locks"]
+    assert [path.name for path in (tmp_path / "timings").iterdir()] == ["miniature.json"]
+
+
+@pytest.mark.slow
+def test_a_failing_rank_of_torchrun_ends_the_run(tmp_path):
+    python, name = script(tmp_path, failing="1", seconds=1)
+    failed = run(tmp_path, [python, *TORCHRUN, name])
+    assert failed.returncode != 0
+    assert "planted" in failed.stderr and "ChildFailedError" in failed.stderr
+    assert not failed.stdout and not (tmp_path / "timings").exists()
+
+
+@pytest.mark.slow
+def test_a_stage_that_cannot_share_its_work_refuses_torchrun(tmp_path):
+    command = [sys.executable, *TORCHRUN, str(ROOT / "stages" / "prepare.py")]
+    refused = run(tmp_path, command)
+    assert refused.returncode != 0
+    assert "prepare: LaunchRefused: torchrun started 2 processes of a stage that runs in one" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_unit_that_nobody_finished_is_told(tmp_path):
+    """As on machines that do not see one another's files: never a short result."""
+    folder = RunFolder(tmp_path)
+    work = {"there": lambda: {"number": 1}, "elsewhere": lambda: {"number": 2}}
+    folder.forget_claims = lambda: None
+    folder.claim("elsewhere")
+    with pytest.raises(CompanionLost, match="no process has finished the unit elsewhere"):
+        finished_units(folder, work, processes=1, what="units")
+    assert folder.load_unit("there") == {"number": 1}
+
+
+def test_a_failing_companion_is_told_at_once_and_finished_units_are_kept(tmp_path):
+    failed = run(tmp_path, script(tmp_path, failing="1", seconds=4))
     assert failed.returncode == 1
+    # this process had more units to do
+    assert len(list(tmp_path.glob("started-*-0-*"))) < 5
     assert "CompanionLost: process 1 of 2 ended with exit code 1" in failed.stderr
     assert "planted" in failed.stderr
     kept = {path.stem for path in (tmp_path / ".cache").glob("miniature-*/units/*.json")}
     assert kept
     before = set(tmp_path.glob("started-*"))
-    again = run(tmp_path, script(tmp_path, seconds=2))
+    again = run(tmp_path, script(tmp_path, seconds=0))
     assert again.returncode == 0, again.stderr
     redone = {f"unit-{path.name.split('-')[1]}" for path in set(tmp_path.glob("started-*")) - before}
     assert not redone & kept
+
+
+@pytest.mark.slow
+def test_work_that_cannot_be_interrupted_ends_too(tmp_path):
+    failed = run(tmp_path, script(tmp_path, failing="1", seconds=20, stubborn=True))
+    assert failed.returncode == 1
+    assert "CompanionLost: process 1 of 2 ended with exit code 1" in failed.stderr
+    assert not failed.stdout
+    assert len(list(tmp_path.glob("started-*-0-*"))) < 5
 
 
 def test_companions_end_with_the_process_that_started_them(tmp_path):

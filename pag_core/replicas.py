@@ -1,0 +1,158 @@
+"""Copies of one network trained in step by several processes (data parallelism), by Lightning Fabric.
+
+Every process makes the random draws of the whole batch and computes its share of the rows; the gradient of a step is
+that of the mean over the whole batch, however many processes share it.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+
+from pag_core import process_group
+from pag_core.checkpoint import RunFolder
+from pag_core.errors import ParamsError
+from pag_core.processes import Process, companions, under_torchrun
+from pag_core.randomness import restore_global_state, seed_global_streams
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Share:
+    """The `rows` of a batch of `whole` images that one process computes.
+
+    Their mean makes the `fraction` of the batch's mean gradient. Where all processes compute the same rows one alone
+    has them `counted` in sums over the batch.
+    """
+
+    rows: slice
+    whole: int
+    fraction: float
+    counted: bool = True
+
+
+def undivided(whole: int) -> Share:
+    """All rows of a batch of `whole` images."""
+    return Share(slice(0, whole), whole, 1.0)
+
+
+class Replicas:
+    """The processes that train one network. A single one does nothing beside the plain work."""
+
+    def __init__(self, process: Process, fabric: "Fabric | None") -> None:
+        self.process = process
+        self._fabric = fabric
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes checkpoints, curves and results."""
+        return self.process.leads
+
+    def share(self, whole: int) -> Share:
+        """This process's rows of a batch of `whole` images.
+
+        A batch smaller than the number of processes is computed whole by each: an empty share would have no mean, and
+        the mean over equal copies is the same.
+        """
+        rank, count = self.process.rank, self.process.count
+        if whole < count:
+            return Share(slice(0, whole), whole, 1 / count, counted=self.leads)
+        rows = slice(rank * whole // count, (rank + 1) * whole // count)
+        return Share(rows, whole, (rows.stop - rows.start) / whole)
+
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """`module` with its gradients averaged over the processes in `backward`; rank 0's weights are everybody's."""
+        return module if self._fabric is None else self._fabric.setup_module(module, move_to_device=False)
+
+    def backward(self, loss: torch.Tensor, share: Share) -> None:
+        """The gradient of the whole batch's mean loss, from the mean `loss` over the rows of `share`."""
+        if self._fabric is None:
+            loss.backward()
+        else:
+            with process_group.telling_losses():
+                self._fabric.backward(loss * (share.fraction * self.process.count))
+
+    def part_of_mean(self, mean: torch.Tensor, share: Share) -> torch.Tensor:
+        """What a mean over the rows of `share` adds to the mean over the whole batch: `total` sums the parts."""
+        return mean if self._fabric is None else mean.detach() * share.fraction
+
+    def part_of_sum(self, amount: torch.Tensor, share: Share) -> torch.Tensor:
+        """What a sum over the rows of `share` adds to the sum over the whole batch: `total` sums the parts."""
+        return amount if share.counted else torch.zeros_like(amount)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over the processes, on each; all of them call it."""
+        if self._fabric is not None:
+            with process_group.telling_losses():
+                distributed.all_reduce(values)
+        return values
+
+    def load_checkpoint(self, folder: RunFolder, device: torch.device) -> dict[str, Any] | None:
+        """The checkpoint that rank 0 finds in `folder`, or None, on every process; all of them call it."""
+        if self._fabric is None:
+            return folder.load_checkpoint(device)
+        state = folder.load_checkpoint(torch.device("cpu")) if self.leads else None
+        received: dict[str, Any] | None = process_group.current().from_leader(state)
+        return received
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """Give each process global random streams of its own in `step` (dropout), wherever a run was taken up."""
+        if self._fabric is not None:
+            seed_global_streams(seed, "replica", step, self.process.rank)
+
+    def restore_global_state(self, state: dict[str, Any]) -> None:
+        """Put back the global random streams of a checkpoint; several processes need not, `begin_step` sets theirs."""
+        if self._fabric is None:
+            restore_global_state(state)
+
+
+@contextlib.contextmanager
+def replicas(count: int, device: torch.device) -> Iterator[Replicas]:
+    """`count` processes that train one network on `device` each, this one among them; rank 0 alone leaves the block.
+
+    Raises CompanionLost if one fails, and ParamsError where `device` does not give each a GPU.
+    """
+    if count == 1 and not under_torchrun():
+        yield Replicas(Process(0, 1), None)
+        return
+    if device.type == "cuda":
+        _require_a_gpu_each(int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
+    with companions(count, device=device) as process:
+        yield Replicas(process, _fabric(process, device))
+
+
+def _require_a_gpu_each(wanted: int, device: torch.device) -> None:
+    if wanted > torch.cuda.device_count():
+        raise ParamsError(
+            f"{wanted} processes are to train on GPUs of this machine, which has {torch.cuda.device_count()}; set "
+            "params.yaml: processes (or torchrun --nproc-per-node) to at most that, or `device: cpu`"
+        )
+    if device.index is not None and device.index != int(os.environ.get("LOCAL_RANK", "-1")):
+        raise ParamsError(
+            f"params.yaml: device is 'cuda:{device.index}', one GPU, and {wanted} processes are to train on one each; "
+            "set `device: cuda`"
+        )
+
+
+def _fabric(process: Process, device: torch.device) -> "Fabric":
+    # imported here: one process does without
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=here,
+        num_nodes=process.count // here,
+        strategy=DDPStrategy(),
+        plugins=[TorchElasticEnvironment()],
+    )
+    fabric.launch()
+    return fabric

@@ -1,0 +1,109 @@
+"""The loss of one training step: Eq. 4 as one module around the classifier, in the precision and form that params.yaml says."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from pag_core.errors import ParamsError
+from pag_core.gradients.targets import TargetGradients
+from pag_core.objective.adjoint.compilation import require_compiler
+from pag_core.objective.autograd_path import training_batch_norms
+from pag_core.objective.batch_statistics import shares_batch
+from pag_core.objective.pag import pag_objective, vanilla_objective
+from pag_core.params import ObjectiveParams, TrainParams
+from pag_core.precision import computing_in, require_precision
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What turns plain training into training with Eq. 4: the target gradients, lambda and how the term is computed."""
+
+    targets: TargetGradients
+    weight: float
+    objective: ObjectiveParams
+
+    def weight_in(self, epoch: int) -> float:
+        """Lambda in `epoch`, counted from 0: `weight`, times the warm-up's factor in its first epochs."""
+        warmup = self.objective.weight_warmup
+        return self.weight * warmup.factor if warmup is not None and epoch < warmup.epochs else self.weight
+
+
+class Objective(nn.Module):
+    """Eq. 4 as a module around the classifier, so that what replicates a module's `forward` covers all of the loss.
+
+    Raises ParamsError for a precision that `device` lacks and for what several processes cannot do, CompilerMissing where
+    nothing can compile.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        alignment: Alignment | None,
+        *,
+        classes: int,
+        params: TrainParams,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        require_precision(params.precision, device, "train.precision")
+        _require_form(classifier, alignment, params)
+        self.classifier = classifier
+        self.alignment = alignment
+        self.classes = classes
+        self.params = params
+        self.device = device
+        # vanilla training compiles the classifier's forward pass, Eq. 4 forward and adjoint together
+        self.plain = classifier
+        if params.compile:
+            require_compiler(device)
+            self.plain = cast(nn.Module, torch.compile(classifier)) if alignment is None else classifier
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        class_indices: torch.Tensor | None,
+        target_gradients: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        target_norm: torch.Tensor | None,
+        epoch: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Total, cross-entropy and alignment as scalars, and the logits [B, classes] (see `ObjectiveTerms`)."""
+        if self.params.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with computing_in(self.params.precision, self.device):
+            if self.alignment is None or class_indices is None or target_gradients is None:
+                terms = vanilla_objective(self.plain, images, labels)
+            else:
+                terms = pag_objective(
+                    self.classifier,
+                    images,
+                    labels,
+                    class_indices,
+                    target_gradients,
+                    weight=self.alignment.weight_in(epoch),
+                    classes=self.classes,
+                    output=self.alignment.objective.output,
+                    scaling=self.alignment.objective.scaling,
+                    differentiation=self.alignment.objective.differentiation,
+                    batch_norm=self.alignment.objective.batch_norm,
+                    compiled=self.params.compile,
+                    mask=mask,
+                    target_norm=target_norm,
+                )
+        # wrappers look for tensors in plain containers
+        return terms.total, terms.cross_entropy, terms.alignment, terms.logits
+
+
+def _require_form(classifier: nn.Module, alignment: Alignment | None, params: TrainParams) -> None:
+    if not shares_batch():
+        return
+    if params.compile:
+        raise ParamsError("params.yaml: train.compile works in one process only; set it to false, or processes: 1")
+    if alignment and alignment.objective.differentiation == "autograd" and training_batch_norms(classifier):
+        raise ParamsError(
+            "params.yaml: objective.differentiation autograd takes batch-norm's statistics of one process's images only; "
+            "set it to adjoint, or processes: 1"
+        )

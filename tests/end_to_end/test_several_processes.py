@@ -1,0 +1,85 @@
+"""Stages on two processes: the files and numbers that one process makes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.project_copy import SMALL, ProjectCopy
+
+pytestmark = pytest.mark.slow
+
+TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
+    """Class means, a vanilla baseline and a classifier, made by one process each."""
+    overrides = {
+        **SMALL,
+        "source": "cm",
+        "objective.output": "logit",
+        "prepare.images_per_class": 20,
+        "diffusion.steps": 6,
+        "train.epochs": 2,
+        "autoattack.images": 3,
+        "autoattack.images_per_shard": 1,
+        # short: at this radius no image stands long
+        "autoattack.radii": {"Linf": [0.5]},
+    }
+    made = ProjectCopy(tmp_path_factory.mktemp("shared"), overrides)
+    made.stage("prepare")
+    made.stage("heuristic", "cm")
+    made.stage("train", "--baseline")
+    made.stage("train")
+    return made
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _differing(one: Any, two: Any) -> set[str]:
+    return {key for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
+
+
+@pytest.mark.parametrize(
+    "command", [("dvc", "repro", "--single-item", "--force", "train"), (*TORCHRUN, "stages/train.py")]
+)
+def test_training_by_dvc_and_by_torchrun(project: ProjectCopy, command: tuple[str, ...]) -> None:
+    project.set({"processes": 1})
+    project.stage("train")
+    files = {name: _files(project.path / name) for name in ("data/classifier", "curves/classifier")}
+    card, metrics = json.loads((project.path / "data/classifier/card.json").read_text()), project.metrics("training")
+    project.set({"processes": 2})
+    project.run(*command)
+    assert {name: _files(project.path / name) for name in files} == files
+    shared = json.loads((project.path / "data/classifier/card.json").read_text())
+    assert _differing(card, shared) == {"provenance", "sha256", "checksum"}
+    assert _differing(card["provenance"], shared["provenance"]) == {"processes"}
+    assert shared["provenance"]["processes"] == 2
+    assert project.metrics("training")["train"] == pytest.approx(metrics["train"], rel=1e-3)
+    assert project.metrics("training")["validation"].keys() == metrics["validation"].keys()
+    assert [path.name for path in (project.path / ".cache").iterdir()] == ["locks"]
+
+
+def test_diffusion_by_companions_and_by_torchrun(project: ProjectCopy) -> None:
+    project.set({"processes": 2})
+    project.stage("diffusion")
+    files = _files(project.path / "data/diffusion")
+    weights = (project.path / "data/diffusion/weights.safetensors").read_bytes()
+    project.set({"processes": None})
+    project.run(*TORCHRUN, "stages/diffusion.py")
+    assert _files(project.path / "data/diffusion") == files
+    assert (project.path / "data/diffusion/weights.safetensors").read_bytes() == weights
+
+
+def test_attacks_give_identical_results(project: ProjectCopy) -> None:
+    results = []
+    for processes, launcher in ((1, ("python",)), (2, ("python",)), (1, TORCHRUN)):
+        project.set({"processes": processes})
+        project.run(*launcher, "stages/autoattack.py", "--baseline")
+        project.run(*launcher, "stages/autoattack.py")
+        results.append((project.path / "metrics/autoattack.json").read_bytes())
+    assert results[0] == results[1] == results[2]

@@ -1,0 +1,95 @@
+"""A training run in miniature as a command of its own, which tests start in one process, with companions or by torchrun.
+
+    python tests/shared_training.py '{"kind": "classifier", "processes": 2, ...}'
+
+With the repository in PYTHONPATH. It writes what came out to result.pt in the folder it is run in.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from pag_core.checkpoint import RunFolder, run_folder
+from pag_core.classifiers.building import build_classifier
+from pag_core.datasets.prepared import Split
+from pag_core.diffusion.network import architecture, build_network
+from pag_core.diffusion.training import train_diffusion
+from pag_core.gradients.store import RepresentativeGradients
+from pag_core.params import parse_params
+from pag_core.processes import this_process
+from pag_core.stage import stage
+from pag_core.training import classifier as classifier_module
+from pag_core.training.classifier import Trainer
+from pag_core.training.step import Alignment
+from tests.samples import ROOT, changed, make_labelled
+
+
+def _die_at_checkpoint(folder: RunFolder, survive: int, rank: int) -> None:
+    """Have process `rank` end by SIGKILL in place of the checkpoint after `survive`; rank 0 alone saves them."""
+    original, saved = folder.save_checkpoint, []
+
+    def save(state):
+        if len(saved) == survive:
+            os.kill(os.getpid() if rank == 0 else _companion(rank), 9)
+        saved.append(state["step"] if "step" in state else state["done"])
+        original(state)
+
+    folder.save_checkpoint = save
+
+
+def _companion(rank: int) -> int:
+    return int(Path(f"pid-{rank}").read_text())
+
+
+def _classifier(options, params, split, folder):
+    torch.manual_seed(0)
+    classifier = build_classifier("small_resnet", width=4, activation=None, image_shape=(1, 8, 8), classes=3)
+    if options.get("dropout"):
+        classifier = nn.Sequential(nn.Dropout(0.3), classifier)
+    alignment = None
+    if options.get("aligned", True):
+        targets = RepresentativeGradients(torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), split)
+        alignment = Alignment(targets, 2.0, params.objective)
+    # several reads, and so checkpoints, in an epoch
+    classifier_module.STEPS_BETWEEN_READS = 2
+    trainer = Trainer(
+        classifier=classifier, train=split, classes=3, params=params.train, alignment=alignment, seed=5,
+        device=torch.device("cpu"), folder=folder, processes=options["processes"],
+    )  # fmt: skip
+    history = trainer.run(Path("curves"))
+    return {"weights": classifier.state_dict(), "history": history}
+
+
+def _diffusion(options, params, split, folder):
+    # Adam makes whole steps of gradients that are nothing but rounding, such as those of a bias before a norm
+    torch.optim.AdamW = lambda parameters, lr, weight_decay, fused: torch.optim.SGD(parameters, lr=lr)
+    card = architecture(params.diffusion)
+    weights, curve = train_diffusion(
+        lambda: build_network(card, (1, 8, 8), 3), split, card=card, params=params.diffusion, classes=3, seed=5,
+        device=torch.device("cpu"), folder=folder, processes=options["processes"],
+    )  # fmt: skip
+    return {"weights": weights, "history": curve}
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    Path(f"pid-{this_process().rank}").write_text(str(os.getpid()))
+    plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = parse_params(changed(plain, options.get("params", {})))
+    made = make_labelled(3, 11, (1, 8, 8), 1)
+    split = Split(torch.from_numpy(made.images), torch.from_numpy(made.labels))
+    with stage("miniature", shared=True), run_folder("miniature", {}, torch.device("cpu")) as folder:
+        if "survive" in options and this_process().leads:
+            _die_at_checkpoint(folder, options["survive"], options["victim"])
+        work = {"classifier": _classifier, "diffusion": _diffusion}[options["kind"]]
+        torch.save(work(options, params, split, folder), "result.pt")
+
+
+if __name__ == "__main__":
+    main()

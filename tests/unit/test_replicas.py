@@ -1,0 +1,143 @@
+"""One network trained by several processes is the network that one process trains."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pag_core.processes import Process
+from pag_core.replicas import Replicas
+from tests.samples import ROOT
+
+# 33 images: the last batch of an epoch has one image, fewer than there are processes
+CLASSIFIER = {
+    "train.epochs": 2,
+    "train.batch_size": 8,
+    "train.checkpoint_seconds": 0,
+    "train.augmentation": "crop_flip",
+    "train.optimizer": "sgd",
+    "train.learning_rate": 0.02,
+    "objective.classes_per_step": 2,
+}
+DIFFUSION = {
+    "diffusion.steps": 4,
+    "diffusion.batch_size": 7,
+    "diffusion.channel_multipliers": [1],
+    "diffusion.checkpoint_seconds": 0,
+    "diffusion.learning_rate": 0.05,
+    "diffusion.ema_decay": 0.5,
+}
+ALONE = [sys.executable]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("whole", [1, 2, 3, 6, 7, 8, 64])
+def test_shares_make_up_the_batch(count, whole):
+    shares = [Replicas(Process(rank, count), None).share(whole) for rank in range(count)]
+    assert sum(share.fraction for share in shares) == pytest.approx(1)
+    counted = [row for share in shares if share.counted for row in range(whole)[share.rows]]
+    assert counted == list(range(whole))
+    for share in shares:
+        rows = range(whole)[share.rows]
+        assert len(rows) > 0 and share.whole == whole
+        # the mean over its rows weighs as much as these rows do in the batch
+        assert share.fraction == pytest.approx(len(rows) / whole if whole >= count else 1 / count)
+
+
+def start(folder, options, launcher=ALONE):
+    folder.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "RANK", "WORLD_SIZE")}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [*launcher, str(ROOT / "tests" / "shared_training.py"), json.dumps(options)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def trained(folder, options, launcher=ALONE):
+    done = start(folder, options, launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (folder / ".cache").iterdir()] == ["locks"]
+    return torch.load(folder / "result.pt")
+
+
+def assert_close(one, several):
+    assert one["weights"].keys() == several["weights"].keys()
+    for name, tensor in one["weights"].items():
+        torch.testing.assert_close(several["weights"][name], tensor, rtol=1e-4, atol=2e-6, msg=name)
+    assert len(one["history"]) == len(several["history"]) > 0
+    for row, other in zip(one["history"], several["history"], strict=True):
+        assert other == pytest.approx(row, rel=1e-5)
+
+
+def assert_equal(first, second):
+    assert first["history"] == second["history"]
+    for name, tensor in first["weights"].items():
+        assert torch.equal(second["weights"][name], tensor), name
+
+
+@pytest.mark.parametrize("aligned", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_processes_train_the_classifier_that_one_trains(tmp_path, aligned):
+    options = {"kind": "classifier", "aligned": aligned, "params": CLASSIFIER}
+    one = trained(tmp_path / "1", {**options, "processes": 1})
+    two = trained(tmp_path / "2", {**options, "processes": 2})
+    assert_close(one, two)
+    curves = [sorted(path.name for path in (tmp_path / name / "curves").rglob("*.tsv")) for name in "12"]
+    assert curves[0] == curves[1] and ("alignment.tsv" in curves[0]) == aligned
+    # batches are split: other sums, so not the very same bits
+    assert any(not torch.equal(two["weights"][name], tensor) for name, tensor in one["weights"].items())
+
+
+@pytest.mark.slow
+def test_three_processes_and_uneven_shares(tmp_path):
+    options = {"kind": "classifier", "params": CLASSIFIER}
+    assert_close(
+        trained(tmp_path / "1", {**options, "processes": 1}), trained(tmp_path / "3", {**options, "processes": 3})
+    )
+
+
+def test_two_processes_train_the_diffusion_model_that_one_trains(tmp_path):
+    options = {"kind": "diffusion", "params": DIFFUSION}
+    one = trained(tmp_path / "1", {**options, "processes": 1})
+    two = trained(tmp_path / "2", {**options, "processes": 2})
+    assert_close(one, two)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_diffusion_model_that_companions_train(tmp_path):
+    options = {"kind": "diffusion", "params": DIFFUSION}
+    companions = trained(tmp_path / "companions", {**options, "processes": 2})
+    # under torchrun its ranks are the processes, whatever the parameter says
+    assert_equal(companions, trained(tmp_path / "ranks", {**options, "processes": 1}, TORCHRUN))
+
+
+# with dropout: each process's own random draws, too, are those of an unbroken run
+DROPOUT = {"kind": "classifier", "processes": 2, "dropout": True, "params": CLASSIFIER}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("unbroken"), DROPOUT)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_classifier_that_companions_train(tmp_path, unbroken):
+    assert_equal(unbroken, trained(tmp_path, DROPOUT, TORCHRUN))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "victim"), [(ALONE, 1), (ALONE, 0), (TORCHRUN, 1), (TORCHRUN, 0)])
+def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same(tmp_path, unbroken, launcher, victim):
+    broken = start(tmp_path, {**DROPOUT, "survive": 2, "victim": victim}, launcher)
+    assert broken.returncode != 0
+    assert not (tmp_path / "result.pt").exists()
+    if launcher is TORCHRUN:
+        assert f"rank      : {victim} " in broken.stderr and "exitcode  : -9" in broken.stderr, broken.stderr[-3000:]
+    elif victim == 1:
+        assert "CompanionLost: process 1 of 2 ended with exit code -9" in broken.stderr, broken.stderr[-3000:]
+    assert list((tmp_path / ".cache").glob("miniature-*/checkpoint.pt"))
+    assert_equal(unbroken, trained(tmp_path, DROPOUT, launcher))
