@@ -42,9 +42,7 @@ class ShardedArray:
 
     def read(self, number: int) -> NDArray[Any]:
         """One shard; raises StoreError where it is damaged."""
-        # chunks of one file: reading them at once gains nothing and costs threads
-        with zarr.config.set({"async.concurrency": 1}):
-            return checked(self.path, f"shard {number} of {self.name}", lambda: self.array[self.rows(number)])
+        return checked(self.path, f"shard {number} of {self.name}", lambda: self.array[self.rows(number)])
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         for number in range(len(self)):
