@@ -25,6 +25,7 @@ from benchmarks.pag_step import (
     build_resnet18,
     prepare,
 )
+from pag_core.stage import run
 
 CLASSES = 10
 DRAWN = (CLASSES, 3)
@@ -111,7 +112,7 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     peak_tflops: Annotated[float | None, typer.Option(help="The device's peak; 790 on a GPU.")] = None,
     smallest: Annotated[
-        bool, typer.Option("--smallest", help="1 and 2 images of 8x8 pixels, 1 round: a trial.")
+        bool, typer.Option("--smallest", help="1 and 2 images of 16x16 pixels, 1 round: a trial.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
 ) -> None:
@@ -121,7 +122,7 @@ def main(
     on_gpu = device.startswith("cuda")
     side, batches = 32, batch_size or [1, 64 if on_gpu else 16]
     if smallest:
-        side, batches, rounds, rounds_of_one = 8, [1, 2], 1, 1
+        side, batches, rounds, rounds_of_one = 16, [1, 2], 1, 1
     peak = peak_tflops or (PEAK_TFLOPS if on_gpu else None)
     place = prepare(device, threads)
     found: dict[str, Measurement] = {}
@@ -139,4 +140,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -28,6 +28,7 @@ from benchmarks.pag_step import (
     build_resnet18,
     prepare,
 )
+from pag_core.stage import run
 
 PLAIN = "plain_repeat"
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}
@@ -205,4 +206,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)
