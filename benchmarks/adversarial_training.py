@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.arithmetic import PEAK_TFLOPS, counted_flops, device_figures
-from benchmarks.interleaved import interleaved
+from benchmarks.interleaved import interleaved, prepare
 from benchmarks.measurement import Measurement, report
 from benchmarks.pag_step import (
     CHEAPEST,
@@ -23,7 +23,6 @@ from benchmarks.pag_step import (
     build_batch,
     build_pag_step,
     build_resnet18,
-    prepare,
 )
 from pag_core.stage import run
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 import zarr
@@ -19,7 +20,7 @@ from pag_core.gradients.store import open_gradients
 from pag_core.randomness import generator
 from pag_core.stage import run
 
-ZARR = "zarr"
+ZARR = {"zarr_image_by_image": "one image after the other", "zarr_selection": "in one selection"}
 MODES = ("resident",)
 BATCHES = 64  # different ones, taken in turn, so that no batch stays in a cache of the processor
 
@@ -39,15 +40,19 @@ def project_fetch(mode: str, store: Path, dataset: Dataset, device: torch.device
     return fetch
 
 
-def zarr_fetch(store: Path, device: torch.device) -> Fetch:
+def zarr_fetch(name: str, store: Path, device: torch.device) -> Fetch:
     """Random reads of the same rows from the Zarr arrays, all classes of an image lying together."""
     root: Any = zarr.open_group(store, mode="r", use_consolidated=True)
-    codes, scales = root["train/gradient"], root["train/scale"]
+
+    def read(array: Any, indices: torch.Tensor) -> torch.Tensor:
+        if name == "zarr_selection":
+            return torch.from_numpy(array.oindex[indices.numpy()])
+        return torch.from_numpy(np.stack([array[index] for index in indices.tolist()]))
 
     def fetch(indices: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, places = indices.numpy(), torch.arange(len(indices))[:, None]
-        found = torch.from_numpy(codes.oindex[rows])[places, classes]
-        return found.to(device), torch.from_numpy(scales.oindex[rows])[places, classes].to(device)
+        places = torch.arange(len(indices))[:, None]
+        codes, scales = (read(root[f"train/{array}"], indices)[places, classes] for array in ("gradient", "scale"))
+        return codes.to(device), scales.to(device)
 
     return fetch
 
@@ -66,11 +71,12 @@ def batches(images: int, classes: int, batch_size: int) -> list[tuple[torch.Tens
 
 def require_same(fetches: dict[str, Fetch], batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Raise RuntimeError unless every way fetches the same bytes."""
-    codes, scales = fetches[ZARR](*batch)
+    reference = next(iter(ZARR))
+    codes, scales = fetches[reference](*batch)
     for name, fetch in fetches.items():
         other_codes, other_scales = fetch(*batch)
         if not (torch.equal(codes, other_codes) and torch.equal(scales, other_scales)):
-            raise RuntimeError(f"{name} fetches other gradients than {ZARR}")
+            raise RuntimeError(f"{name} fetches other gradients than {reference}")
 
 
 def in_turn(fetch: Fetch, drawn: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], Any]:
@@ -95,7 +101,7 @@ def measure(
         store = Path(folder) / "sbg.zarr"
         write_synthetic_store(store, dataset, "int8")
         fetches = {mode: project_fetch(mode, store, dataset, device) for mode in MODES}
-        fetches[ZARR] = zarr_fetch(store, device)
+        fetches.update({name: zarr_fetch(name, store, device) for name in ZARR})
         require_same(fetches, drawn[0])
         timed = interleaved(
             {name: in_turn(fetch, drawn) for name, fetch in fetches.items()},
@@ -104,10 +110,11 @@ def measure(
             device=device,
             at_least_seconds=0.02,
         )
-    against = f"random Zarr reads of {batch_size} of {images} images x {classes} classes, int8 3x{side}x{side}"
+    what = f"random Zarr reads of {batch_size} of {images} images x {classes} classes, int8 3x{side}x{side}"
     found: dict[str, Measurement] = {}
     for mode in MODES:
-        found[f"{mode}.speedup"] = timed.speedup(mode, ZARR, against)
+        for name, how in ZARR.items():
+            found[f"{mode}.speedup_over_{name}"] = timed.speedup(mode, name, f"{what}, {how}")
     for name in fetches:
         seconds = timed.median(name)
         found[f"{name}.batch"] = Measurement(seconds * 1000, "ms", None)

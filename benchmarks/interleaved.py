@@ -27,6 +27,16 @@ class Rounds:
         return Measurement(statistics.median(ratios), TIMES_AS_FAST, described, (min(ratios), max(ratios)))
 
 
+def prepare(device: str, threads: int) -> torch.device:
+    """The device of a benchmark. On the CPU it runs `threads` threads; on a GPU matrix products may use TF32."""
+    torch.set_num_threads(threads)
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return torch.device(device)
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was asked for; the CPU always has."""
     if device.type == "cuda":

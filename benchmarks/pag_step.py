@@ -129,13 +129,3 @@ def build_pag_step(size: StepSize, variant: Variant) -> TrainingStep:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         batch = Batch(images, batch.labels, batch.class_indices, batch.targets, batch.classes)
     return TrainingStep(classifier, batch, pag_loss(variant))
-
-
-def prepare(device: str, threads: int) -> torch.device:
-    """The device of a benchmark. On the CPU it runs `threads` threads; on a GPU matrix products may use TF32."""
-    torch.set_num_threads(threads)
-    if device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    return torch.device(device)

@@ -21,7 +21,8 @@ def natural_gradients(count: int, classes: int, side: int, stream: int) -> torch
     noise = torch.randn(count, classes, 3, side, side, generator=draws)
     vertical, horizontal = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
     frequency = torch.sqrt(vertical**2 + horizontal**2).clamp_min(1 / side)
-    return torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=(side, side))
+    gradients: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=(side, side))
+    return gradients
 
 
 def synthetic_dataset(images: int, classes: int, side: int) -> Dataset:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks import peak_memory
 from benchmarks.arithmetic import PEAK_TFLOPS, counted_flops, device_figures
-from benchmarks.interleaved import Rounds, interleaved
+from benchmarks.interleaved import Rounds, interleaved, prepare
 from benchmarks.measurement import TIMES_AS_FAST, Measurement, processor_flags, report
 from benchmarks.pag_step import (
     CHEAPEST,
@@ -26,7 +26,6 @@ from benchmarks.pag_step import (
     build_batch,
     build_pag_step,
     build_resnet18,
-    prepare,
 )
 from pag_core.stage import run
 
