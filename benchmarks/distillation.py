@@ -45,7 +45,7 @@ def build_predictor(network: str, classes: int, side: int, device: torch.device)
     built = build_network(NETWORKS[network], (3, side, side), classes)
     with torch.no_grad():
         for parameter in built.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+            parameter.add_(0.02 * torch.randn_like(parameter))
     names = [f"class {label}" for label in range(classes)]
     return NoisePredictor({**NETWORKS[network], "class_names": names}, built, device)
 
