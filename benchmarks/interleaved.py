@@ -22,9 +22,10 @@ class Rounds:
         return statistics.median(self.seconds[variant])
 
     def speedup(self, variant: str, against: str, described: str) -> Measurement:
-        """How many times as fast `variant` is as `against`: the median of each round's own ratio, with their range."""
+        """How many times as fast `variant` is as `against`: the median of each round's own ratio, and their range."""
         ratios = [slow / fast for fast, slow in zip(self.seconds[variant], self.seconds[against], strict=True)]
-        return Measurement(statistics.median(ratios), TIMES_AS_FAST, described, (min(ratios), max(ratios)))
+        spread = (min(ratios), max(ratios)) if len(ratios) > 1 else None
+        return Measurement(statistics.median(ratios), TIMES_AS_FAST, described, spread)
 
 
 def prepare(device: str, threads: int) -> torch.device:

@@ -21,8 +21,8 @@ OUTPUT = "--output"  # where results lie is no part of how they were made
 class Measurement:
     """One number. With the unit "times as fast", above 1 means faster than `compared_against`.
 
-    `spread` is the lowest and highest of the rounds whose median `value` is. `value` is None where it could not be
-    measured, and `not_measured` says why.
+    `spread` is the lowest and highest of the rounds, where there are several, whose median `value` is. `value` is None
+    where it could not be measured, and `not_measured` says why.
     """
 
     value: float | None

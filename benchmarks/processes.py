@@ -5,6 +5,7 @@ two is work alone; the less is enough for the second process to have begun. Outp
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,14 @@ class Workplace:
             raise RuntimeError(f"stage {name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         return taken
 
+    def remove(self, name: str) -> None:
+        """Remove an output, so that what an earlier run wrote cannot stand for this one's."""
+        place = self.path / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+
     def contents(self, name: str) -> dict[str, bytes]:
         """The bytes of an output, file by file, apart from the manifest, which tells how it was made."""
         place = self.path / name
@@ -123,6 +132,7 @@ def timed_runs(place: Workplace, work: Work, rounds: int) -> tuple[Rounds, Round
         for amount in (work.less, work.more):
             for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
                 place.set({"processes": count, work.key: amount})
+                place.remove(work.written)
                 seconds[count, amount] = place.stage(*work.command)
                 if outputs.setdefault(amount, place.contents(work.written)) != place.contents(work.written):
                     raise RuntimeError(f"{work.written} differs between {COUNTS} processes")
