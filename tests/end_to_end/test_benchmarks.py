@@ -101,12 +101,12 @@ def test_finds_what_it_is_to_find(subject, written):
 
 def test_numbers_that_do_not_depend_on_the_machine(written):
     value = {name: measurement["value"] for name, measurement in written["measurements"].items()}
-    # 1 + K forward passes, as many backward ones and twice as many for the outer one: Section "training step" of the notes
+    # K = 10: 3 + 6K forward passes for the plain method, at most 3 + 3K and its extra parts for one shared pass
     assert value["training_step.plain_repeat.flops"] == pytest.approx(64, rel=0.01)
     assert value[f"training_step.{CHEAPEST}.flops"] <= 34.2
     assert value["adversarial_training.batch_1.pgd_7.flops"] == pytest.approx(17, rel=0.01)
     assert value["adversarial_training.batch_1.pgd_20.flops"] == pytest.approx(43, rel=0.01)
     # the project's form of `repeat` and the plain one are one function
-    assert value["training_step.repeat.gradient_difference"] < 1e-3
+    assert value["training_step.repeat.gradient_difference"] < 1e-10
     assert value["gradient_store.int8.direction_error_mean"] < 1e-4
     assert value["distillation.batched.difference"] < 1e-4
