@@ -13,7 +13,9 @@ from pag_core.objective.pag import pag_objective
 from pag_core.randomness import generator
 
 # what pag_objective is told for each meaning of batch-norm in the input-gradient; the last one is the cheapest
-MEANINGS: dict[str, dict[str, str]] = {"repeat": {"differentiation": "repeat"}, "class": {"differentiation": "shared"}}
+MEANINGS: dict[str, dict[str, Any]] = {
+    meaning: {"differentiation": "adjoint", "batch_norm": meaning} for meaning in ("repeat", "class", "frozen")
+}
 CHEAPEST = list(MEANINGS)[-1]
 
 WEIGHT = 1.0
@@ -91,11 +93,12 @@ def pag_loss(variant: Variant) -> Callable[[nn.Module, Batch], torch.Tensor]:
                 classes=batch.classes,
                 output="log_softmax",
                 scaling="all",
+                compiled=variant.compiled,
                 **MEANINGS[variant.batch_norm],
             )
         return terms.total
 
-    return torch.compile(loss) if variant.compiled else loss
+    return loss
 
 
 class TrainingStep:
