@@ -10,18 +10,20 @@ import numpy as np
 import torch
 import typer
 import zarr
+from pag_core.gradients.feed import open_feed
 
 from benchmarks.arithmetic import EPOCH_IMAGES
 from benchmarks.interleaved import interleaved
 from benchmarks.measurement import Measurement, report
 from benchmarks.synthetic_store import synthetic_dataset, write_synthetic_store
+from pag_core.checkpoint import RunFolder
 from pag_core.datasets.prepared import Dataset
-from pag_core.gradients.store import open_gradients
+from pag_core.params import FeedParams
 from pag_core.randomness import generator
 from pag_core.stage import run
 
 ZARR = {"zarr_image_by_image": "one image after the other", "zarr_selection": "in one selection"}
-MODES = ("resident",)
+MODES = ("resident", "memory_map")
 BATCHES = 64  # different ones, taken in turn, so that no batch stays in a cache of the processor
 
 Fetch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -29,13 +31,17 @@ Fetch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 def project_fetch(mode: str, store: Path, dataset: Dataset, device: torch.device) -> Fetch:
     """The project's way to fetch codes int8 [B, K, 3, H, W] and scales [B, K]; the only place that knows its interface."""
-    if mode != "resident":
-        raise ValueError(f"mode {mode!r} is not one of: {', '.join(MODES)}")
-    targets: Any = open_gradients(store, dataset, "train", device)
+    params = FeedParams.model_validate({"mode": mode, "budget_gb": None, "window_shards": 1})
+    run_folder = store.parent / f"run-{mode}"
+    run_folder.mkdir()
+    targets = open_feed(store, dataset, device, params=params, folder=RunFolder(run_folder))
 
     def fetch(indices: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, columns = indices.to(device)[:, None], classes.to(device)
-        return targets.codes[rows, columns], targets.scales[rows, columns]
+        # rows that are fetched ahead, in the background, are asked for and come on the CPU
+        place = torch.device("cpu") if targets.ahead else device
+        rows = targets.rows(indices.to(place), classes.to(place)).to(device)
+        assert rows.scales is not None
+        return rows.codes, rows.scales
 
     return fetch
 

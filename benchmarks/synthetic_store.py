@@ -7,7 +7,7 @@ import torch
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
 from pag_core.gradients.manifest import file_record
-from pag_core.gradients.store import DenseStoreWriter
+from pag_core.gradients.store import DenseStoreWriter, quantised
 from pag_core.randomness import generator
 
 SEED = 3407
@@ -49,7 +49,8 @@ def write_synthetic_store(path: Path, dataset: Dataset, dtype: str) -> None:
     )
     finished = {}
     for split, number, rows in writer.shards():
-        writer.write_shard(split, rows, shard_gradients(dataset, number, rows))
+        codes, scales = quantised(shard_gradients(dataset, number, rows), dtype)
+        writer.write_shard(split, rows, codes.numpy(), scales.numpy())
         finished.update({name: file_record(writer.folder / name) for name in writer.files_of(split, number)})
     writer.finish(path, "sbg", {}, {}, {}, finished)
 

@@ -46,11 +46,14 @@ EXPECTED = {
         for key in ("size", "direction_error_mean", "direction_error_max")
     },
     "feeding": {
-        "resident.speedup_over_zarr_image_by_image",
-        "resident.speedup_over_zarr_selection",
+        *(
+            f"{mode}.speedup_over_{name}"
+            for mode in ("resident", "memory_map")
+            for name in ("zarr_image_by_image", "zarr_selection")
+        ),
         *(
             f"{name}.{key}"
-            for name in ("resident", "zarr_image_by_image", "zarr_selection")
+            for name in ("resident", "memory_map", "zarr_image_by_image", "zarr_selection")
             for key in ("batch", "seconds_per_epoch")
         ),
     },
