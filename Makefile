@@ -1,4 +1,5 @@
 # make repro: the experiment of params.yaml, from data to page. make test: the checks.
+# make bench: the speed, against plain implementations.
 # Each makes .venv on first use; a second run installs nothing.
 
 VENV := .venv
@@ -8,7 +9,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { command -v $$name; break; }; done)
 
-.PHONY: repro test lint environment
+.PHONY: repro test bench lint environment
 .DEFAULT_GOAL := repro
 
 repro: $(VENV)/.installed
@@ -17,6 +18,10 @@ repro: $(VENV)/.installed
 
 test: lint
 	PATH="$(BIN):$$PATH" python -m pytest
+
+# ratios against plain implementations, on the CPU: benchmarks/README.md
+bench: $(VENV)/.installed
+	PATH="$(BIN):$$PATH" python -m benchmarks --device cpu
 
 lint: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" ruff check .

@@ -1,0 +1,187 @@
+"""One process against two: the real stages of distillation and of AutoAttack on digits, each as its command.
+
+A command's time is its start-up and its work. Each stage runs with less and with more work, so that the difference of the
+two is work alone; the less is enough for the second process to have begun. Outputs must be the same bytes.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from benchmarks.interleaved import Rounds
+from benchmarks.measurement import TIMES_AS_FAST, Measurement, cores, report
+from pag_core.stage import run
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = (1, 2)
+# a small experiment on digits whose models are made quickly; units of work are small, so that two processes can end together
+BASE: dict[str, Any] = {
+    "device": "cpu",
+    "threads": 1,
+    "prepare.images_per_class": 60,
+    "diffusion.steps": 120,
+    "gradient_store.images_per_shard": 16,
+    "gradient_store.images_per_chunk": 16,
+    "gradient_store.held_out_images": 16,
+    "train.epochs": 8,
+    "train.validation_attacked": 5,
+    "autoattack.images_per_shard": 1,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage whose amount of work the parameter `key` sets, to `less` or `more`, and what it writes."""
+
+    command: tuple[str, ...]
+    key: str
+    less: int
+    more: int
+    written: str
+    described: str
+
+
+WORKS = {
+    "distillation": Work(("sbg",), "sbg.draws", 4, 12, "data/gradients/sbg.zarr", "noise draws of 526 digits"),
+    "attack": Work(
+        ("autoattack", "--baseline"), "autoattack.images", 20, 60, "data/attacks/baseline_autoattack.json",
+        "digits under AutoAttack",
+    ),
+}  # fmt: skip
+
+
+class Workplace:
+    """A folder with its own params.yaml, in which this checkout's stages run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+    def set(self, values: dict[str, Any]) -> None:
+        """Change parameters, `section.key` by name."""
+        for name, value in values.items():
+            *sections, key = name.split(".")
+            place = self.content
+            for section in sections:
+                place = place[section]
+            if key not in place:
+                raise KeyError(f"params.yaml has no {name}")
+            place[key] = value
+        (self.path / "params.yaml").write_text(yaml.safe_dump(self.content, sort_keys=False), encoding="utf-8")
+
+    def stage(self, name: str, *arguments: str) -> float:
+        """Run a stage; its wall time in seconds. Raises RuntimeError with its last words where it fails."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
+        command = [sys.executable, str(ROOT / "stages" / f"{name}.py"), *arguments]
+        start = time.perf_counter()
+        done = subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        taken = time.perf_counter() - start
+        if done.returncode != 0:
+            raise RuntimeError(f"stage {name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        return taken
+
+    def remove(self, name: str) -> None:
+        """Remove an output, so that what an earlier run wrote cannot stand for this one's."""
+        place = self.path / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+
+    def contents(self, name: str) -> dict[str, bytes]:
+        """The bytes of an output, file by file, apart from the manifest, which tells how it was made."""
+        place = self.path / name
+        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+        found = {str(path.relative_to(self.path)): path.read_bytes() for path in files if path.name != "manifest.json"}
+        if not found:
+            raise RuntimeError(f"{name} was not written")
+        return found
+
+
+def prepared(path: Path) -> Workplace:
+    """A workplace with prepared digits, a diffusion model and a vanilla baseline."""
+    place = Workplace(path)
+    place.set({**BASE, "processes": 1})
+    place.stage("prepare")
+    place.stage("diffusion")
+    place.stage("train", "--baseline")
+    return place
+
+
+def timed_runs(place: Workplace, work: Work, rounds: int) -> tuple[Rounds, Rounds]:
+    """Seconds of the stage by its number of processes, in rounds: with more work, and what more takes than less.
+
+    Raises RuntimeError where the number of processes changes what is written.
+    """
+    whole: dict[str, list[float]] = {str(count): [] for count in COUNTS}
+    difference: dict[str, list[float]] = {str(count): [] for count in COUNTS}
+    outputs: dict[int, dict[str, bytes]] = {}
+    for number in range(rounds):
+        seconds: dict[tuple[int, int], float] = {}
+        for amount in (work.less, work.more):
+            for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
+                place.set({"processes": count, work.key: amount})
+                place.remove(work.written)
+                seconds[count, amount] = place.stage(*work.command)
+                if outputs.setdefault(amount, place.contents(work.written)) != place.contents(work.written):
+                    raise RuntimeError(f"{work.written} differs between {COUNTS} processes")
+        for count in COUNTS:
+            whole[str(count)].append(seconds[count, work.more])
+            difference[str(count)].append(seconds[count, work.more] - seconds[count, work.less])
+    return Rounds(whole), Rounds(difference)
+
+
+def measure(works: dict[str, Work], rounds: int) -> dict[str, Measurement]:
+    """Two processes against one for each stage, without and with the start-up of Python and its libraries."""
+    descriptions = {
+        name: f"one process, {work.more - work.less} {work.described}, one thread each" for name, work in works.items()
+    }
+    if cores() < max(COUNTS):
+        reason = f"{max(COUNTS)} processes need as many cores, this one may use {cores()}"
+        return {
+            f"{name}.{key}": Measurement(None, TIMES_AS_FAST, against, not_measured=reason)
+            for name, against in descriptions.items()
+            for key in ("speedup", "speedup_with_start_up")
+        }
+    found: dict[str, Measurement] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = prepared(Path(folder))
+        for name, work in works.items():
+            whole, difference = timed_runs(place, work, rounds)
+            if min(min(seconds) for seconds in difference.seconds.values()) <= 0:
+                reason = "more work took no longer than less: too little of it for this machine's noise"
+                found[f"{name}.speedup"] = Measurement(None, TIMES_AS_FAST, descriptions[name], not_measured=reason)
+            else:
+                found[f"{name}.speedup"] = difference.speedup("2", "1", descriptions[name])
+            against = f"one process, {work.more} {work.described}, start-up included"
+            found[f"{name}.speedup_with_start_up"] = whole.speedup("2", "1", against)
+            found[f"{name}.seconds_of_one_process"] = Measurement(whole.median("1"), "s", None)
+    return found
+
+
+def main(
+    device: Annotated[str, typer.Option(help="Only cpu: two processes on one GPU share what one has.")] = "cpu",
+    rounds: Annotated[int, typer.Option(help="Runs of each stage with each number of processes.")] = 1,
+    smallest: Annotated[bool, typer.Option("--smallest", help="As little work as there is: a trial.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
+) -> None:
+    """Compare two processes with one for distillation and for AutoAttack, by the stages' own commands."""
+    works = WORKS
+    if smallest:
+        works = {name: Work(work.command, work.key, 1, 2, work.written, work.described) for name, work in WORKS.items()}
+    report("processes", measure(works, 1 if smallest else rounds), output, device="cpu", arguments=sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,208 @@
+"""A PAG training step of ResNet-18: time, FLOPs and peak memory against the plain method that repeats each image."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks import peak_memory
+from benchmarks.arithmetic import PEAK_TFLOPS, counted_flops, device_figures
+from benchmarks.interleaved import Rounds, interleaved, prepare
+from benchmarks.measurement import TIMES_AS_FAST, Measurement, processor_flags, report
+from benchmarks.pag_step import (
+    CHEAPEST,
+    MEANINGS,
+    WEIGHT,
+    Batch,
+    StepSize,
+    TrainingStep,
+    Variant,
+    build_batch,
+    build_pag_step,
+    build_resnet18,
+    pag_loss,
+)
+from pag_core.stage import run
+
+PLAIN = "plain_repeat"
+BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}
+NO_BF16 = "no bf16 unit"
+
+
+def plain_repeat_loss(classifier: nn.Module, batch: Batch) -> torch.Tensor:
+    """Eq. 4 written down directly: a pass for the cross-entropy, another over every image repeated for each class."""
+    count, drawn = batch.class_indices.shape
+    cross_entropy = F.cross_entropy(classifier(batch.images), batch.labels)
+    copies = batch.images.repeat_interleave(drawn, dim=0).requires_grad_()
+    log_probabilities = classifier(copies).log_softmax(1)
+    chosen = log_probabilities[torch.arange(count * drawn, device=copies.device), batch.class_indices.flatten()]
+    (gradient,) = torch.autograd.grad(chosen.sum(), copies, create_graph=True)
+    cosine = F.cosine_similarity(gradient.flatten(1), batch.targets.flatten(0, 1).flatten(1), dim=1)
+    alignment = (1 - cosine).sum() / count * (batch.classes / drawn)
+    return cross_entropy + WEIGHT * alignment
+
+
+def build_step(size: StepSize, variant: Variant | None, threads: int) -> TrainingStep:
+    """The project's step in `variant`, or with None the plain one."""
+    prepare(size.device, threads)
+    if variant is None:
+        return TrainingStep(build_resnet18(size), build_batch(size), plain_repeat_loss)
+    return build_pag_step(size, variant)
+
+
+def chosen_variants(device: torch.device, *, compiled: bool) -> tuple[dict[str, Variant], dict[str, str]]:
+    """The variants to run, and those that cannot be run here with the reason."""
+    variants = {meaning: Variant(meaning) for meaning in MEANINGS}
+    variants[f"{CHEAPEST}_channels_last"] = Variant(CHEAPEST, channels_last=True)
+    absent: dict[str, str] = {}
+    if device.type == "cuda" or processor_flags() & BF16_UNITS:
+        variants[f"{CHEAPEST}_bf16"] = Variant(CHEAPEST, channels_last=True, bf16=True)
+    else:
+        absent[f"{CHEAPEST}_bf16"] = NO_BF16
+    if compiled:
+        bf16 = device.type == "cuda"
+        variants[f"{CHEAPEST}_compiled"] = Variant(CHEAPEST, channels_last=bf16, bf16=bf16, compiled=True)
+    return variants, absent
+
+
+def gradient_difference(variant: Variant, size: StepSize) -> float:
+    """|g - r| / |r| over all parameters in float64, g of the project's loss and r of the plain one."""
+    batch, gradients = build_batch(size), []
+    batch = replace(batch, images=batch.images.double(), targets=batch.targets.double())
+    for loss in (pag_loss(variant), plain_repeat_loss):
+        network = build_resnet18(size).double()
+        loss(network, batch).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+
+
+def flops_in_forward_passes(steps: Mapping[str, Callable[[], None]], size: StepSize) -> dict[str, float]:
+    """FLOPs of a step in units of F, one forward pass over its images."""
+    network, images = build_resnet18(size), build_batch(size).images
+    forward = counted_flops(lambda: network(images))
+    return {name: counted_flops(step) / forward for name, step in steps.items()}
+
+
+def peaks(variants: dict[str, Variant], size: StepSize, threads: int) -> dict[str, int]:
+    """Bytes of memory at the peak of a step, for the plain one and each variant that is not compiled."""
+    device = torch.device(size.device)
+    plain = {PLAIN: None, **{name: variant for name, variant in variants.items() if not variant.compiled}}
+    return {
+        name: peak_memory.peak_of_step(build_step, size, variant, threads, device=device)
+        for name, variant in plain.items()
+    }
+
+
+def measured_memory(variants: dict[str, Variant], size: StepSize, threads: int, plain: str) -> dict[str, Measurement]:
+    """The peak of each variant as a share of the plain method's, whose own is in MiB."""
+    unit = "of its peak memory"
+    if not peak_memory.available(torch.device(size.device)):
+        return {
+            f"{name}.peak_memory": Measurement(None, unit, plain, not_measured=peak_memory.UNAVAILABLE)
+            for name, variant in variants.items()
+            if not variant.compiled
+        }
+    bytes_of = peaks(variants, size, threads)
+    found = {f"{PLAIN}.peak_memory": Measurement(bytes_of[PLAIN] / 2**20, "MiB", "what is held before the step")}
+    for name, peak in bytes_of.items():
+        if name != PLAIN:
+            found[f"{name}.peak_memory"] = Measurement(peak / bytes_of[PLAIN], unit, plain)
+    return found
+
+
+def measured_speed(
+    rounds: Rounds, flops: dict[str, float], absent: dict[str, str], plain: str
+) -> dict[str, Measurement]:
+    """The speed of every variant against the plain method, and the FLOPs of each."""
+    found = {f"{name}.speedup": rounds.speedup(name, PLAIN, plain) for name in rounds.seconds if name != PLAIN}
+    for name, reason in absent.items():
+        found[f"{name}.speedup"] = Measurement(None, TIMES_AS_FAST, plain, not_measured=reason)
+    for name, count in flops.items():
+        found[f"{name}.flops"] = Measurement(count, "F", "F: one forward pass over the same images")
+    return found
+
+
+def measured_figures(
+    rounds: Rounds, flops: dict[str, float], size: StepSize, peak_tflops: float | None
+) -> dict[str, Measurement]:
+    """Images per second of each variant, and with a peak rate what is made of it."""
+    network, images = build_resnet18(size), build_batch(size).images
+    forward = counted_flops(lambda: network(images))
+    found = {}
+    for name in rounds.seconds:
+        figures = device_figures(
+            seconds=rounds.median(name),
+            images=size.batch,
+            # operations inside a compiled graph cannot be seen; they are those of the same variant uncompiled
+            executed_flops=flops.get(name, flops[CHEAPEST]) * forward,
+            floor_flops=(3 + 3 * size.drawn) * forward,
+            peak_tflops=peak_tflops,
+            epoch_name="seconds_per_epoch",
+        )
+        found.update({f"{name}.{key}": figure for key, figure in figures.items()})
+    return found
+
+
+def measure(
+    size: StepSize, *, rounds: int, threads: int, compiled: bool, memory: bool, peak_tflops: float | None
+) -> dict[str, Measurement]:
+    """All measurements of a step of this size."""
+    device = prepare(size.device, threads)
+    variants, absent = chosen_variants(device, compiled=compiled)
+    steps = {name: build_step(size, variant, threads) for name, variant in {PLAIN: None, **variants}.items()}
+    how = "TF32 allowed" if device.type == "cuda" else f"float32, CPU threads: {threads}"
+    plain = f"the plain repeat method, {how}, {size.batch} images, {size.classes} classes"
+    # counting takes the first, untimed step of each
+    flops = flops_in_forward_passes({name: step for name, step in steps.items() if not name.endswith("compiled")}, size)
+    trial = StepSize(2, 16, 10, 10, "cpu")
+    found = {
+        "repeat.gradient_difference": Measurement(
+            gradient_difference(Variant("repeat"), trial),
+            "relative",
+            "parameter gradients of the plain method, float64",
+        )
+    }
+    # on a GPU the first steps choose kernels, and under torch.compile they compile
+    warm_up = 3 if device.type == "cuda" else int(compiled)
+    timed = interleaved(steps, rounds=rounds, warm_up=warm_up, device=device)
+    for step in steps.values():
+        step.require_finite()
+    found.update(measured_speed(timed, flops, absent, plain))
+    found.update(measured_figures(timed, flops, size, peak_tflops))
+    if memory:
+        del steps, step
+        found.update(measured_memory(variants, size, threads, plain))
+    return found
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    batch_size: Annotated[int | None, typer.Option(help="Images of a step; 8 on the CPU, 64 on a GPU.")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also run the cheapest variant under torch.compile.")
+    ] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, each variant once more.")] = True,
+    peak_tflops: Annotated[float | None, typer.Option(help="The device's peak; 790 on a GPU.")] = None,
+    smallest: Annotated[bool, typer.Option("--smallest", help="2 images of 8x8 pixels, 1 round: a trial.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
+) -> None:
+    """Compare a PAG training step of ResNet-18 with ten classes against the plain repeat method."""
+    on_gpu = device.startswith("cuda")
+    size = StepSize(batch_size or (64 if on_gpu else 8), 32, 10, 10, device)
+    if smallest:
+        size, rounds = StepSize(2, 8, 10, 10, device), 1
+    peak = peak_tflops or (PEAK_TFLOPS if on_gpu else None)
+    found = measure(size, rounds=rounds, threads=threads, compiled=compiled, memory=memory, peak_tflops=peak)
+    report("training_step", found, output, device=device, arguments=sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run(main)
