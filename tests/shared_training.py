@@ -82,13 +82,14 @@ def main() -> None:
     Path(f"pid-{this_process().rank}").write_text(str(os.getpid()))
     plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params = parse_params(changed(plain, options.get("params", {})))
-    made = make_labelled(3, 11, (1, 8, 8), 1)
+    made = make_labelled(3, 12, (1, 8, 8), 1)
     split = Split(torch.from_numpy(made.images), torch.from_numpy(made.labels))
     with stage("miniature", shared=True), run_folder("miniature", {}, torch.device("cpu")) as folder:
         if "survive" in options and this_process().leads:
             _die_at_checkpoint(folder, options["survive"], options["victim"])
         work = {"classifier": _classifier, "diffusion": _diffusion}[options["kind"]]
-        torch.save(work(options, params, split, folder), "result.pt")
+        result = work(options, params, split, folder)
+        torch.save({**result, "fabric_loaded": "lightning_fabric" in sys.modules}, "result.pt")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -12,10 +13,10 @@ from pag_core.processes import Process
 from pag_core.replicas import Replicas
 from tests.samples import ROOT
 
-# 33 images: the last batch of an epoch has one image, fewer than there are processes
+# 36 images in uneven shares; the last batch of an epoch has one image, fewer than there are processes
 CLASSIFIER = {
     "train.epochs": 2,
-    "train.batch_size": 8,
+    "train.batch_size": 7,
     "train.checkpoint_seconds": 0,
     "train.augmentation": "crop_flip",
     "train.optimizer": "sgd",
@@ -48,14 +49,20 @@ def test_shares_make_up_the_batch(count, whole):
         assert share.fraction == pytest.approx(len(rows) / whole if whole >= count else 1 / count)
 
 
-def start(folder, options, launcher=ALONE):
+def begin(folder, options, launcher=ALONE):
     folder.mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "RANK", "WORLD_SIZE")}
     environment["PYTHONPATH"] = str(ROOT)
     command = [*launcher, str(ROOT / "tests" / "shared_training.py"), json.dumps(options)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def start(folder, options, launcher=ALONE):
+    process = begin(folder, options, launcher)
+    output, errors = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def trained(folder, options, launcher=ALONE):
@@ -90,6 +97,8 @@ def test_two_processes_train_the_classifier_that_one_trains(tmp_path, aligned):
     assert curves[0] == curves[1] and ("alignment.tsv" in curves[0]) == aligned
     # batches are split: other sums, so not the very same bits
     assert any(not torch.equal(two["weights"][name], tensor) for name, tensor in one["weights"].items())
+    # one process does not pay for what several need
+    assert (one["fabric_loaded"], two["fabric_loaded"]) == (False, True)
 
 
 @pytest.mark.slow
@@ -141,3 +150,33 @@ def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same(tmp_path, unbr
         assert "CompanionLost: process 1 of 2 ended with exit code -9" in broken.stderr, broken.stderr[-3000:]
     assert list((tmp_path / ".cache").glob("miniature-*/checkpoint.pt"))
     assert_equal(unbroken, trained(tmp_path, DROPOUT, launcher))
+
+
+def two_nodes(folder, options):
+    """Two torchruns that meet, as two machines with one folder in common would; their exit codes and errors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    launcher = [*TORCHRUN[:3], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    nodes = [begin(folder, options, [*launcher, "--rdzv-endpoint", endpoint]) for _ in range(2)]
+    errors = [node.communicate(timeout=240)[1] for node in nodes]
+    return [node.returncode for node in nodes], errors
+
+
+@pytest.mark.slow
+def test_two_nodes_and_the_loss_of_one(tmp_path, unbroken):
+    codes, errors = two_nodes(tmp_path, {**DROPOUT, "survive": 2, "victim": 1})
+    assert 0 not in codes, errors
+    # the node that lived on is told by the connection that broke
+    assert sum("CompanionLost: another process is gone" in text for text in errors) == 1, errors
+    codes, errors = two_nodes(tmp_path, DROPOUT)
+    assert codes == [0, 0], errors
+    assert_equal(unbroken, torch.load(tmp_path / "result.pt"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_is_told_by_several_processes_too(tmp_path):
+    params = {**CLASSIFIER, "train.learning_rate": 1e30}
+    diverged = start(tmp_path, {"kind": "classifier", "processes": 2, "params": params})
+    assert diverged.returncode == 1
+    assert "TrainingDiverged: classifier: the loss of step" in diverged.stderr, diverged.stderr[-3000:]
