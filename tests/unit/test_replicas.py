@@ -102,6 +102,29 @@ def test_two_processes_train_the_classifier_that_one_trains(tmp_path, aligned):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("meaning", ["repeat", "class", "frozen", None])
+def test_batch_norm_takes_the_statistics_of_the_whole_batch(tmp_path, meaning):
+    """In each meaning for the input-gradient, and (None) in vanilla training."""
+    changes = {**CLASSIFIER, "train.batch_size": 8, "train.epochs": 1, "objective.batch_norm": meaning or "frozen"}
+    options = {"kind": "classifier", "batch_norm": True, "aligned": meaning is not None, "params": changes}
+    one = trained(tmp_path / "1", {**options, "processes": 1})
+    two = trained(tmp_path / "2", {**options, "processes": 2})
+    assert any("running_var" in name for name in one["weights"])
+    assert_close(one, two)
+
+
+@pytest.mark.slow
+def test_several_processes_refuse_what_they_cannot_do(tmp_path):
+    for key, value, remedy in (
+        ("objective.differentiation", "autograd", "set it to adjoint"),
+        ("train.compile", True, "works in one process only"),
+    ):
+        options = {"kind": "classifier", "batch_norm": True, "processes": 2, "params": {**CLASSIFIER, key: value}}
+        refused = start(tmp_path / key, options)
+        assert refused.returncode == 1 and "ParamsError" in refused.stderr and remedy in refused.stderr
+
+
+@pytest.mark.slow
 def test_three_processes_and_uneven_shares(tmp_path):
     options = {"kind": "classifier", "params": CLASSIFIER}
     assert_close(
