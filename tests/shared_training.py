@@ -49,9 +49,7 @@ def _companion(rank: int) -> int:
 def _classifier(options, params, split, folder):
     torch.manual_seed(0)
     arch, width, depth = ("wrn_34_10", 1, 10) if options.get("batch_norm") else ("small_resnet", 4, None)
-    classifier = build_classifier(
-        arch, width=width, depth=depth, activation="silu", image_shape=(1, 8, 8), classes=3
-    )
+    classifier = build_classifier(arch, width=width, depth=depth, activation="silu", image_shape=(1, 8, 8), classes=3)
     if options.get("dropout"):
         classifier = nn.Sequential(nn.Dropout(0.3), classifier)
     alignment = None

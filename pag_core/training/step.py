@@ -56,6 +56,8 @@ class Objective(nn.Module):
         self.device = device
         # vanilla training compiles the classifier's forward pass, Eq. 4 forward and adjoint together
         self.plain = classifier
+        if params.channels_last:
+            classifier.to(memory_format=torch.channels_last)
         if params.compile:
             require_compiler(device)
             self.plain = cast(nn.Module, torch.compile(classifier)) if alignment is None else classifier

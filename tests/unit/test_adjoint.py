@@ -1,6 +1,7 @@
 """Input-gradients by the adjoint against float64 loops that differentiate one image and one class at a time."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -391,6 +392,34 @@ def test_half_precision_keeps_the_direction():
     assert all(parameter.grad.dtype == torch.float32 for parameter in network.parameters())
     cosines = F.cosine_similarity(found.float().flatten(2), expected.flatten(2), dim=2)
     assert 0.99 < cosines.mean().item() < 1 - 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("meaning", MEANINGS)
+def test_the_compiled_step_has_the_same_gradients(meaning):
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    torch.manual_seed(6)
+    layers = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3),
+        nn.SiLU(),
+    ]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)).double()
+    images, labels, class_indices, targets = samples(8)
+    found = []
+    for compiled in (False, True):
+        one = copy.deepcopy(network)
+        terms = pag_objective(
+            one, images, labels, class_indices, targets, weight=0.7, classes=CLASSES, output="log_softmax",
+            scaling="drawn", differentiation="adjoint", batch_norm=meaning, compiled=compiled,
+        )  # fmt: skip
+        found.append((parameter_gradient(one, terms.total), one[1].running_var))
+    assert relative(found[1][0], found[0][0]) <= 1e-12
+    assert torch.allclose(found[1][1], found[0][1], rtol=1e-12)
 
 
 def test_compilation_is_refused_where_it_cannot_work(monkeypatch):

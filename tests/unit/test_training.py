@@ -393,6 +393,26 @@ def test_the_seed_fixes_everything_and_another_seed_changes_it(tmp_path, make_tr
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.parametrize("weight", [2.0, None])
+def test_memory_format_and_precision_change_the_rounding_only(tmp_path, make_trainer, weight):
+    def trained(name, **changes):
+        trainer = make_trainer(RunFolder(tmp_path / name), weight=weight, **changes)
+        history = trainer.run(tmp_path / "curves" / name)
+        return torch.cat([p.detach().flatten() for p in trainer.classifier.parameters()]), history
+
+    plain, history = trained("plain")
+    layout, _ = trained("layout", **{"train.channels_last": True})
+    assert torch.allclose(layout, plain, rtol=1e-3, atol=1e-5)
+    half, half_history = trained("half", **{"train.precision": "bfloat16"})
+    assert half.dtype == torch.float32 and not torch.allclose(half, plain, rtol=1e-5, atol=1e-7)
+    assert half_history[-1]["cross_entropy"] == pytest.approx(history[-1]["cross_entropy"], rel=0.05)
+
+
+def test_a_precision_that_the_device_lacks_is_refused(tmp_path, make_trainer):
+    with pytest.raises(ParamsError, match=r"train\.precision tf32 is a mode of NVIDIA GPUs, and the device is cpu"):
+        make_trainer(RunFolder(tmp_path), **{"train.precision": "tf32"}).run(tmp_path / "curves")
+
+
 def test_batch_norm_state_survives_a_kill(tmp_path, make_trainer):
     def with_norm(trainer):
         torch.manual_seed(0)
