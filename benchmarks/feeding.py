@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import typer
 import zarr
-from pag_core.gradients.feed import open_feed
 
 from benchmarks.arithmetic import EPOCH_IMAGES
 from benchmarks.interleaved import interleaved
@@ -18,6 +17,7 @@ from benchmarks.measurement import Measurement, report
 from benchmarks.synthetic_store import synthetic_dataset, write_synthetic_store
 from pag_core.checkpoint import RunFolder
 from pag_core.datasets.prepared import Dataset
+from pag_core.gradients.feed import open_feed
 from pag_core.params import FeedParams
 from pag_core.randomness import generator
 from pag_core.stage import run
