@@ -65,5 +65,5 @@ def update_running_statistics(
 ) -> None:  # fmt: skip
     """What a batch-norm layer in train mode adds to its running mean and (unbiased) variance, in place."""
     unbiased = count / max(count - 1, 1)
-    running_mean.mul_(1 - momentum).add_(mean.detach(), alpha=momentum)
-    running_variance.mul_(1 - momentum).add_(variance.detach(), alpha=momentum * unbiased)
+    running_mean.lerp_(mean.detach(), momentum)
+    running_variance.lerp_(variance.detach() * unbiased, momentum)

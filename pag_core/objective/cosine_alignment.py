@@ -26,6 +26,8 @@ def cosine_similarity(
             f"input-gradients {list(input_gradient_BKCHW.shape)} and targets {list(target_gradient_BKCHW.shape)} "
             "must have one shape [B, K, C, H, W]"
         )
+    # sums over thousands of pixels would lose the digits of a half-precision gradient
+    input_gradient_BKCHW = input_gradient_BKCHW.to(target_gradient_BKCHW.dtype)
     if mask is not None:
         input_gradient_BKCHW = input_gradient_BKCHW * mask[:, None]
     gradient, target = input_gradient_BKCHW.flatten(2), target_gradient_BKCHW.flatten(2)

@@ -115,7 +115,8 @@ def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: 
 
 def _cached(classifier: nn.Module, images: torch.Tensor, key: Any, make: Callable[[], Any]) -> Any:
     """What `make` gives for images of this shape and layers in their present mode, made once and kept with the network."""
-    whole = (key, tuple(images.shape), images.dtype, images.device, tuple(m.training for m in classifier.modules()))
+    layers = tuple((id(layer), layer.training) for layer in classifier.modules())
+    whole = (key, tuple(images.shape), images.dtype, images.device, layers)
     known = _programs.setdefault(classifier, {})
     if whole not in known:
         known[whole] = make()

@@ -73,6 +73,13 @@ def test_cosine_and_loss_against_a_loop(dtype, tolerance, scale):
     assert cosine_alignment_loss(v, u).item() == pytest.approx(loss, rel=10 * tolerance)
 
 
+def test_half_precision_gradients_are_summed_in_the_targets_precision():
+    draws = torch.Generator().manual_seed(0)
+    v = torch.randn(2, 3, 3, 32, 32, generator=draws).bfloat16()
+    u = torch.randn(2, 3, 3, 32, 32, generator=draws)
+    assert torch.equal(cosine_similarity(v, u), cosine_similarity(v.float(), u))
+
+
 def test_loss_at_known_angles():
     v = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 1, 2)
     for target, expected in (((3, 0), 0), ((-2, 0), 2), ((0, 7), 1), ((1, 1), 1 - math.sqrt(0.5)), ((0, 0), 1)):
