@@ -186,7 +186,7 @@ class Experiment:
 def results(
     experiment: Experiment, classifiers: dict[str, Any], published: dict[str, Any], size: str
 ) -> dict[str, Any]:
-    """Accuracies in percent of each classifier beside the published ones, and the seconds of each step."""
+    """What each classifier reached beside the published accuracies (in percent), and the seconds of each step."""
     rows: dict[str, Any] = {}
     for name in classifiers:
         metrics = experiment.work / name / "metrics"
@@ -196,11 +196,29 @@ def results(
         alignment = json.loads((metrics / "alignment.json").read_text())
         training = json.loads((metrics / "training.json").read_text())
         rows[name] |= {"alignment": alignment, "validation": training["validation"]}
+    baseline = json.loads((experiment.work / "common/data/baseline_training.json").read_text())
+    rows["vanilla"]["validation"] = baseline["validation"]
     return {
         "size": size,
         "classifiers": rows,
         "seconds": {name: done["seconds"] for name, done in experiment.done.items()},
     }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The results as Markdown: accuracies in percent on the attacked test images, and the published ones."""
+    lines: list[str] = []
+    for name, row in summary["classifiers"].items():
+        accuracies = {key: value for key, value in row["autoattack"].items() if isinstance(value, float)}
+        if not lines:
+            lines = [
+                f"| classifier ({row['images']} test images) | {' | '.join(accuracies)} | published: clean, L2, Linf |",
+                "|---" * (len(accuracies) + 2) + "|",
+            ]
+        published = "" if row["published"] is None else ", ".join(f"{value:.2f}" for value in row["published"])
+        values = " | ".join(f"{100 * value:.1f}" for value in accuracies.values())
+        lines.append(f"| {name} | {values} | {published} |")
+    return "\n".join(lines) + "\n"
 
 
 def bring_out(experiment: Experiment, out: Path, summary: dict[str, Any]) -> None:
@@ -259,8 +277,7 @@ def main(
     write_json(work / "results.json", summary)
     if out is not None:
         bring_out(experiment, out, summary)
-    print(json.dumps(summary["classifiers"], indent=1))
-    print(f"\n{(out or work) / 'results.json'}")
+    print(f"\n{table(summary)}\n{(out or work) / 'results.json'}")
 
 
 def _set(params: dict[str, dict[str, Any]], text: str) -> None:

@@ -78,6 +78,8 @@ def test_an_experiment_from_archives_broken_off_and_changed(tmp_path, archives):
     for name in ("vanilla", "cm"):
         attacked = results["classifiers"][name]
         assert attacked["images"] == 2 and set(attacked["autoattack"]) >= {"clean", "L2 0.5"}
+        assert "clean" in attacked["validation"]
+    assert f"| cm | {100 * results['classifiers']['cm']['autoattack']['L2 0.5']:.1f} |" in whole.stdout
     assert results["classifiers"]["cm"]["published"] == [81.41, 47.25, 11.24]
     card = json.loads((tmp_path / "out/cm/classifier_card.json").read_text())
     assert card["class_names"] == ["cat", "dog"]
