@@ -20,6 +20,7 @@ import os, signal, sys, time
 from pathlib import Path
 sys.path[0] = {root!r}
 import torch
+torch.set_num_threads(1)  # torchrun sets it so, and the number of threads belongs to the identity of a work folder
 from pag_core.checkpoint import run_folder
 from pag_core.evaluation.units import finished_units
 from pag_core import processes
