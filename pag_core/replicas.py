@@ -75,8 +75,7 @@ class Replicas:
         if self._fabric is None:
             loss.backward()
         else:
-            with process_group.telling_losses():
-                self._fabric.backward(loss * (share.fraction * self.process.count))
+            self._fabric.backward(loss * (share.fraction * self.process.count))
 
     def part_of_mean(self, mean: torch.Tensor, share: Share) -> torch.Tensor:
         """What a mean over the rows of `share` adds to the mean over the whole batch: `total` sums the parts."""
@@ -89,8 +88,7 @@ class Replicas:
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over the processes, on each; all of them call it."""
         if self._fabric is not None:
-            with process_group.telling_losses():
-                distributed.all_reduce(values)
+            distributed.all_reduce(values)
         return values
 
     def load_checkpoint(self, folder: RunFolder, device: torch.device) -> dict[str, Any] | None:
@@ -123,7 +121,8 @@ def replicas(count: int, device: torch.device) -> Iterator[Replicas]:
         return
     if device.type == "cuda":
         _require_a_gpu_each(int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
-    with companions(count, device=device) as process:
+    # around everything: DDP's forward, too, talks to the other processes (it broadcasts buffers)
+    with companions(count, device=device) as process, process_group.telling_losses():
         yield Replicas(process, _fabric(process, device))
 
 
