@@ -16,8 +16,10 @@ repro: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" dvc repro
 	@echo "The page: $(CURDIR)/report.html"
 
+# The files of tests are dealt to two workers in order, the long ones first. Each computes with one thread: OpenMP's
+# threads wait for each other by spinning, so more of them than cores is many times slower.
 test: lint
-	PATH="$(BIN):$$PATH" python -m pytest
+	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # ratios against plain implementations, on the CPU: benchmarks/README.md
 bench: $(VENV)/.installed
