@@ -61,6 +61,15 @@ def build_steps(batch_size: int, side: int, device: str, batch_norm: str) -> dic
     return steps
 
 
+def counted_operations(batch_size: int, side: int, device: str, batch_norm: str) -> dict[str, int]:
+    """FLOPs of each step."""
+    steps = build_steps(batch_size, side, device, batch_norm)
+    for name, step in steps.items():
+        if name.startswith("pag"):
+            step()  # the project's first step lists the network's operations, by a pass that computes nothing
+    return {name: counted_flops(step) for name, step in steps.items()}
+
+
 def floor_of(name: str) -> int:
     """Forward passes below which no exact method is known for a step of this name."""
     kind, number = name.split("_")[:2]
@@ -75,11 +84,14 @@ def measure_batch(
     size = StepSize(batch_size, side, CLASSES, CLASSES, str(device))
     network, images = build_resnet18(size), build_batch(size).images
     forward = counted_flops(lambda: network(images))
-    # counting takes untimed steps; the project's first lists the network's operations, by a pass that computes nothing
+    # FLOPs of an image do not depend on how many there are
+    few = min(batch_size, 2)
+    flops = {
+        name: count * batch_size / few for name, count in counted_operations(few, side, str(device), batch_norm).items()
+    }
     for name, step in steps.items():
         if name.startswith("pag"):
-            step()
-    flops = {name: counted_flops(step) for name, step in steps.items()}
+            step()  # lists the network's operations
     timed = interleaved(steps, rounds=rounds, warm_up=3 if device.type == "cuda" else 0, device=device)
     found: dict[str, Measurement] = {}
     for name, step in steps.items():

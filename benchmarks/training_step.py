@@ -161,19 +161,24 @@ def measure(
     steps = {name: build_step(size, variant, threads) for name, variant in {PLAIN: None, **variants}.items()}
     how = "TF32 allowed" if device.type == "cuda" else f"float32, CPU threads: {threads}"
     plain = f"the plain repeat method, {how}, {size.batch} images, {size.classes} classes"
-    # counting takes untimed steps
-    flops = flops_in_forward_passes({name: step for name, step in steps.items() if not name.endswith("compiled")}, size)
-    trial = StepSize(2, 16, 10, 10, "cpu")
+    # FLOPs of an image do not depend on how many there are
+    few = replace(size, batch=min(size.batch, 2))
+    counted = {
+        name: variant for name, variant in {PLAIN: None, **variants}.items() if not (variant and variant.compiled)
+    }
+    flops = flops_in_forward_passes({name: build_step(few, variant, threads) for name, variant in counted.items()}, few)
     found = {
         "repeat.gradient_difference": Measurement(
-            gradient_difference(Variant("repeat"), trial),
+            gradient_difference(Variant("repeat"), StepSize(2, 16, 10, 10, "cpu")),
             "relative",
             "parameter gradients of the plain method, float64",
         )
     }
-    # on a GPU the first steps choose kernels, and under torch.compile they compile
-    warm_up = 3 if device.type == "cuda" else int(compiled)
-    timed = interleaved(steps, rounds=rounds, warm_up=warm_up, device=device)
+    for name, step in steps.items():
+        if name != PLAIN:
+            step()  # lists the network's operations, and compiles them
+    # on a GPU the first steps choose kernels
+    timed = interleaved(steps, rounds=rounds, warm_up=3 if device.type == "cuda" else 0, device=device)
     for step in steps.values():
         step.require_finite()
     found.update(measured_speed(timed, flops, absent, plain))
@@ -186,8 +191,8 @@ def measure(
 
 def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    batch_size: Annotated[int | None, typer.Option(help="Images of a step; 8 on the CPU, 64 on a GPU.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = 5,
+    batch_size: Annotated[int | None, typer.Option(help="Images of a step; 16 on the CPU, 64 on a GPU.")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each variant.")] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Also run the cheapest variant under torch.compile.")
@@ -199,7 +204,7 @@ def main(
 ) -> None:
     """Compare a PAG training step of ResNet-18 with ten classes against the plain repeat method."""
     on_gpu = device.startswith("cuda")
-    size = StepSize(batch_size or (64 if on_gpu else 8), 32, 10, 10, device)
+    size = StepSize(batch_size or (64 if on_gpu else 16), 32, 10, 10, device)
     if smallest:
         size, rounds = StepSize(2, 8, 10, 10, device), 1
     peak = peak_tflops or (PEAK_TFLOPS if on_gpu else None)

@@ -126,16 +126,21 @@ def arrange_images(images: Path, place: Path, classes: list[str] | None) -> str:
 
 
 def _extract(archive: Path, folder: Path, split: str, classes: list[str] | None) -> None:
+    # file by file: extractall has its guard against paths that lead outside only since Python 3.11.4
+    found = False
     with tarfile.open(archive) as file:
-        members = [
-            member
-            for member in file
-            if member.isfile() and Path(member.name).parts[0] == split
-            and (classes is None or Path(member.name).parts[1] in classes)
-        ]  # fmt: skip
-        if not members:
-            raise typer.BadParameter(f"{archive} holds no {split}/CLASS/*", param_hint="--images")
-        file.extractall(folder, members, filter="data")
+        for member in file:
+            parts = Path(member.name).parts
+            if len(parts) != 3 or parts[0] != split or ".." in parts or (classes and parts[1] not in classes):
+                continue
+            source = file.extractfile(member)
+            if source is not None:
+                copy = folder.joinpath(*parts)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(source.read())
+                found = True
+    if not found:
+        raise typer.BadParameter(f"{archive} holds no {split}/CLASS/IMAGE", param_hint="--images")
 
 
 @dataclass
