@@ -134,7 +134,7 @@ def measure(
 def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     network: Annotated[str | None, typer.Option(help="small (params.yaml's) or paper; paper on a GPU.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at once; 16 on the CPU, 128 on a GPU.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once; 4 on the CPU, 128 on a GPU.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of timing.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     peak_tflops: Annotated[float | None, typer.Option(help="The device's peak; 790 on a GPU.")] = None,
@@ -150,7 +150,7 @@ def main(
         chosen,
         classes=3 if smallest else 10,
         side=8 if smallest else 32,
-        batch_size=2 if smallest else batch_size or (128 if on_gpu else 16),
+        batch_size=2 if smallest else batch_size or (128 if on_gpu else 4),
         rounds=1 if smallest else rounds,
         device=prepare(device, threads),
         peak_tflops=peak_tflops or (PEAK_TFLOPS if on_gpu else None),

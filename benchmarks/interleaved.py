@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.measurement import TIMES_AS_FAST, Measurement
+from pag_core.device import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,13 @@ class Rounds:
 
 
 def prepare(device: str, threads: int) -> torch.device:
-    """The device of a benchmark. On the CPU it runs `threads` threads; on a GPU matrix products may use TF32."""
+    """The device of a benchmark. On the CPU it runs `threads` threads; on a GPU matrix products may use TF32.
+
+    Memory is kept as the project's stages keep it, for all variants alike.
+    """
     torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_freed_memory()
     if device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
