@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.measurement import TIMES_AS_FAST, Measurement
 from pag_core.device import keep_freed_memory
+from pag_core.randomness import require_determinism
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def prepare(device: str, threads: int) -> torch.device:
     if device == "cpu":
         keep_freed_memory()
     if device.startswith("cuda"):
+        require_determinism(torch.device(device))  # as the stages do
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
     return torch.device(device)
 
 

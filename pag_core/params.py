@@ -97,6 +97,7 @@ class DiffusionParams(Section):
     batch_size: PositiveInt
     learning_rate: PositiveReal
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
+    precision: Literal["float32", "tf32"]
     checkpoint_seconds: NonNegativeReal
 
     @model_validator(mode="after")
@@ -104,9 +105,7 @@ class DiffusionParams(Section):
         if self.timestep_window is not None:
             low, high = self.timestep_window
             if not low <= high < self.timesteps:
-                raise ValueError(
-                    f"timestep_window [{low}, {high}] must ascend and end below timesteps={self.timesteps}"
-                )
+                raise ValueError(f"timestep_window [{low}, {high}] must rise and end below timesteps={self.timesteps}")
         return self
 
 

@@ -15,25 +15,33 @@ def require_precision(precision: str, device: torch.device, key: str) -> None:
     """Raise ParamsError, naming the parameter `key`, where `device` has no such mode."""
     if precision == "tf32" and device.type != "cuda":
         raise ParamsError(
-            f"params.yaml: {key} tf32 is a mode of NVIDIA GPUs, and the device is {device.type}; set float32 or bfloat16"
+            f"params.yaml: {key} tf32 is a mode of NVIDIA GPUs, and the device is {device.type}; set float32"
         )
 
 
 @contextlib.contextmanager
+def products_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Convolutions and matrix products of float32 in TF32 where `precision` is `tf32`, in full float32 elsewhere.
+
+    A backward pass takes what is set when it runs, not what was set in its forward pass: both belong inside the body.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
+@contextlib.contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in `float32`, `tf32`, or by autocast in `bfloat16` or `float16`, inside the body."""
-    if device.type == "cuda":
-        # whatever torch's own default: convolutions there use TF32 unless told otherwise
-        places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-        before = [place.fp32_precision for place in places]
-        try:
-            for place in places:
-                place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-            with torch.autocast("cuda", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-                yield
-        finally:
-            for place, value in zip(places, before, strict=True):
-                place.fp32_precision = value
-    else:
-        with torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            yield
+    """A forward pass in `float32`, `tf32`, or by autocast in `bfloat16` or `float16`, inside the body."""
+    autocast = torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+    with products_in(precision, device), autocast:
+        yield

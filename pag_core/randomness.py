@@ -31,7 +31,10 @@ def seed_global_streams(seed: int, *names: str | int) -> None:
 
 
 def require_determinism(device: torch.device) -> None:
-    """Ask a GPU for deterministic kernels; an operation that has none warns by name.
+    """Ask a GPU for deterministic kernels and full float32; an operation that has no deterministic kernel warns.
+
+    torch lets convolutions round to TF32 unless told otherwise: an attack may then count an image that another batch
+    size does not. Training asks for TF32 where it is wanted (`products_in`).
 
     The CPU's kernels are deterministic for a given number of threads, and asking there loads torch's compiler (seconds).
     """
@@ -40,6 +43,7 @@ def require_determinism(device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def global_state() -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: the repository's parameters, a tiny dataset, classifier and noise predictor."""
 
+import contextlib
+
 import pytest
 import torch
 import yaml
@@ -28,6 +30,30 @@ def make_params(plain_params):
         return parse_params(changed(plain_params, changes or {}))
 
     return make
+
+
+@pytest.fixture
+def recorded_precision(monkeypatch):
+    """`recorded_precision(module, network)`: a list that gets the precision asked for whenever a gradient arrives.
+
+    On the CPU products have one precision; so it is what `module` asked for, by `products_in`, that is looked at.
+    """
+
+    def record(module, network):
+        seen, asked = [], [None]
+
+        @contextlib.contextmanager
+        def asking(precision, device):
+            asked.append(precision)
+            yield
+            asked.pop()
+
+        monkeypatch.setattr(module, "products_in", asking)
+        for parameter in network.parameters():
+            parameter.register_hook(lambda _: seen.append(asked[-1]))
+        return seen
+
+    return record
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import build_process, to_diffusion_range
 from pag_core.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.params import DiffusionParams
+from pag_core.precision import products_in, require_precision
 from pag_core.randomness import generator, global_state, seed_global_streams
 from pag_core.replicas import Replicas, replicas
 
@@ -77,6 +78,8 @@ class _DiffusionTrainer:
         seed: int,
         device: torch.device,
     ) -> None:
+        require_precision(params.precision, device, "diffusion.precision")
+        self.precision = params.precision
         self.network = network
         self.data = data
         self.batch_size = params.batch_size
@@ -109,10 +112,13 @@ class _DiffusionTrainer:
         low, high = self.window
         timesteps = torch.randint(low, high + 1, (self.batch_size,), generator=draws, device=device)[rows]
         noise = torch.randn((self.batch_size, *images.shape[1:]), generator=draws, device=device)[rows]
-        terms = self.process.training_losses(self.replica, images, timesteps, model_kwargs={"y": labels}, noise=noise)
-        loss: torch.Tensor = terms["loss"].mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.team.backward(loss, self.share)
+        with products_in(self.precision, device):
+            terms = self.process.training_losses(
+                self.replica, images, timesteps, model_kwargs={"y": labels}, noise=noise
+            )
+            loss: torch.Tensor = terms["loss"].mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.team.backward(loss, self.share)
         self.optimizer.step()
         self.average.update_parameters(self.network)
         self.done += 1

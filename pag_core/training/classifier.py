@@ -12,6 +12,7 @@ from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
 from pag_core.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.params import TrainParams
+from pag_core.precision import products_in
 from pag_core.randomness import global_state
 from pag_core.replicas import replicas
 from pag_core.training.batches import Batch, Batches
@@ -100,12 +101,13 @@ class Trainer:
     def _step(self, objective: nn.Module, batch: Batch) -> list[torch.Tensor]:
         """One step; what this process adds to the batch's total, cross-entropy, alignment and hits."""
         self.team.begin_step(self.seed, self.step)
-        loss, cross_entropy, alignment, logits = objective(
-            batch.images, batch.labels, batch.class_indices, batch.targets, batch.mask, batch.target_norm,
-            self.step // self.steps_per_epoch,
-        )  # fmt: skip
-        self.optimizer.zero_grad(set_to_none=True)
-        self.team.backward(loss, batch.share)
+        with products_in(self.params.precision, self.device):
+            loss, cross_entropy, alignment, logits = objective(
+                batch.images, batch.labels, batch.class_indices, batch.targets, batch.mask, batch.target_norm,
+                self.step // self.steps_per_epoch,
+            )  # fmt: skip
+            self.optimizer.zero_grad(set_to_none=True)
+            self.team.backward(loss, batch.share)
         self.optimizer.step()
         self.schedule.step()
         correct = (logits.argmax(1) == batch.labels).sum()

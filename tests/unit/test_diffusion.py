@@ -8,6 +8,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, Mod
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule as beta_schedule
 
 from pag_core.checkpoint import RunFolder
+from pag_core.diffusion import training as training_module
 from pag_core.diffusion.network import (
     architecture,
     build_network,
@@ -216,6 +217,23 @@ def test_the_weights_are_the_moving_average(tmp_path, train, cpu, monkeypatch):
         for step in seen[1:]:
             average = 0.8 * average + 0.2 * step[name].double()
         assert torch.allclose(tensor.double(), average, atol=1e-6), name
+
+
+def test_the_backward_pass_too_is_computed_in_the_precision(tmp_path, dataset, make_params, cpu, recorded_precision):
+    card = architecture(make_params({"diffusion.channel_multipliers": [1]}).diffusion)
+    network = build_network(card, dataset.image_shape, dataset.classes)
+    seen = recorded_precision(training_module, network)
+    params = make_params({"diffusion.steps": 1}).diffusion
+    train_diffusion(
+        lambda: network, dataset.splits["train"], card=card, params=params, classes=3, seed=3, device=cpu,
+        folder=RunFolder(tmp_path),
+    )  # fmt: skip
+    assert len(seen) > 10 and set(seen) == {"float32"}
+
+
+def test_a_precision_that_the_device_lacks_is_refused(tmp_path, train):
+    with pytest.raises(ParamsError, match=r"diffusion\.precision tf32 is a mode of NVIDIA GPUs, and the device is cpu"):
+        train(RunFolder(tmp_path), precision="tf32")
 
 
 def test_only_timesteps_of_the_window_are_trained(tmp_path, train, monkeypatch):

@@ -70,6 +70,34 @@ def test_the_check_of_directions_against_numpy(predictor, dataset):
     assert found["precision_images"] == 12
 
 
+GPU_MODES = """
+import torch
+from pag_core.precision import products_in
+from pag_core.randomness import require_determinism
+
+gpu, places = torch.device("cuda"), (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+modes = lambda: [place.fp32_precision for place in places]
+require_determinism(gpu)
+print(modes(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+with products_in("tf32", gpu):
+    print(modes())
+    with products_in("bfloat16", gpu):
+        print(modes())
+    print(modes())
+print(modes(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+"""
+
+
+def test_products_on_a_gpu_are_rounded_to_tf32_only_where_it_was_asked_for():
+    """The switches are there without a GPU. In a process of its own: they are switches of the whole process."""
+    command = [sys.executable, "-c", GPU_MODES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[4] == "['none', 'none'] False highest"
+    assert lines[1:4] == ["['tf32', 'tf32']", "['ieee', 'ieee']", "['tf32', 'tf32']"]
+
+
 def measured(mean):
     return {
         "precision_cosine_mean": mean, "precision_cosine_min": 0.9, "precision_difference_ratio": 0.02,

@@ -408,6 +408,14 @@ def test_memory_format_and_precision_change_the_rounding_only(tmp_path, make_tra
     assert half_history[-1]["cross_entropy"] == pytest.approx(history[-1]["cross_entropy"], rel=0.05)
 
 
+@pytest.mark.parametrize("weight", [2.0, None])
+def test_the_backward_pass_too_is_computed_in_the_precision(tmp_path, make_trainer, recorded_precision, weight):
+    trainer = make_trainer(RunFolder(tmp_path), weight=weight, **{"train.precision": "bfloat16"})
+    seen = recorded_precision(classifier_module, trainer.classifier)
+    trainer.run(tmp_path / "curves")
+    assert len(seen) >= 10 and set(seen) == {"bfloat16"}
+
+
 def test_a_precision_that_the_device_lacks_is_refused(tmp_path, make_trainer):
     with pytest.raises(ParamsError, match=r"train\.precision tf32 is a mode of NVIDIA GPUs, and the device is cpu"):
         make_trainer(RunFolder(tmp_path), **{"train.precision": "tf32"}).run(tmp_path / "curves")
