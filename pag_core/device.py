@@ -29,7 +29,8 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         # processes that share work take a GPU each, as far as there are any
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # libraries that ask for "cuda" mean this one
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cpu":

@@ -39,7 +39,7 @@ def batch_dimensions(features: torch.Tensor) -> tuple[int, ...]:
     return (0, *range(2, features.dim()))
 
 
-def batch_statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+def batch_statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor]:
     """Mean and (biased) variance [C] of features [B, C, ...] over the global batch, and the number of values of each.
 
     At least float32, so that statistics of half-precision features do not lose their digits.
@@ -50,10 +50,10 @@ def batch_statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     if not shares_batch():
         variance, mean = torch.var_mean(features, dims, correction=0)
         return mean, variance, count
-    counted = features.new_tensor(count)
-    distributed.all_reduce(counted)
-    total = float(counted)
-    mean = over_processes(features.sum(dims)) / total
+    # the number of values travels with their sums and stays on the device: no wait for a GPU at every layer
+    summed = over_processes(torch.cat([features.sum(dims), features.new_full((1,), count)]))
+    total = summed[-1].detach()
+    mean = summed[:-1] / total
     channels = [1, -1] + [1] * (features.dim() - 2)
     variance = over_processes((features - mean.view(channels)).square().sum(dims)) / total
     return mean, variance, total
@@ -61,9 +61,10 @@ def batch_statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 def update_running_statistics(
     running_mean: torch.Tensor, running_variance: torch.Tensor,
-    mean: torch.Tensor, variance: torch.Tensor, count: float, momentum: float,
+    mean: torch.Tensor, variance: torch.Tensor, count: float | torch.Tensor, momentum: float,
 ) -> None:  # fmt: skip
     """What a batch-norm layer in train mode adds to its running mean and (unbiased) variance, in place."""
-    unbiased = count / max(count - 1, 1)
+    others = (count - 1).clamp_min(1) if isinstance(count, torch.Tensor) else max(count - 1, 1)
+    unbiased = count / others
     running_mean.lerp_(mean.detach(), momentum)
     running_variance.lerp_(variance.detach() * unbiased, momentum)

@@ -26,7 +26,9 @@ def _scale_pullback(scale: torch.Tensor) -> Pullback:
     return pullback
 
 
-def _coupled_pullback(mode: str, scale: torch.Tensor, standardized: torch.Tensor, count: float) -> Pullback:
+def _coupled_pullback(
+    mode: str, scale: torch.Tensor, standardized: torch.Tensor, count: float | torch.Tensor
+) -> Pullback:
     """scale * (u - mean(u) - x mean(u x)) for standardized x, with means as the mode has them."""
     dims = batch_dimensions(standardized)
     channels = [1, -1] + [1] * (standardized.dim() - 2)
@@ -56,6 +58,7 @@ def _coupled_pullback(mode: str, scale: torch.Tensor, standardized: torch.Tensor
 def batch_norm(call: Call) -> tuple[torch.Tensor, Pullback]:
     """Batch-norm of [B, C, ...]; in eval mode its pullback is a scale of each channel, in train mode see above."""
     features, weight, bias, running_mean, running_variance, training, momentum, epsilon = call.arguments[:8]
+    count: float | torch.Tensor
     if training:
         mean, variance, count = batch_statistics(features)
         if running_mean is not None:
