@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks import peak_memory
 from benchmarks.arithmetic import PEAK_TFLOPS, counted_flops, device_figures
+from benchmarks.default_memory import DefaultMemoryStep
 from benchmarks.interleaved import Rounds, interleaved, prepare
 from benchmarks.measurement import TIMES_AS_FAST, Measurement, processor_flags, report
 from benchmarks.pag_step import (
@@ -28,9 +29,11 @@ from benchmarks.pag_step import (
     build_resnet18,
     pag_loss,
 )
+from pag_core.device import keep_freed_memory
 from pag_core.stage import run
 
 PLAIN = "plain_repeat"
+DEFAULT_MEMORY = f"{PLAIN}_default_memory"
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}
 NO_BF16 = "no bf16 unit"
 
@@ -51,9 +54,12 @@ def plain_repeat_loss(classifier: nn.Module, batch: Batch) -> torch.Tensor:
 def build_step(size: StepSize, variant: Variant | None, threads: int) -> TrainingStep:
     """The project's step in `variant`, or with None the plain one."""
     prepare(size.device, threads)
-    if variant is None:
-        return TrainingStep(build_resnet18(size), build_batch(size), plain_repeat_loss)
-    return build_pag_step(size, variant)
+    return build_plain_step(size) if variant is None else build_pag_step(size, variant)
+
+
+def build_plain_step(size: StepSize) -> TrainingStep:
+    """A step of the plain method on a new network."""
+    return TrainingStep(build_resnet18(size), build_batch(size), plain_repeat_loss)
 
 
 def chosen_variants(device: torch.device, *, compiled: bool) -> tuple[dict[str, Variant], dict[str, str]]:
@@ -124,6 +130,13 @@ def measured_speed(
 ) -> dict[str, Measurement]:
     """The speed of every variant against the plain method, and the FLOPs of each."""
     found = {f"{name}.speedup": rounds.speedup(name, PLAIN, plain) for name in rounds.seconds if name != PLAIN}
+    if DEFAULT_MEMORY in rounds.seconds:
+        script = f"{plain}; in a process that gives freed memory back, as one does by default"
+        found |= {
+            f"{name}.speedup_over_default_memory": rounds.speedup(name, DEFAULT_MEMORY, script)
+            for name in rounds.seconds
+            if name not in (PLAIN, DEFAULT_MEMORY)
+        }
     for name, reason in absent.items():
         found[f"{name}.speedup"] = Measurement(None, TIMES_AS_FAST, plain, not_measured=reason)
     for name, count in flops.items():
@@ -143,13 +156,28 @@ def measured_figures(
             seconds=rounds.median(name),
             images=size.batch,
             # operations inside a compiled graph cannot be seen; they are those of the same variant uncompiled
-            executed_flops=flops.get(name, flops[CHEAPEST]) * forward,
+            executed_flops=flops.get(PLAIN if name == DEFAULT_MEMORY else name, flops[CHEAPEST]) * forward,
             floor_flops=(3 + 3 * size.drawn) * forward,
             peak_tflops=peak_tflops,
             epoch_name="seconds_per_epoch",
         )
         found.update({f"{name}.{key}": figure for key, figure in figures.items()})
     return found
+
+
+def timed_steps(steps: Mapping[str, TrainingStep], size: StepSize, *, rounds: int, threads: int) -> Rounds:
+    """Every step side by side; on a CPU also the plain one with the C library's default memory, where it has another."""
+    device, all_steps = torch.device(size.device), dict[str, Callable[[], object]](steps)
+    default = None
+    if device.type == "cpu" and keep_freed_memory():
+        default = all_steps[DEFAULT_MEMORY] = DefaultMemoryStep(build_plain_step, size, threads=threads)
+    # on a GPU the first steps choose kernels
+    timed = interleaved(all_steps, rounds=rounds, warm_up=3 if device.type == "cuda" else 0, device=device)
+    if default is not None:
+        default.close()
+    for step in steps.values():
+        step.require_finite()
+    return timed
 
 
 def measure(
@@ -177,10 +205,7 @@ def measure(
     for name, step in steps.items():
         if name != PLAIN:
             step()  # lists the network's operations, and compiles them
-    # on a GPU the first steps choose kernels
-    timed = interleaved(steps, rounds=rounds, warm_up=3 if device.type == "cuda" else 0, device=device)
-    for step in steps.values():
-        step.require_finite()
+    timed = timed_steps(steps, size, rounds=rounds, threads=threads)
     found.update(measured_speed(timed, flops, absent, plain))
     found.update(measured_figures(timed, flops, size, peak_tflops))
     if memory:

@@ -18,7 +18,9 @@ EXPECTED = {
     "training_step": {
         f"{CHEAPEST}_bf16.speedup",
         "repeat.gradient_difference",
-        *(f"{name}.speedup" for name in VARIANTS),
+        *(f"{name}.{key}" for name in VARIANTS for key in ("speedup", "speedup_over_default_memory")),
+        "plain_repeat_default_memory.speedup",
+        "plain_repeat_default_memory.images_per_second",
         *(
             f"{name}.{key}"
             for name in ["plain_repeat", *VARIANTS]
