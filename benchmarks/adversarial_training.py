@@ -121,7 +121,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     batch_size: Annotated[list[int] | None, typer.Option(help="Once for each; 1 and 16 (on a GPU 64).")] = None,
     rounds: Annotated[int, typer.Option(help="Timed steps of each kind at more than one image.")] = 3,
-    rounds_of_one: Annotated[int, typer.Option(help="Timed steps of each kind at batch size 1.")] = 15,
+    rounds_of_one: Annotated[int, typer.Option(help="Timed steps of each kind at batch size 1.")] = 9,
     batch_norm: Annotated[str, typer.Option(help="Meaning of batch-norm in the PAG step.")] = CHEAPEST,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     peak_tflops: Annotated[float | None, typer.Option(help="The device's peak; 790 on a GPU.")] = None,

@@ -1,16 +1,17 @@
 """One process against two: the real stages of distillation and of AutoAttack on digits, each as its command.
 
-A command's time is its start-up and its work. Each stage runs with less and with more work, so that the difference of the
-two is work alone; the less is enough for the second process to have begun. Outputs must be the same bytes.
+A command's time is its start-up and its work; the time that a stage itself writes down has the work, and the start-up of
+further processes only. Outputs must be the same bytes.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,21 +41,23 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Work:
-    """A stage whose amount of work the parameter `key` sets, to `less` or `more`, and what it writes."""
+    """A stage of which the parameter `key` sets the `amount` of work, what it writes, and its own timing."""
 
     command: tuple[str, ...]
     key: str
-    less: int
-    more: int
+    amount: int
     written: str
+    timing: str
     described: str
 
 
 WORKS = {
-    "distillation": Work(("sbg",), "sbg.draws", 4, 12, "data/gradients/sbg.zarr", "noise draws of 526 digits"),
+    "distillation": Work(
+        ("sbg",), "sbg.draws", 12, "data/gradients/sbg.zarr", "timings/sbg.json", "noise draws of 526 digits"
+    ),
     "attack": Work(
-        ("autoattack", "--baseline"), "autoattack.images", 20, 60, "data/attacks/baseline_autoattack.json",
-        "digits under AutoAttack",
+        ("autoattack", "--baseline"), "autoattack.images", 60, "data/attacks/baseline_autoattack.json",
+        "timings/autoattack_baseline.json", "digits under AutoAttack",
     ),
 }  # fmt: skip
 
@@ -120,52 +123,44 @@ def prepared(path: Path) -> Workplace:
 
 
 def timed_runs(place: Workplace, work: Work, rounds: int) -> tuple[Rounds, Rounds]:
-    """Seconds of the stage by its number of processes, in rounds: with more work, and what more takes than less.
+    """Seconds of the stage by its number of processes, in rounds: of the whole command, and by the stage's own timing.
 
     Raises RuntimeError where the number of processes changes what is written.
     """
     whole: dict[str, list[float]] = {str(count): [] for count in COUNTS}
-    difference: dict[str, list[float]] = {str(count): [] for count in COUNTS}
-    outputs: dict[int, dict[str, bytes]] = {}
+    own: dict[str, list[float]] = {str(count): [] for count in COUNTS}
+    expected: dict[str, bytes] | None = None
     for number in range(rounds):
-        seconds: dict[tuple[int, int], float] = {}
-        for amount in (work.less, work.more):
-            for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
-                place.set({"processes": count, work.key: amount})
-                place.remove(work.written)
-                seconds[count, amount] = place.stage(*work.command)
-                if outputs.setdefault(amount, place.contents(work.written)) != place.contents(work.written):
-                    raise RuntimeError(f"{work.written} differs between {COUNTS} processes")
-        for count in COUNTS:
-            whole[str(count)].append(seconds[count, work.more])
-            difference[str(count)].append(seconds[count, work.more] - seconds[count, work.less])
-    return Rounds(whole), Rounds(difference)
+        for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
+            place.set({"processes": count, work.key: work.amount})
+            place.remove(work.written)
+            place.remove(work.timing)
+            whole[str(count)].append(place.stage(*work.command))
+            own[str(count)].append(json.loads((place.path / work.timing).read_text(encoding="utf-8"))["seconds"])
+            contents = place.contents(work.written)
+            if expected is not None and contents != expected:
+                raise RuntimeError(f"{work.written} differs between {COUNTS} processes")
+            expected = contents
+    return Rounds(whole), Rounds(own)
 
 
 def measure(works: dict[str, Work], rounds: int) -> dict[str, Measurement]:
     """Two processes against one for each stage, without and with the start-up of Python and its libraries."""
-    descriptions = {
-        name: f"one process, {work.more - work.less} {work.described}, one thread each" for name, work in works.items()
-    }
+    described = {name: f"one process, {work.amount} {work.described}, one thread each" for name, work in works.items()}
     if cores() < max(COUNTS):
         reason = f"{max(COUNTS)} processes need as many cores, this one may use {cores()}"
         return {
             f"{name}.{key}": Measurement(None, TIMES_AS_FAST, against, not_measured=reason)
-            for name, against in descriptions.items()
+            for name, against in described.items()
             for key in ("speedup", "speedup_with_start_up")
         }
     found: dict[str, Measurement] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = prepared(Path(folder))
         for name, work in works.items():
-            whole, difference = timed_runs(place, work, rounds)
-            if min(min(seconds) for seconds in difference.seconds.values()) <= 0:
-                reason = "more work took no longer than less: too little of it for this machine's noise"
-                found[f"{name}.speedup"] = Measurement(None, TIMES_AS_FAST, descriptions[name], not_measured=reason)
-            else:
-                found[f"{name}.speedup"] = difference.speedup("2", "1", descriptions[name])
-            against = f"one process, {work.more} {work.described}, start-up included"
-            found[f"{name}.speedup_with_start_up"] = whole.speedup("2", "1", against)
+            whole, own = timed_runs(place, work, rounds)
+            found[f"{name}.speedup"] = own.speedup("2", "1", f"{described[name]}, from the stage's own timing")
+            found[f"{name}.speedup_with_start_up"] = whole.speedup("2", "1", f"{described[name]}, start-up included")
             found[f"{name}.seconds_of_one_process"] = Measurement(whole.median("1"), "s", None)
     return found
 
@@ -177,9 +172,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
 ) -> None:
     """Compare two processes with one for distillation and for AutoAttack, by the stages' own commands."""
-    works = WORKS
-    if smallest:
-        works = {name: Work(work.command, work.key, 1, 2, work.written, work.described) for name, work in WORKS.items()}
+    works = {name: replace(work, amount=2) for name, work in WORKS.items()} if smallest else WORKS
     report("processes", measure(works, 1 if smallest else rounds), output, device="cpu", arguments=sys.argv[1:])
 
 
