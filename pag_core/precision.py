@@ -28,15 +28,17 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
+    # the older switches set the newer ones (fp32_precision) too; the other way round torch refuses to read the older ones,
+    # which torch.compile does
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
     try:
         for place in places:
-            place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+            place.allow_tf32 = precision == "tf32"
         yield
     finally:
         for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+            place.allow_tf32 = value
 
 
 @contextlib.contextmanager

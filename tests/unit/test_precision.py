@@ -75,16 +75,18 @@ import torch
 from pag_core.precision import products_in
 from pag_core.randomness import require_determinism
 
-gpu, places = torch.device("cuda"), (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-modes = lambda: [place.fp32_precision for place in places]
+gpu, backends = torch.device("cuda"), torch.backends
+older = lambda: [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]
+newer = lambda: [place.fp32_precision == "tf32" for place in (backends.cuda.matmul, backends.cudnn.conv)]
+modes = lambda: print(*older(), *newer())
 require_determinism(gpu)
-print(modes(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+modes()
 with products_in("tf32", gpu):
-    print(modes())
+    modes()
     with products_in("bfloat16", gpu):
-        print(modes())
-    print(modes())
-print(modes(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+        modes()
+    modes()
+modes()
 """
 
 
@@ -93,9 +95,8 @@ def test_products_on_a_gpu_are_rounded_to_tf32_only_where_it_was_asked_for():
     command = [sys.executable, "-c", GPU_MODES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
-    assert lines[0] == lines[4] == "['none', 'none'] False highest"
-    assert lines[1:4] == ["['tf32', 'tf32']", "['ieee', 'ieee']", "['tf32', 'tf32']"]
+    full, rounded = "False False highest False False", "True True high True True"
+    assert done.stdout.splitlines() == [full, rounded, full, rounded, full]
 
 
 def measured(mean):
