@@ -37,7 +37,10 @@ def unit(number):
         while rank != "0" and not list(Path(".cache").glob("miniature-*/units/*.json")):
             time.sleep(0.02)
         raise RuntimeError("planted")
-    time.sleep({seconds})
+    # a companion takes long to load where the machine is busy: one unit is finished, the others wait for it
+    while {together} and rank == "0" and number > 0 and not list(Path().glob("started-*-1-*")):
+        time.sleep(0.02)
+    time.sleep({seconds} if number > 0 or not {together} else 0)
     return {{"number": number, "rank": rank}}
 
 with stage("miniature", shared=True), run_folder("miniature", {{}}, torch.device("cpu")) as folder:
@@ -51,11 +54,18 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 def script(
-    folder: Path, *, processes: int = 2, seconds: float = 0.5, failing: str = "", stubborn: bool = False
+    folder: Path,
+    *,
+    processes: int = 2,
+    seconds: float = 0.5,
+    failing: str = "",
+    stubborn: bool = False,
+    together: bool = False,
 ) -> list[str]:
+    """`together`: this process goes on after its first unit when the companion has begun one."""
     path = folder / "miniature.py"
     options = {"processes": processes, "seconds": seconds, "failing": failing, "stubborn": stubborn}
-    path.write_text(SCRIPT.format(root=str(ROOT), **options))
+    path.write_text(SCRIPT.format(root=str(ROOT), together=together, **options))
     return [sys.executable, str(path)]
 
 
@@ -71,8 +81,7 @@ def run(folder: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("processes", "ranks"), [(1, "['0']"), (2, "['0', '1']")])
 def test_every_unit_is_done_once(tmp_path, processes, ranks):
-    # units long enough for the companion to have loaded before they are all taken
-    done = run(tmp_path, script(tmp_path, processes=processes, seconds=2 if processes > 1 else 0))
+    done = run(tmp_path, script(tmp_path, processes=processes, seconds=0, together=processes > 1))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"[0, 1, 2, 3, 4, 5] {ranks}"]
     started = [path.name.split("-")[1] for path in tmp_path.glob("started-*")]
@@ -130,7 +139,7 @@ def test_a_unit_that_nobody_finished_is_told(tmp_path):
 
 
 def test_a_failing_companion_is_told_at_once_and_finished_units_are_kept(tmp_path):
-    failed = run(tmp_path, script(tmp_path, failing="1", seconds=4))
+    failed = run(tmp_path, script(tmp_path, failing="1", seconds=15, together=True))
     assert failed.returncode == 1
     # this process had more units to do
     assert len(list(tmp_path.glob("started-*-0-*"))) < 5
@@ -147,7 +156,7 @@ def test_a_failing_companion_is_told_at_once_and_finished_units_are_kept(tmp_pat
 
 @pytest.mark.slow
 def test_work_that_cannot_be_interrupted_ends_too(tmp_path):
-    failed = run(tmp_path, script(tmp_path, failing="1", seconds=20, stubborn=True))
+    failed = run(tmp_path, script(tmp_path, failing="1", seconds=20, stubborn=True, together=True))
     assert failed.returncode == 1
     assert "CompanionLost: process 1 of 2 ended with exit code 1" in failed.stderr
     assert not failed.stdout
