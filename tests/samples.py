@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from pag_core.checkpoint import RunFolder
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.gradients.manifest import file_record
 from pag_core.gradients.store import DenseStoreWriter, quantised
@@ -61,3 +63,43 @@ def flip(path, position):
     whole = bytearray(path.read_bytes())
     whole[position] ^= 0x01
     path.write_bytes(whole)
+
+
+def cosines(a, b):
+    a, b = a.double().flatten(2), b.double().flatten(2)
+    return (a * b).sum(2) / (a.norm(dim=2) * b.norm(dim=2))
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledFolder(RunFolder):
+    """Saves `survive` checkpoints, then dies in place of the next."""
+
+    def __init__(self, path, survive=1):
+        super().__init__(path)
+        self.survive = survive
+
+    def save_checkpoint(self, state):
+        if self.survive == 0:
+            raise Killed
+        super().save_checkpoint(state)
+        self.survive -= 1
+
+
+def labelled_images(model, count, side=4, seed=1):
+    """Images in [0, 1] with the labels that `model` gives them."""
+    images = torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(seed))
+    return images, model(images).argmax(1)
+
+
+class Changed(nn.Module):
+    """A model whose logits `change(logits, images)` replaces."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, images):
+        return self.change(self.model(images), images)

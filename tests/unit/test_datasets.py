@@ -1,7 +1,6 @@
 """Datasets: what is read is what was there, and what cannot be used is refused by name."""
 
 import dataclasses
-import shutil
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
@@ -11,9 +10,8 @@ import pytest
 import sklearn.datasets
 import torch
 import torchvision.datasets.utils
-from PIL import Image
 
-from pag_core.datasets import cifar10, image_folder
+from pag_core.datasets import cifar10
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import fingerprint, read_dataset, write_dataset
@@ -211,121 +209,6 @@ def test_a_missing_dataset_names_the_stage(tmp_path, what):
         (tmp_path / "d.zarr").mkdir()
     with pytest.raises(DatasetError, match="prepare"):
         read_dataset(tmp_path / "d.zarr")
-
-
-# --- image folders
-
-
-@pytest.fixture
-def make_folder(tmp_path):
-    """Writes train/CLASS/N.png and test/CLASS/N.png of random pixels: {split: {class: [(width, height), ...]}}."""
-
-    def make(content):
-        draws = np.random.default_rng(0)
-        root = tmp_path / "folder"
-        for part, classes in content.items():
-            for name, sizes in classes.items():
-                (root / part / name).mkdir(parents=True)
-                for number, (width, height) in enumerate(sizes):
-                    pixels = draws.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(root / part / name / f"{number}.png")
-        return root
-
-    return make
-
-
-SIX = [(6, 6)] * 3
-GOOD = {"train": {"ant": SIX, "bee": SIX}, "test": {"ant": SIX[:2], "bee": SIX[:2]}}
-
-
-def load(folder, image_size=None, images_per_class=None):
-    return image_folder.load(folder, image_size=image_size, images_per_class=images_per_class)
-
-
-def test_image_folder_reads_what_pil_reads(make_folder):
-    folder = make_folder(GOOD)
-    (folder / "train" / "ant" / "notes.txt").write_text("no image")
-    (folder / "train" / ".hidden").mkdir()
-    raw = load(folder)
-    assert raw.class_names == ("ant", "bee")
-    assert raw.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and raw.test.labels.tolist() == [0, 0, 1, 1]
-    for row, (name, number) in enumerate([("ant", 0), ("ant", 1), ("ant", 2), ("bee", 0), ("bee", 1), ("bee", 2)]):
-        pixels = np.asarray(Image.open(folder / "train" / name / f"{number}.png"))
-        assert np.array_equal(raw.train.images[row], pixels.transpose(2, 0, 1))
-
-
-def test_grey_images_become_rgb(make_folder):
-    folder = make_folder(GOOD)
-    grey = np.random.default_rng(1).integers(0, 256, size=(6, 6), dtype=np.uint8)
-    Image.fromarray(grey).save(folder / "train" / "ant" / "0.png")
-    assert np.array_equal(load(folder).train.images[0], np.stack([grey] * 3))
-
-
-@pytest.mark.parametrize(
-    ("size", "scaled", "box"),
-    [
-        # by hand: the shorter side becomes 8, the longer side keeps the ratio, the centre is cropped
-        ((16, 8), (16, 8), (4, 0, 12, 8)),
-        ((6, 12), (8, 16), (0, 4, 8, 12)),
-        ((10, 15), (8, 12), (0, 2, 8, 10)),
-        ((4, 4), (8, 8), (0, 0, 8, 8)),
-        ((8, 8), (8, 8), (0, 0, 8, 8)),
-    ],
-)
-def test_resize_and_crop_against_pil(make_folder, size, scaled, box):
-    folder = make_folder({"train": {"ant": [size], "bee": [(8, 8)]}, "test": {"ant": [(9, 9)], "bee": [(8, 10)]}})
-    raw = load(folder, image_size=8)
-    expected = Image.open(folder / "train" / "ant" / "0.png").resize(scaled, Image.Resampling.BICUBIC).crop(box)
-    assert np.array_equal(raw.train.images[0], np.asarray(expected).transpose(2, 0, 1))
-    assert raw.test.images.shape == (2, 3, 8, 8)
-
-
-def test_image_folder_caps_each_class(make_folder):
-    folder = make_folder(GOOD)
-    whole, capped = load(folder), load(folder, images_per_class=2)
-    assert capped.train.labels.tolist() == [0, 0, 1, 1]
-    assert np.array_equal(capped.train.images, whole.train.images[[0, 1, 3, 4]])
-
-
-def spoil_unreadable(folder):
-    (folder / "train" / "bee" / "1.png").write_bytes(b"not an image")
-
-
-def spoil_truncated(folder):
-    path = folder / "train" / "bee" / "2.png"
-    path.write_bytes(path.read_bytes()[:60])
-
-
-def spoil_test_classes(folder):
-    (folder / "test" / "bee").rename(folder / "test" / "wasp")
-
-
-@pytest.mark.parametrize(
-    ("content", "spoil", "words"),
-    [
-        ({"train": {"ant": SIX}, "test": {"ant": SIX}}, None, "only the class 'ant'.*at least two"),
-        ({"train": {"ant": SIX, "bee": []}, "test": GOOD["test"]}, None, "bee holds no image"),
-        (GOOD, spoil_unreadable, "bee/1.png cannot be read"),
-        (GOOD, spoil_truncated, "bee/2.png cannot be read"),
-        (GOOD, spoil_test_classes, "same classes.*bee, wasp"),
-        (GOOD, lambda folder: shutil.rmtree(folder / "test"), "test is not a folder"),
-        (GOOD, lambda folder: shutil.rmtree(folder), "train is not a folder.*train/CLASS"),
-        ({**GOOD, "train": {"ant": SIX, "bee": [(6, 6), (7, 6)]}}, None, "bee/1.png is 7x6.*6x6.*prepare.image_size"),
-        ({**GOOD, "test": {"ant": [(7, 7)], "bee": [(7, 7)]}}, None, "prepare.image_size"),
-    ],
-)
-def test_unusable_folders_are_refused_by_name(make_folder, content, spoil, words):
-    folder = make_folder(content)
-    if spoil:
-        spoil(folder)
-    with pytest.raises(DatasetError, match=words):
-        load(folder)
-
-
-def test_an_empty_class_folder_list_is_refused(tmp_path):
-    (tmp_path / "train").mkdir()
-    with pytest.raises(DatasetError, match="holds no class"):
-        load(tmp_path)
 
 
 # --- CIFAR-10

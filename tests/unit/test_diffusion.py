@@ -19,6 +19,7 @@ from pag_core.diffusion.network import (
 from pag_core.diffusion.training import diffusion_labels, train_diffusion
 from pag_core.errors import ParamsError, TrainingDiverged, WeightsError
 from pag_core.weights import save_network
+from tests.samples import Killed, KilledFolder
 
 
 def reference_process(schedule="linear", timesteps=1000):
@@ -158,22 +159,6 @@ def train(dataset, make_params, cpu, monkeypatch):
         )  # fmt: skip
 
     return run
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledFolder(RunFolder):
-    """Dies right after its first checkpoint was saved, or while it is about to save the second."""
-
-    survive = 1
-
-    def save_checkpoint(self, state):
-        if self.survive == 0:
-            raise Killed
-        super().save_checkpoint(state)
-        self.survive -= 1
 
 
 def test_resumed_training_gives_bit_identical_weights(tmp_path, train, cpu):

@@ -2,26 +2,14 @@
 
 import json
 import shutil
-import threading
 
 import pytest
 import torch
 
-from pag_core.checkpoint import RunFolder
 from pag_core.errors import StoreError
-from pag_core.gradients import distillation
-from pag_core.gradients.distillation import distill
 from pag_core.gradients.manifest import read_manifest
-from pag_core.gradients.score_based import averaged_score_based_gradients
-from pag_core.gradients.store import DenseStoreWriter, open_gradients, quantised, write_small_store
-from pag_core.params import GradientStoreParams, ScoreBasedParams
-from pag_core.randomness import generator
-from tests.samples import MADE_FROM, flip, gaussian, write_dense
-
-
-def cosines(a, b):
-    a, b = a.double().flatten(2), b.double().flatten(2)
-    return (a * b).sum(2) / (a.norm(dim=2) * b.norm(dim=2))
+from pag_core.gradients.store import open_gradients, quantised, write_small_store
+from tests.samples import MADE_FROM, cosines, flip, gaussian, write_dense
 
 
 def dequantised(gradients, dtype):
@@ -247,86 +235,6 @@ def test_a_flipped_byte_in_a_small_store_is_refused(tmp_path, dataset, cpu):
             file.write_bytes(whole)
 
 
-# --- distillation
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.fixture
-def run_distill(dataset, make_predictor):
-    predictor = make_predictor(dataset)
-    sbg = ScoreBasedParams(timestep=300, draws=2, batch_size=5, precision="float32", min_cosine=0.99, compile=False)
-    store = GradientStoreParams(dtype="int8", images_per_shard=8, images_per_chunk=4, held_out_images=10)
-
-    def run(path, folder, seed=7):
-        distill(
-            path, predictor, dataset, sbg=sbg, store=store, seed=seed, folder=folder, made_from=MADE_FROM,
-            provenance={"seed": seed}, measured={},
-        )  # fmt: skip
-
-    run.predictor = predictor
-    return run
-
-
-def contents(path):
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
-def test_distilled_gradients_are_those_of_eq_8(tmp_path, dataset, run_distill, cpu):
-    run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
-    for split, count in (("train", 36), ("test", 10)):
-        every = torch.arange(3).expand(count, 3)
-        found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu)(torch.arange(count), every)
-        parts = []
-        for number, start in enumerate(range(0, count, 8)):
-            parts.append(
-                averaged_score_based_gradients(
-                    run_distill.predictor,
-                    dataset.splits[split].pixels(slice(start, min(start + 8, count))),
-                    timestep=300,
-                    draws=2,
-                    batch_size=100,
-                    noise_stream=generator("cpu", 7, "distillation", split, number),
-                )
-            )
-        assert (1 - cosines(torch.cat(parts), found)).max() < 1e-3
-    # other noise for every shard and seed
-    run_distill(tmp_path / "other.zarr", RunFolder(tmp_path / "run"), seed=8)
-    first, second = contents(tmp_path / "sbg.zarr"), contents(tmp_path / "other.zarr")
-    assert all(first[name] != second[name] for name in first if "/c/" in name)
-
-
-def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkeypatch):
-    run_distill(tmp_path / "whole.zarr", RunFolder(tmp_path / "run"))
-    calls = []
-    write_shard = DenseStoreWriter.write_shard
-
-    def broken(self, split, images, *content):
-        calls.append((split, images.start))
-        write_shard(self, split, images, *content)
-        # killed after the shard was written, before it was recorded
-        if len(calls) == 4:
-            raise Killed
-
-    monkeypatch.setattr(DenseStoreWriter, "write_shard", broken)
-    folder = RunFolder(tmp_path / "again")
-    with pytest.raises(Killed):
-        run_distill(tmp_path / "resumed.zarr", folder)
-    # what a killed writer left, a shard that was lost, and scales that were lost
-    (folder.path / "store" / "train" / "x.partial").write_bytes(b"half")
-    (folder.path / "store/train/gradient/c/0/0/0/0/0").unlink()
-    (folder.path / "store/train/scale/c/1/0").unlink()
-    calls.clear()
-    monkeypatch.setattr(
-        DenseStoreWriter, "write_shard", lambda *a: (calls.append((a[1], a[2].start)), write_shard(*a))[1]
-    )
-    run_distill(tmp_path / "resumed.zarr", folder)
-    assert calls == [("train", 0), ("train", 8), ("train", 24), ("train", 32), ("test", 0), ("test", 8)]
-    assert contents(tmp_path / "resumed.zarr") == contents(tmp_path / "whole.zarr")
-
-
 def test_a_shard_of_zeros_can_be_stored(tmp_path, dataset, gradients, cpu):
     gradients["train"][:8] = 0
     write_dense(tmp_path / "sbg.zarr", tmp_path / "work", dataset, gradients)
@@ -338,69 +246,3 @@ def test_a_store_can_be_moved(dense, dataset, cpu, tmp_path):
     """DVC and users copy stores; nothing in one may name its place."""
     shutil.move(dense, tmp_path / "elsewhere.zarr")
     read_everything(tmp_path / "elsewhere.zarr", dataset, cpu)
-
-
-def test_a_shard_is_quantised_batch_by_batch_and_written_by_another_thread(tmp_path, run_distill, monkeypatch):
-    sizes, threads = [], set()
-    original, write_shard = distillation.quantised, DenseStoreWriter.write_shard
-
-    def counted(gradients, dtype):
-        sizes.append(len(gradients))
-        return original(gradients, dtype)
-
-    def watched(self, split, images, codes, scales):
-        threads.add(threading.get_ident())
-        assert str(codes.dtype) == "int8" and len(codes) == images.stop - images.start
-        write_shard(self, split, images, codes, scales)
-
-    monkeypatch.setattr(distillation, "quantised", counted)
-    monkeypatch.setattr(DenseStoreWriter, "write_shard", watched)
-    run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
-    # shards of 8 (the last of a split shorter) in batches of 5
-    assert sizes == 4 * [5, 3] + [4] + [5, 3] + [2]
-    assert threading.get_ident() not in threads
-
-
-@pytest.mark.parametrize("call", [1, 4, 7])
-def test_an_error_of_the_writing_thread_ends_the_run_without_a_store(tmp_path, run_distill, monkeypatch, call):
-    """Also that of the last shard, after which no other is handed over."""
-    calls, write_shard = [], DenseStoreWriter.write_shard
-
-    def failing(self, *content):
-        calls.append(1)
-        if len(calls) == call:
-            raise OSError(28, "No space left on device")
-        write_shard(self, *content)
-
-    monkeypatch.setattr(DenseStoreWriter, "write_shard", failing)
-    with pytest.raises(OSError, match="No space left"):
-        run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
-    assert len(calls) == call and not (tmp_path / "sbg.zarr").exists()
-
-
-def test_orphans_of_a_killed_writer_are_removed(tmp_path, run_distill):
-    folder = RunFolder(tmp_path / "run")
-    run_distill(tmp_path / "whole.zarr", folder)
-    orphan = folder.path / "store" / "train" / "gradient" / "c" / "0.7f3a.partial"
-    orphan.parent.mkdir(parents=True)
-    orphan.write_bytes(b"half")
-    run_distill(tmp_path / "sbg.zarr", folder)
-    assert contents(tmp_path / "sbg.zarr") == contents(tmp_path / "whole.zarr")
-    assert not list(tmp_path.rglob("*.partial"))
-
-
-@pytest.mark.parametrize(
-    ("wanted", "shards", "cores", "count"),
-    [
-        (None, 3, 8, 1),
-        (None, 15, 8, 1),
-        (None, 16, 8, 2),
-        (None, 100, 8, 8),
-        (None, 100, 1, 1),
-        (2, 3, 8, 2),
-        (4, 3, 1, 3),
-    ],
-)
-def test_companions_are_started_where_they_pay(monkeypatch, cpu, wanted, shards, cores, count):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
-    assert distillation.distilling_processes(wanted, cpu, shards) == count

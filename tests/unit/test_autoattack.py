@@ -1,0 +1,163 @@
+"""AutoAttack: the library called directly gives the same, its warnings are kept, a run goes on."""
+
+import logging
+
+import pytest
+import torch
+from pyautoattack.autoattack import AutoAttack
+from torch import nn
+
+from pag_core.checkpoint import RunFolder
+from pag_core.errors import EvaluationRefused
+from pag_core.evaluation import autoattack as autoattack_module
+from pag_core.evaluation.autoattack import attack_name, attack_shard, run_autoattack
+from tests.samples import Changed, labelled_images
+
+
+def small_network(classes, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.SiLU(), nn.Flatten(), nn.Linear(36, classes)
+    ).eval().requires_grad_(False)  # fmt: skip
+
+
+@pytest.fixture
+def few_queries(monkeypatch):
+    """Square with 40 queries and APGD and FAB with few iterations, in every AutoAttack; for speed only."""
+    make = AutoAttack.__init__
+
+    def init(self, *arguments, **options):
+        make(self, *arguments, **options)
+        self.square.n_queries, self.fab.n_iter = 40, 5
+        self.apgd.n_iter = self.apgd_targeted.n_iter = 6
+        self.apgd.n_restarts = 1
+
+    monkeypatch.setattr(AutoAttack, "__init__", init)
+
+
+@pytest.mark.parametrize(
+    ("norm", "radius"), [("Linf", 0.06), ("L2", 0.15), pytest.param("L1", 1.5, marks=pytest.mark.slow)]
+)
+def test_a_shard_equals_the_library_called_directly(few_queries, monkeypatch, norm, radius):
+    model = small_network(10)
+    count = 6 if norm == "L1" else 14
+    images, labels = labelled_images(model, count, side=8)
+    labels[3] = (labels[3] + 1) % 10
+    library = AutoAttack(model, norm=norm, eps=radius, seed=77, device="cpu", version="standard")
+    expected, _ = library.run_standard_evaluation(images, labels, batch_size=6)
+    robust = int((model(expected).argmax(1) == labels).sum())
+    returned = []
+    run = AutoAttack.run_standard_evaluation
+    monkeypatch.setattr(
+        AutoAttack, "run_standard_evaluation", lambda *a, **o: returned.append(run(*a, **o)) or returned[-1]
+    )
+    found = attack_shard(model, images, labels, norm=norm, radius=radius, classes=10, batch_size=6, seed=77)
+    assert torch.equal(returned[0][0], expected)
+    assert (found["images"], found["clean"], found["robust"]) == (count, count - 1, robust)
+    assert list(found["after"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    counts = [found["clean"], *found["after"].values()]
+    assert counts == sorted(counts, reverse=True) and counts[-1] == robust
+    assert 0 < robust < count - 1, "a radius at which nothing or everything falls proves little"
+
+
+def test_the_standard_version_is_not_changed_from_ten_classes_on():
+    for classes, targets in ((10, 9), (100, 9)):
+        attack = autoattack_module._attack(small_network(classes), "Linf", 0.1, classes, 0, torch.device("cpu"))
+        assert attack.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == targets
+        assert attack.square.n_queries == 5000 and attack.apgd.n_iter == attack.fab.n_iter == 100
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_fewer_than_ten_classes_run_and_are_named(few_queries, classes):
+    model = small_network(classes)
+    images, labels = labelled_images(model, 8, side=8)
+    found = attack_shard(model, images, labels, norm="Linf", radius=0.02, classes=classes, batch_size=8, seed=1)
+    assert ("apgd-t" in found["after"]) == (classes > 3)
+    assert found["clean"] == 8 and {"apgd-ce", "fab-t", "square"} <= set(found["after"])
+    assert attack_name(classes).startswith(f"non-standard: {classes - 1} target classes")
+    assert ("without APGD-T" in attack_name(classes)) == (classes <= 3)
+    assert attack_name(10) == attack_name(100) == "standard"
+
+
+def test_a_model_that_is_always_wrong_is_counted(few_queries):
+    model = small_network(10)
+    images, labels = labelled_images(model, 4, side=8)
+    found = attack_shard(model, images, (labels + 1) % 10, norm="Linf", radius=0.1, classes=10, batch_size=4, seed=1)
+    assert found["clean"] == found["robust"] == 0 and set(found["after"].values()) == {0}
+
+
+def test_warnings_of_the_library_are_captured_and_its_logger_is_left_as_it_was(few_queries):
+    logger = logging.getLogger("auto-attack")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    model = small_network(10)
+    # logits so large that the cross-entropy saturates: many gradients are exactly zero, and AutoAttack warns
+    images, labels = labelled_images(model, 6, side=8)
+    confident = Changed(model, lambda z, x: torch.cat([z[:, :1] * 0 + 0.1, z[:, 1:] * 0 + 0.1], 1) + 0.0 * z).eval()
+    found = attack_shard(
+        confident, images, torch.zeros_like(labels), norm="Linf", radius=0.1, classes=10, batch_size=6, seed=1
+    )
+    assert found["warnings"], "a model without gradients must be warned of"
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+def test_images_beyond_the_radius_or_the_range_are_refused(few_queries, monkeypatch):
+    model = small_network(10)
+    images, labels = labelled_images(model, 10, side=8)
+    options = {"norm": "Linf", "radius": 0.12, "classes": 10, "batch_size": 10, "seed": 1}
+    run = AutoAttack.run_standard_evaluation
+
+    def moved(by):
+        def evaluate(self, x, y, **o):
+            adversarial, predicted = run(self, x, y, **o)
+            return adversarial + by(adversarial, x), predicted
+
+        return evaluate
+
+    robust = attack_shard(model, images, labels, **options)["robust"]
+    assert 0 < robust < 10
+    cases = {
+        "exceeds the radius": lambda a, x: torch.where((a - x).abs() > 0.1, (a - x) * 0.01, 0.0),
+        "reports": lambda a, x: torch.rand_like(a) - a,
+    }
+    for words, by in cases.items():
+        monkeypatch.setattr(AutoAttack, "run_standard_evaluation", moved(by))
+        with pytest.raises(EvaluationRefused, match=words):
+            attack_shard(model, images, labels, **options)
+
+
+def test_run_autoattack_merges_shards_and_resumes(few_queries, tmp_path, make_params, monkeypatch):
+    model = small_network(10)
+    images, labels = labelled_images(model, 7, side=8)
+    labels[0] = (labels[0] + 1) % 10
+    params = make_params(
+        {"autoattack.radii": {"Linf": ["2/255"], "L2": [0.2]}, "autoattack.images_per_shard": 3}
+    ).autoattack
+    options = {"classes": 10, "params": params, "seed": 5, "who": "test"}
+    calls, attack = [], attack_shard
+
+    def counted(classifier, part, *arguments, **settings):
+        calls.append((settings["norm"], settings["radius"], len(part)))
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        return attack(classifier, part, *arguments, **settings)
+
+    monkeypatch.setattr(autoattack_module, "attack_shard", counted)
+    limit = -1
+    whole = run_autoattack(model, images, labels, folder=RunFolder(tmp_path / "whole"), **options)
+    every, calls = calls, []
+    assert [size for _, _, size in every] == [3, 3, 1] * 2
+    assert whole["clean"] == 6 / 7
+    assert whole.keys() == {"clean", "Linf 2/255", "L2 0.2", "per_attack", "warnings"}
+    for name, after in whole["per_attack"].items():
+        assert list(after) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        assert after["square"] == whole[name] <= after["apgd-ce"] <= whole["clean"]
+        assert (whole[name] * 7) == pytest.approx(round(whole[name] * 7), abs=1e-9)
+
+    limit = 4
+    with pytest.raises(KeyboardInterrupt):
+        run_autoattack(model, images, labels, folder=RunFolder(tmp_path / "run"), **options)
+    calls, limit = [], -1
+    resumed = run_autoattack(model, images, labels, folder=RunFolder(tmp_path / "run"), **options)
+    assert resumed == whole
+    assert calls == every[3:]
