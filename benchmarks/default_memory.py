@@ -17,10 +17,9 @@ def _build(build: Callable[..., TrainingStep], arguments: tuple[Any, ...], threa
     _steps.append(build(*arguments))
 
 
-def _step() -> float:
+def _step() -> None:
     _steps[0]()
     _steps[0].require_finite()
-    return float(_steps[0].last)  # type: ignore[arg-type]
 
 
 class DefaultMemoryStep:
@@ -32,9 +31,9 @@ class DefaultMemoryStep:
         )
         self._pool.submit(int).result()  # the process has started
 
-    def __call__(self) -> float:
-        """Take one step; its loss. Raises RuntimeError where that is not a number."""
-        return self._pool.submit(_step).result()
+    def __call__(self) -> None:
+        """Take one step; raises RuntimeError where its loss is not a number."""
+        self._pool.submit(_step).result()
 
     def close(self) -> None:
         """End the process, and so free its memory."""

@@ -167,7 +167,7 @@ def measured_figures(
 
 def timed_steps(steps: Mapping[str, TrainingStep], size: StepSize, *, rounds: int, threads: int) -> Rounds:
     """Every step side by side; on a CPU also the plain one with the C library's default memory, where it has another."""
-    device, all_steps = torch.device(size.device), dict[str, Callable[[], object]](steps)
+    device, all_steps = torch.device(size.device), dict[str, Callable[[], None]](steps)
     default = None
     if device.type == "cpu" and keep_freed_memory():
         default = all_steps[DEFAULT_MEMORY] = DefaultMemoryStep(build_plain_step, size, threads=threads)

@@ -42,8 +42,8 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
 def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed tensors for the next ones; whether the C library (glibc) can.
 
-    Otherwise every tensor of 32 MiB or more is new memory, whose pages the system clears one by one on first use: a fifth
-    of a training step of ResNet-18 on 64 images, for feature maps of ten classes (docs/performance.md).
+    Otherwise every tensor of 32 MiB or more is new memory, whose pages the system clears one by one on first use. The
+    feature maps of ten classes are such tensors (docs/performance.md).
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
