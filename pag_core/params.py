@@ -12,8 +12,22 @@ from pag_core.errors import ParamsError
 
 Source = Literal["none", "oi", "cm", "nn", "sbg"]
 
-# bool counts as a number in Python; `steps: true` is a slip, not a one
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+# The output whose input-gradient a source's targets suit: class means and neighbours aligned with the log-probability
+# cost most of the clean accuracy; score-based gradients, themselves differences to the unconditional score, gain by it.
+SUITED_OUTPUT: dict[Source, Literal["logit", "log_softmax"]] = {
+    "none": "log_softmax",
+    "oi": "logit",
+    "cm": "logit",
+    "nn": "logit",
+    "sbg": "log_softmax",
+}
+
+# bool counts as a number in Python; `steps: true` is a slip, not a one. The bounds are far beyond any experiment: a slip
+# of the keyboard is refused here, and not where memory runs out or a loop does not end.
+PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]  # steps, epochs, images
+BatchSize = Annotated[int, Field(gt=0, le=10**6, strict=True)]
+LayerSize = Annotated[int, Field(gt=0, le=2**14, strict=True)]  # channels, blocks, pixels of a side
+ProcessCount = Annotated[int, Field(gt=0, le=2**12, strict=True)]
 
 
 def _real(value: Any) -> Any:
@@ -62,7 +76,7 @@ class PrepareParams(Section):
     validation_fraction: Annotated[Real, Field(gt=0, lt=1)]
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     images_per_class: PositiveInt | None
-    image_size: PositiveInt | None
+    image_size: LayerSize | None
 
 
 class OneImageParams(Section):
@@ -78,23 +92,23 @@ class ClassMeanParams(Section):
 class NearestNeighborParams(Section):
     """NN: the size of the limited set D_y of Eq. 6."""
 
-    samples_per_class: Annotated[int, Field(ge=2, strict=True)]
+    samples_per_class: Annotated[PositiveInt, Field(ge=2)]
 
 
 class DiffusionParams(Section):
     """The C+1-class diffusion model and its training (Appendix G.2, H)."""
 
-    channels: Annotated[int, Field(gt=0, multiple_of=32, strict=True)]
-    channel_multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    residual_blocks: PositiveInt
-    attention_resolutions: tuple[PositiveInt, ...]
+    channels: Annotated[LayerSize, Field(multiple_of=32)]
+    channel_multipliers: Annotated[tuple[LayerSize, ...], Field(min_length=1)]
+    residual_blocks: LayerSize
+    attention_resolutions: tuple[LayerSize, ...]
     dropout: Annotated[Real, Field(ge=0, lt=1)]
-    learn_sigma: bool
+    learn_sigma: Annotated[bool, Field(strict=True)]
     schedule: Literal["linear", "cosine"]
-    timesteps: Annotated[int, Field(ge=2, strict=True)]
+    timesteps: Annotated[int, Field(ge=2, le=10**6, strict=True)]
     timestep_window: tuple[Annotated[int, Field(ge=0, strict=True)], Annotated[int, Field(ge=0, strict=True)]] | None
     steps: PositiveInt
-    batch_size: PositiveInt
+    batch_size: BatchSize
     learning_rate: PositiveReal
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
     precision: Literal["float32", "tf32"]
@@ -112,9 +126,9 @@ class DiffusionParams(Section):
 class ScoreBasedParams(Section):
     """SBG: noise level, draws, images at once and precision of the distillation (Eq. 8)."""
 
-    timestep: Annotated[int, Field(ge=0, strict=True)]
+    timestep: Annotated[int, Field(ge=0, lt=10**6, strict=True)]
     draws: PositiveInt
-    batch_size: PositiveInt
+    batch_size: BatchSize
     precision: Literal["float32", "tf32", "bfloat16", "float16"]
     min_cosine: Annotated[Real, Field(gt=0, le=1)]
     compile: Annotated[bool, Field(strict=True)]
@@ -124,8 +138,8 @@ class GradientStoreParams(Section):
     """Format of the store of score-based gradients."""
 
     dtype: Literal["int8", "float16", "float32"]
-    images_per_shard: PositiveInt
-    images_per_chunk: PositiveInt
+    images_per_shard: BatchSize
+    images_per_chunk: BatchSize
     held_out_images: PositiveInt
 
     @model_validator(mode="after")
@@ -142,23 +156,23 @@ class FeedParams(Section):
 
     mode: Literal["auto", "resident", "memory_map", "shuffled_window"]
     budget_gb: PositiveReal | None
-    window_shards: PositiveInt
+    window_shards: BatchSize
 
 
 class ClassifierParams(Section):
     """Options of the architecture; None takes its own."""
 
-    width: PositiveInt | None
+    width: LayerSize | None
     activation: Literal["relu", "silu", "gelu"] | None
-    depth: PositiveInt | None
-    patch_size: PositiveInt | None
+    depth: LayerSize | None
+    patch_size: LayerSize | None
 
 
 class TrainParams(Section):
     """The recipe that model and baseline share (Appendix G.2)."""
 
     epochs: PositiveInt
-    batch_size: PositiveInt
+    batch_size: BatchSize
     optimizer: Literal["adamw", "sgd"]
     learning_rate: PositiveReal
     momentum: Annotated[Real, Field(ge=0, lt=1)]
@@ -166,8 +180,8 @@ class TrainParams(Section):
     schedule: Literal["cosine", "step", "constant"]
     augmentation: Literal["none", "crop_flip"]
     precision: Literal["float32", "tf32", "bfloat16"]
-    compile: bool
-    channels_last: bool
+    compile: Annotated[bool, Field(strict=True)]
+    channels_last: Annotated[bool, Field(strict=True)]
     validation_attacked: PositiveInt
     validation_radii: dict[Literal["L2", "Linf"], Radii]
     checkpoint_seconds: NonNegativeReal
@@ -181,9 +195,9 @@ class WeightWarmupParams(Section):
 
 
 class ObjectiveParams(Section):
-    """How the alignment term of Eq. 4 is computed."""
+    """How the alignment term of Eq. 4 is computed; parsed parameters hold the output that `auto` stands for."""
 
-    output: Literal["logit", "log_softmax"]
+    output: Literal["auto", "logit", "log_softmax"]
     classes_per_step: PositiveInt | None
     scaling: Literal["all", "drawn"]
     differentiation: Literal["adjoint", "autograd"]
@@ -198,7 +212,7 @@ class AutoAttackParams(Section):
     radii: Annotated[dict[Literal["L1", "L2", "Linf"], Radii], Field(min_length=1)]
     # the library tells its counts as percentages of two decimals
     images_per_shard: Annotated[int, Field(gt=0, le=5000, strict=True)]
-    batch_size: PositiveInt
+    batch_size: BatchSize
 
 
 class FoolboxParams(Section):
@@ -209,7 +223,7 @@ class FoolboxParams(Section):
     ead_steps: PositiveInt
     search_steps: PositiveInt
     salt_and_pepper_repeats: PositiveInt
-    batch_size: PositiveInt
+    batch_size: BatchSize
 
     @model_validator(mode="after")
     def _has_every_norm(self) -> Self:
@@ -253,8 +267,8 @@ class Params(Section):
     weight: NonNegativeReal = Field(alias="lambda")
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    processes: PositiveInt | None
-    threads: PositiveInt | None
+    processes: ProcessCount | None
+    threads: ProcessCount | None
     diffusion_checkpoint: Annotated[str, Field(min_length=1)]
     image_folder: Annotated[str, Field(min_length=1)]
     prepare: PrepareParams
@@ -309,17 +323,26 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
-    """Validate parameters given as plain data; raises ParamsError as `load_params` does."""
+    """Validate parameters given as plain data; raises ParamsError as `load_params` does.
+
+    `objective.output: auto` becomes the output that suits the source.
+    """
     try:
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except ValidationError as error:
         lines = [_explained(dict(problem), content) for problem in error.errors()]
         raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    if params.objective.output == "auto":
+        suited = params.objective.model_copy(update={"output": SUITED_OUTPUT[params.source]})
+        params = params.model_copy(update={"objective": suited})
+    return params
 
 
 def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
     location = problem["loc"]
     place = ".".join(str(part) for part in location)
+    if problem["type"] == "missing" and isinstance(location[-1], int):
+        return f"{'.'.join(str(part) for part in location[:-1])}: {problem['input']!r} has too few values"
     if problem["type"] in ("extra_forbidden", "missing"):
         keys = _keys_at(location[:-1])
         kind = "is an unknown key" if problem["type"] == "extra_forbidden" else "is missing"

@@ -55,6 +55,10 @@ REFUSED_VALUES = [
     ("diffusion.timestep_window", [0, 1000], ["diffusion", "timestep_window [0, 1000]", "timesteps=1000"]),
     ("diffusion.timestep_window", [-1, 10], ["diffusion.timestep_window.0", "-1"]),
     ("diffusion.timestep_window", [1, 2, 3], ["diffusion.timestep_window"]),
+    ("diffusion.timestep_window", [], ["diffusion.timestep_window: [] has too few values"]),
+    ("train.epochs", 10**12, ["train.epochs", "less than or equal to 1000000000"]),
+    ("diffusion.channels", 2**20, ["diffusion.channels", "less than or equal to 16384"]),
+    ("train.compile", "yes", ["train.compile", "'yes'", "boolean"]),
     ("diffusion.learning_rate", 0, ["diffusion.learning_rate"]),
     ("diffusion.ema_decay", 1, ["diffusion.ema_decay"]),
     ("diffusion.steps", True, ["diffusion.steps", "True"]),
@@ -202,7 +206,8 @@ def test_params_are_frozen(make_params):
 
 
 def test_section_spells_keys_as_the_file_does(plain_params, make_params):
-    params = make_params({"lambda": 2.5})
+    params = make_params({"lambda": 2.5, "objective.output": "logit"})
+    plain_params["objective"]["output"] = "logit"
     assert params.section("lambda", "seed") == {"lambda": 2.5, "seed": plain_params["seed"]}
     assert params.section("objective") == {"objective": plain_params["objective"]}
     assert params.section("diffusion")["diffusion"]["timestep_window"] == plain_params["diffusion"]["timestep_window"]
@@ -216,6 +221,17 @@ def test_sections_of_every_kind_round_trip(plain_params, make_params):
     again = parse_params(params.section(*plain_params))
     assert again == params
     assert set(params.section(*plain_params)) == set(plain_params)
+
+
+@pytest.mark.parametrize(
+    ("source", "suited"),
+    [("none", "log_softmax"), ("oi", "logit"), ("cm", "logit"), ("nn", "logit"), ("sbg", "log_softmax")],
+)
+def test_the_output_aligned_suits_the_source_unless_given(make_params, source, suited):
+    """Heuristic targets aligned with the log-probability cost the clean accuracy."""
+    assert make_params({"source": source}).objective.output == suited
+    for given in ("logit", "log_softmax"):
+        assert make_params({"source": source, "objective.output": given}).objective.output == given
 
 
 def test_validation_leaves_the_input_alone(plain_params):
