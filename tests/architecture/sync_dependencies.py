@@ -4,13 +4,17 @@ Run it after a change of imports: python tests/architecture/sync_dependencies.py
 """
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
-from import_closure import import_closure
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from pag_core.import_closure import import_closure  # noqa: E402
+
 PIPELINES = (ROOT / "dvc.yaml", ROOT / "stages" / "gradients" / "dvc.yaml")
 CODE = ("pag_core/", "stages/")
 # read by the stage through importlib.resources or jinja2, so no import shows them

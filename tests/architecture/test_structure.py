@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from import_closure import import_closure
 from ruamel.yaml import YAML
 from sync_dependencies import PIPELINES, ROOT, expected_dependencies, stage_file
 
+from pag_core.import_closure import import_closure
 from pag_core.params import Params
 
 STAGES = [

@@ -129,10 +129,6 @@ def test_other_conditions_give_another_folder(root, cpu, monkeypatch):
     others.append(place())
     monkeypatch.undo()
     monkeypatch.setenv("DVC_ROOT", str(root.parent))
-    monkeypatch.setattr(checkpoint, "code_digest", lambda: "edited code")
-    others.append(place())
-    monkeypatch.undo()
-    monkeypatch.setenv("DVC_ROOT", str(root.parent))
     monkeypatch.setattr(checkpoint, "versions", lambda: {"torch": "99"})
     others.append(place())
     assert len({first, *others}) == 1 + len(others)
@@ -151,7 +147,6 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from pag_core import checkpoint
-checkpoint.code_digest = lambda: "same"
 with checkpoint.run_folder("stage", {"seed": 1}, torch.device("cpu")) as folder:
     Path(sys.argv[2]).write_text("entered" if folder.path.exists() else "gone")
 """
@@ -164,8 +159,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_two_processes_of_one_identity_exclude_each_other(root, tmp_path, cpu, monkeypatch):
-    monkeypatch.setattr(checkpoint, "code_digest", lambda: "same")
+def test_two_processes_of_one_identity_exclude_each_other(root, tmp_path, cpu):
     entered, output = tmp_path / "entered", tmp_path / "output"
     with run_folder("stage", {"seed": 1}, cpu) as folder:
         with output.open("w") as file:

@@ -1,0 +1,83 @@
+"""A checkpoint belongs to the code that made it: a stage, and all that it can load, loaded or not."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pag_core.provenance import code_digest
+from tests.samples import ROOT
+
+# as a stage does: opens its run folder before it loads the architecture, and is killed within
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+import torch
+from pag_core.checkpoint import run_folder
+with run_folder("train", {"seed": 1}, torch.device("cpu")) as folder:
+    from pag_core.classifiers.building import build_classifier
+    print(folder.path.name, "resumed" if folder.load_unit("begun") else "new", flush=True)
+    folder.save_unit("begun", {"done": 1})
+    os._exit(9)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    shutil.copytree(ROOT / "pag_core", tmp_path / "pag_core", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/killed.py").write_text(KILLED)
+    return tmp_path
+
+
+def run(checkout):
+    environment = {**os.environ, "DVC_ROOT": str(checkout), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "stages/killed.py"], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 9, done.stderr
+    return done.stdout.split()
+
+
+def test_an_edit_of_what_is_loaded_later_voids_the_checkpoint(checkout):
+    name, how = run(checkout)
+    assert how == "new"
+    assert run(checkout) == [name, "resumed"]
+    for edited, same in (
+        ("pag_core/classifiers/vision_transformer.py", False),
+        ("pag_core/evaluation/autoattack.py", True),  # nothing that this stage can load
+        ("stages/killed.py", False),
+    ):
+        with (checkout / edited).open("a") as file:
+            file.write("\n# edited\n")
+        before, (name, how) = name, run(checkout)
+        assert (name == before, how) == (same, "resumed" if same else "new"), edited
+
+
+def test_the_code_of_a_stage_does_not_depend_on_what_is_loaded():
+    """A process that has loaded nothing but the digest's own needs gives what this one gives."""
+    import pag_core.classifiers.vision_transformer
+    import pag_core.report.page  # noqa: F401
+
+    programs = sorted((ROOT / "stages").glob("*.py"))
+    command = (
+        "import sys; from pathlib import Path; from pag_core.provenance import code_digest\n"
+        "for program in sys.argv[1:]: print(code_digest(Path(program)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command, *programs], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    digests = done.stdout.split()
+    assert digests == [code_digest(program) for program in programs] and len(set(digests)) == len(programs)
+
+
+def test_a_program_from_elsewhere_has_the_whole_package_as_its_code(checkout, tmp_path_factory):
+    notebook = tmp_path_factory.mktemp("elsewhere") / "notebook.py"
+    notebook.write_text("print('nothing of the project')\n")
+    before = code_digest(notebook, checkout)
+    with (checkout / "pag_core/report/verdict.py").open("a") as file:
+        file.write("\n# edited\n")
+    assert code_digest(notebook, checkout) != before
