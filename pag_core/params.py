@@ -79,6 +79,16 @@ class PrepareParams(Section):
     image_size: LayerSize | None
 
 
+class SourceLambdaParams(Section):
+    """The lambda of each source where `lambda` is auto."""
+
+    none: NonNegativeReal
+    oi: NonNegativeReal
+    cm: NonNegativeReal
+    nn: NonNegativeReal
+    sbg: NonNegativeReal
+
+
 class OneImageParams(Section):
     """OI has no options; its images are drawn by the seed."""
 
@@ -265,6 +275,7 @@ class Params(Section):
     arch: Literal["small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer"]
     # `lambda` is a keyword of Python
     weight: NonNegativeReal = Field(alias="lambda")
+    source_lambda: SourceLambdaParams
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     processes: ProcessCount | None
@@ -325,10 +336,10 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
     """Validate parameters given as plain data; raises ParamsError as `load_params` does.
 
-    `objective.output: auto` becomes the output that suits the source.
+    `auto` becomes what suits the source: `lambda` its value in `source_lambda`, `objective.output` its SUITED_OUTPUT.
     """
     try:
-        params = Params.model_validate(content)
+        params = Params.model_validate(_with_lambda(content))
     except ValidationError as error:
         lines = [_explained(dict(problem), content) for problem in error.errors()]
         raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
@@ -336,6 +347,14 @@ def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
         suited = params.objective.model_copy(update={"output": SUITED_OUTPUT[params.source]})
         params = params.model_copy(update={"objective": suited})
     return params
+
+
+def _with_lambda(content: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with the source's lambda in place of auto; what cannot be looked up is left for validation to refuse."""
+    weights, source = content.get("source_lambda"), content.get("source")
+    if content.get("lambda") == "auto" and isinstance(weights, dict) and isinstance(source, str) and source in weights:
+        return {**content, "lambda": weights[source]}
+    return content
 
 
 def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:

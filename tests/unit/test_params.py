@@ -13,7 +13,7 @@ from tests.samples import ROOT, changed
 
 def test_the_repositorys_params_are_valid():
     params = load_params(ROOT / "params.yaml")
-    assert params.weight == yaml.safe_load((ROOT / "params.yaml").read_text())["lambda"]
+    assert params.weight == yaml.safe_load((ROOT / "params.yaml").read_text())["source_lambda"]["sbg"]
 
 
 REFUSED_VALUES = [
@@ -232,6 +232,31 @@ def test_the_output_aligned_suits_the_source_unless_given(make_params, source, s
     assert make_params({"source": source}).objective.output == suited
     for given in ("logit", "log_softmax"):
         assert make_params({"source": source, "objective.output": given}).objective.output == given
+
+
+def test_lambda_is_the_sources_own_unless_given(make_params, plain_params):
+    for source, own in plain_params["source_lambda"].items():
+        assert make_params({"source": source}).weight == own
+        assert make_params({"source": source, "lambda": 0.25}).weight == 0.25
+    assert make_params({"source": "cm"}).section("lambda") == {"lambda": plain_params["source_lambda"]["cm"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source_lambda.oi": -1, "source": "oi"}, ["source_lambda.oi: -1", "lambda: -1"]),
+        ({"source_lambda.cm": "auto", "source": "cm"}, ["source_lambda.cm: 'auto'"]),
+        ({"source_lambda": None}, ["source_lambda"]),
+        ({"source_lambda": {"sbg": 1.0}}, ["source_lambda.oi is missing; allowed: none, oi, cm, nn, sbg"]),
+        ({"source": "sgb"}, ["source: 'sgb'"]),
+        ({"source": ["sbg"]}, ["source: ['sbg']"]),
+    ],
+)
+def test_a_lambda_that_cannot_be_looked_up_is_refused(plain_params, changes, words):
+    with pytest.raises(ParamsError) as caught:
+        parse_params(changed(plain_params, changes))
+    for word in words:
+        assert word in str(caught.value)
 
 
 def test_validation_leaves_the_input_alone(plain_params):
