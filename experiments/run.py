@@ -3,12 +3,13 @@
     python experiments/run.py experiments/cifar10_resnet18.yaml --images FOLDER --work FOLDER --size small
 
 Every step is a stage of the pipeline in a folder of its own below `--work`. A finished step is not run again as long as
-the parameters and code files that dvc.yaml names for its stage, and the steps before it, are the same; a killed one goes
-on from its checkpoint.
+its outputs are there, and the images, the parameters and code files that dvc.yaml names for its stage, and the steps
+before it, are the same; a killed one goes on from its checkpoint. Nothing is removed that was there before.
 """
 
 import datetime
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -89,28 +90,45 @@ def value_at(params: dict[str, Any], key: str) -> Any:
     return value
 
 
+def filled(text: str, params: dict[str, Any]) -> str:
+    """`text` of dvc.yaml with the values of the parameters that it names as ${key}."""
+    return re.sub(r"\$\{([\w.]+)\}", lambda found: str(value_at(params, found[1])), text)
+
+
+def outputs(stage: dict[str, Any], params: dict[str, Any]) -> list[str]:
+    """The files and folders that a stage writes, relative to where it runs."""
+    named = [*stage.get("outs", []), *stage.get("metrics", [])]
+    return [filled(next(iter(entry)) if isinstance(entry, dict) else entry, params) for entry in named]
+
+
 def identity(stage: dict[str, Any], params: dict[str, Any], before: list[str], images: str) -> str:
     """A fingerprint of what a step's result depends on."""
     code = {name: file_digest(CHECKOUT / name) for name in stage["deps"] if name.endswith(".py")}
-    values = {key: value_at(params, key) for key in stage.get("params", []) if key != "image_folder"}
+    keys = [filled(key, params) for key in stage.get("params", []) if key != "image_folder"]
+    values = {key: value_at(params, key) for key in keys}
     return digest({"command": stage["cmd"], "code": code, "params": values, "before": before, "images": images})
 
 
-def arrange_images(images: Path, place: Path, classes: list[str] | None) -> str:
-    """Make `place` an image folder of the classes from `images`, which holds train and test as folders or .tar.* files.
+def arrange_images(images: Path, work: Path, classes: list[str] | None) -> tuple[Path, str]:
+    """Make an image folder of the classes from `images`, which holds train and test as folders or .tar.* files.
 
-    Returns a fingerprint of where they came from.
+    Returns the place, which is below `work` and bears the fingerprint of the images' content, and that fingerprint. Other
+    images get another place; none is ever removed. Raises BadParameter where `images` and `work` do not lie apart.
     """
+    _require_apart(images, work)
     found = {split: [images / split, *sorted(images.glob(f"{split}.tar*"))] for split in SPLITS}
     chosen = {split: next((path for path in paths if path.exists()), None) for split, paths in found.items()}
     for split, path in chosen.items():
         if path is None:
             raise typer.BadParameter(f"{images} holds neither {split}/ nor {split}.tar.*", param_hint="--images")
-    origin = {split: file_digest(path) if path and path.is_file() else str(path) for split, path in chosen.items()}
-    mark = digest({"origin": origin, "classes": classes})
-    if (place / "origin.json").exists() and json.loads((place / "origin.json").read_text())["mark"] == mark:
-        return mark
-    shutil.rmtree(place, ignore_errors=True)
+        _require_apart(path, work)
+    content = {split: _content(path, classes) for split, path in chosen.items() if path is not None}
+    mark = digest({"content": content, "classes": classes})
+    place = work / f"images-{mark[:16]}"
+    if (place / "origin.json").exists():
+        return place, mark
+    if place.exists():
+        raise typer.BadParameter(f"{place} exists and was not made by this program; move it away", param_hint="--work")
     with replacing_folder(place) as partial:
         for split, path in chosen.items():
             assert path is not None
@@ -121,8 +139,32 @@ def arrange_images(images: Path, place: Path, classes: list[str] | None) -> str:
                         (partial / split / folder.name).symlink_to(folder.resolve())
             else:
                 _extract(path, partial, split, classes)
-        write_json(partial / "origin.json", {"mark": mark, "origin": origin, "classes": classes})
-    return mark
+        write_json(partial / "origin.json", {"mark": mark, "classes": classes})
+    return place, mark
+
+
+def _require_apart(images: Path, work: Path) -> None:
+    one, other = images.resolve(), work.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise typer.BadParameter(
+            f"the images ({one}) and the working folder ({other}) are the same or one holds the other; give a --work "
+            "that lies apart from the images",
+            param_hint="--images",
+        )
+
+
+def _content(path: Path, classes: list[str] | None) -> Any:
+    """SHA-256 of an archive, or of each file below the class folders by name."""
+    if path.is_file():
+        return file_digest(path)
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    return {
+        str(file.relative_to(path)): file_digest(file)
+        for folder in folders
+        if classes is None or folder.name in classes
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _extract(archive: Path, folder: Path, split: str, classes: list[str] | None) -> None:
@@ -154,7 +196,7 @@ class Experiment:
     def __post_init__(self) -> None:
         self.described = stages()
         self.record = self.work / "steps.json"
-        self.done: dict[str, dict[str, Any]] = json.loads(self.record.read_text()) if self.record.exists() else {}
+        self.done = self._recorded()
         for folder, params in self.params.items():
             place = self.work / folder
             (place / "data").mkdir(parents=True, exist_ok=True)
@@ -165,19 +207,36 @@ class Experiment:
                     if not link.is_symlink():
                         link.symlink_to(Path("../../common/data") / name)
 
+    def _recorded(self) -> dict[str, dict[str, Any]]:
+        if not self.record.exists():
+            return {}
+        try:
+            recorded = json.loads(self.record.read_text(encoding="utf-8"))
+            valid = all({"identity", "seconds", "finished"} <= done.keys() for done in recorded.values())
+        except (ValueError, AttributeError):
+            valid = False
+        if not valid:
+            raise typer.BadParameter(
+                f"{self.record} is no record of finished steps; remove it, and every step runs again",
+                param_hint="--work",
+            )
+        return dict(recorded)
+
     def run(self, step: Step) -> None:
         """Run a step unless it is done; ends the program with its exit code if it fails."""
         stage = self.described[step.stage]
         before = [self.done[name]["identity"] for name in step.after]
         mark = identity(stage, self.params[step.folder], before, self.images)
-        if self.done.get(step.name, {}).get("identity") == mark:
+        place = self.work / step.folder
+        absent = [name for name in outputs(stage, self.params[step.folder]) if not (place / name).exists()]
+        if self.done.get(step.name, {}).get("identity") == mark and not absent:
             print(f"{step.name}: done before ({self.done[step.name]['finished']})", flush=True)
             return
         print(f"\n=== {step.name}: {stage['cmd']}", flush=True)
         start = time.perf_counter()
         _, script, *options = stage["cmd"].split()
         command = [sys.executable, str(CHECKOUT / script), *options]
-        code = subprocess.run(command, cwd=self.work / step.folder, check=False).returncode
+        code = subprocess.run(command, cwd=place, check=False).returncode
         if code:
             print(f"{step.name} ended with exit code {code}; the same command goes on from here", file=sys.stderr)
             sys.exit(code)
@@ -268,8 +327,8 @@ def main(
     if images is None:
         common["dataset"], mark = "cifar10", "torchvision"
     else:
-        common["image_folder"] = str((work / "images").resolve())
-        mark = arrange_images(images, work / "images", classes)
+        place, mark = arrange_images(images, work, classes)
+        common["image_folder"] = str(place.resolve())
     params = {"common": common} | {name: laid_over(common, layer) for name, layer in classifiers.items()}
     for text in change or []:
         _set(params, text)

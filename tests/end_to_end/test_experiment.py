@@ -1,11 +1,13 @@
 """The experiment runner: real stages on a handful of images, from archives, broken off and taken up again."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
 
 import pytest
+import typer
 import yaml
 from PIL import Image
 
@@ -85,6 +87,17 @@ def test_an_experiment_from_archives_broken_off_and_changed(tmp_path, archives):
     assert card["class_names"] == ["cat", "dog"]
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
+    # the record is not believed where an output is gone, or where it is no record
+    (tmp_path / "work/common/data/baseline_training.json").unlink()
+    shutil.rmtree(tmp_path / "work/cm/data/classifier")
+    assert ran(run(tmp_path, archives).stdout) == ["vanilla train", "cm train"]
+    record = tmp_path / "work/steps.json"
+    kept = record.read_text()
+    record.write_text(kept[: len(kept) // 2])
+    broken = run(tmp_path, archives)
+    assert broken.returncode == 2 and "no record of finished steps" in broken.stderr.replace("\n", " ")
+    record.write_text(kept)
+
     # lambda changes one classifier; everything before it stays
     changed = run(tmp_path, archives, "--set", "cm:lambda=0.5")
     assert ran(changed.stdout) == ["cm train", "cm autoattack", "cm alignment"]
@@ -97,20 +110,95 @@ def test_an_experiment_from_archives_broken_off_and_changed(tmp_path, archives):
         assert refused.returncode == 2 and "no such parameter" in refused.stderr, refused.stderr
 
 
+def as_folders(place):
+    """The pictures of the archives as train/CLASS and test/CLASS."""
+    for split, count, seed in (("train", 20, 1), ("test", 6, 2)):
+        made = make_labelled(3, count, (3, 8, 8), seed)
+        for number, (image, label) in enumerate(zip(made.images, made.labels, strict=True)):
+            folder = place / split / NAMES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number:03}.png")
+    return place
+
+
 def test_images_are_arranged_anew_only_where_they_change(tmp_path, archives):
-    place = tmp_path / "images"
-    mark = arrange_images(archives, place, ["cat", "dog"])
+    work = tmp_path / "work"
+    place, mark = arrange_images(archives, work, ["cat", "dog"])
     assert sorted(path.name for path in (place / "train").iterdir()) == ["cat", "dog"]
     assert len(list((place / "train/cat").iterdir())) == 20
     marker = place / "train/cat/marker"
     marker.touch()
-    assert arrange_images(archives, place, ["cat", "dog"]) == mark and marker.exists()
-    assert arrange_images(archives, place, None) != mark and not marker.exists()
-    assert sorted(path.name for path in (place / "test").iterdir()) == sorted(NAMES)
-    # the same classes from folders, without copies
-    folders = tmp_path / "folders"
-    arrange_images(place, folders, ["eel", "dog"])
-    assert (folders / "test/eel").is_symlink() and len(list((folders / "test/eel").iterdir())) == 6
+    assert arrange_images(archives, work, ["cat", "dog"]) == (place, mark) and marker.exists()
+    other, other_mark = arrange_images(archives, work, None)
+    assert other != place and other_mark != mark and marker.exists()
+    assert sorted(path.name for path in (other / "test").iterdir()) == sorted(NAMES)
+
+
+def test_added_and_changed_images_are_seen(tmp_path):
+    """Folders are linked, not copied, and known by their content."""
+    images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
+    place, mark = arrange_images(images, work, ["eel", "dog"])
+    assert (place / "test/eel").is_symlink() and len(list((place / "test/eel").iterdir())) == 6
+    shutil.copytree(images, tmp_path / "moved")
+    assert arrange_images(tmp_path / "moved", work, ["eel", "dog"])[1] == mark
+    first = next((images / "train/dog").iterdir())
+    seen = {mark}
+    for change in (
+        lambda: shutil.copy(first, images / "train/dog/another.png"),
+        lambda: first.write_bytes(first.read_bytes()[:-1] + b"x"),
+        lambda: first.rename(first.with_name("renamed.png")),
+        lambda: (images / "test/eel" / next((images / "test/eel").iterdir()).name).unlink(),
+    ):
+        change()
+        seen.add(arrange_images(images, work, ["eel", "dog"])[1])
+    assert len(seen) == 5
+    shutil.copy(images / "train/dog/renamed.png", images / "train/cat/unused.png")
+    assert arrange_images(images, work, ["eel", "dog"])[1] in seen
+
+
+@pytest.mark.parametrize("nested", ["work", "work/images", "work/images/deeper", "."])
+def test_images_and_working_folder_lie_apart(tmp_path, nested):
+    images = as_folders(tmp_path / nested)
+    before = sorted(path for path in tmp_path.rglob("*.png"))
+    done = run(tmp_path, images)
+    assert done.returncode == 2 and "lies apart" in done.stderr.replace("\n", " "), done.stderr
+    assert sorted(path for path in tmp_path.rglob("*.png")) == before and len(before) == 78
+
+
+def test_a_link_into_the_working_folder_does_not_hide_it(tmp_path):
+    images = as_folders(tmp_path / "work/images")
+    (tmp_path / "link").symlink_to(images)
+    with pytest.raises(typer.BadParameter, match="lies apart"):
+        arrange_images(tmp_path / "link", tmp_path / "work", None)
+    (tmp_path / "half").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "half" / split).symlink_to(images / split)
+    with pytest.raises(typer.BadParameter, match="lies apart"):
+        arrange_images(tmp_path / "half", tmp_path / "work", None)
+    assert len(list(images.rglob("*.png"))) == 78
+
+
+def test_a_folder_of_the_users_is_never_replaced(tmp_path):
+    images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
+    place, _ = arrange_images(images, work, None)
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "mine.txt").touch()
+    with pytest.raises(typer.BadParameter, match="was not made by this program"):
+        arrange_images(images, work, None)
+    assert (place / "mine.txt").exists()
+
+
+def test_heuristic_sources_of_the_preset_align_logits():
+    from pag_core.params import parse_params
+
+    described = yaml.safe_load((CHECKOUT / "experiments/cifar10_resnet18.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
+    outputs = {
+        name: parse_params(laid_over(base, described["params"], layer)).objective.output
+        for name, layer in described["classifiers"].items()
+    }
+    assert outputs == {"cm": "logit", "sbg": "log_softmax"}
 
 
 def test_a_step_depends_on_its_own_parameters_code_and_predecessors():

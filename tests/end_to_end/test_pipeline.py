@@ -1,8 +1,10 @@
 """The pipeline through DVC, at a small budget: what runs, what is taken from the cache, and what comes out."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -51,17 +53,19 @@ def test_lambda_rebuilds_training_and_what_follows(project: ProjectCopy) -> None
     before = project.metrics_bytes()
     done = project.run("dvc", "exp", "run", "-S", "lambda=1.5")
     assert set(stages_run(done.stdout)) == AFTER_TRAINING
+    # of stores that nobody asked for
+    assert "No file hash info" not in done.stdout + done.stderr
     changed = {name for name, content in project.metrics_bytes().items() if content != before[name]}
     assert "training.json" in changed and "diffusion.json" not in changed
     difference = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
-    assert difference == {"params.yaml": {"lambda": {"old": 2.0, "new": 1.5, "diff": -0.5}}}
+    assert difference == {"params.yaml": {"lambda": {"old": "auto", "new": 1.5}}}
     metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
     assert "train.cross_entropy" in metrics["metrics/training.json"]
 
 
 def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> None:
     after = project.metrics_bytes()
-    project.set({"lambda": 2.0})
+    project.set({"lambda": "auto"})
     done = project.run("dvc", "repro")
     assert stages_run(done.stdout) == []
     assert project.git("status", "--porcelain", "metrics") == ""
@@ -69,9 +73,12 @@ def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> Non
 
 
 def test_class_means_need_no_diffusion(project: ProjectCopy) -> None:
-    done = project.run("dvc", "exp", "run", "-S", "source=cm", "-S", "objective.output=logit", "-S", "lambda=1.0")
+    done = project.run("dvc", "exp", "run", "-S", "source=cm")
     assert set(stages_run(done.stdout)) == AFTER_TRAINING | {"cm"}
     assert set(project.metrics("alignment")["model"]) == {"class means", "cm"}
+    card = json.loads((project.path / "data/classifier/card.json").read_text(encoding="utf-8"))
+    assert card["provenance"]["params"]["lambda"] == 1.5
+    assert card["provenance"]["params"]["objective"]["output"] == "logit"
 
 
 @pytest.mark.parametrize("source", ["nn", "oi", "none"])
@@ -104,4 +111,15 @@ def test_queued_sweep_and_table(project: ProjectCopy) -> None:
     table = project.run("dvc", "exp", "show", "--csv", "--only-changed").stdout.splitlines()
     header = table[0].split(",")
     values = {row.split(",")[header.index("lambda")] for row in table[1:]}
-    assert {"0.5", "2.0", "3.0"} <= values
+    assert {"0.5", "auto", "3.0"} <= values
+
+
+def test_a_diffusion_model_from_elsewhere_takes_the_place_of_ours(project: ProjectCopy, tmp_path: Path) -> None:
+    project.git("checkout", "--quiet", "--force", "HEAD")
+    project.run("dvc", "repro", "sbg")
+    shutil.copytree(project.path / "data/diffusion", tmp_path / "elsewhere")
+    project.run("dvc", "import-url", str(tmp_path / "elsewhere"), "data/pretrained")
+    project.set({"diffusion.steps": 7})  # ours would have to be trained anew
+    listed = project.run("dvc", "exp", "run", "-S", "diffusion_checkpoint=data/pretrained", "sbg")
+    assert stages_run(listed.stdout) == ["sbg"]
+    assert "data/pretrained.dvc" in project.git("status", "--porcelain", "--untracked-files=all", "data")
