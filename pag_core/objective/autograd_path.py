@@ -11,17 +11,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pag_core.objective.batch_statistics import batch_statistics
 
-ClassValues = Callable[[torch.Tensor], torch.Tensor]
+# from logits [B, classes] and classes int64 [B, K] to the cotangents [K, B, classes] of what is differentiated
+Cotangents = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _one_by_one(
-    values: torch.Tensor, images: torch.Tensor, class_indices: torch.Tensor, create_graph: bool
+    logits: torch.Tensor, cotangents_KBN: torch.Tensor, images: torch.Tensor, create_graph: bool
 ) -> torch.Tensor:
-    drawn = class_indices.shape[1]
+    drawn = len(cotangents_KBN)
     gradients = [
         torch.autograd.grad(
-            values.gather(1, class_indices[:, k : k + 1]).sum(),
+            logits,
             images,
+            cotangents_KBN[k],
             create_graph=create_graph,
             retain_graph=create_graph or k + 1 < drawn,
         )[0]
@@ -34,20 +36,20 @@ def per_class(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    class_values: ClassValues,
+    cotangents: Cotangents,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `class`: the classes one after the other through the graph of one forward pass."""
     images = images.detach().requires_grad_()
     logits = classifier(images)
-    return logits, _one_by_one(class_values(logits), images, class_indices, create_graph)
+    return logits, _one_by_one(logits, cotangents(logits, class_indices), images, create_graph)
 
 
 def repeated(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    class_values: ClassValues,
+    cotangents: Cotangents,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `repeat`: every class differentiates its own copy of the image in a second forward pass."""
@@ -55,9 +57,9 @@ def repeated(
     drawn = class_indices.shape[1]
     copies = images.detach().repeat_interleave(drawn, dim=0).requires_grad_()
     with _running_statistics_kept(classifier):
-        values = class_values(classifier(copies))
-    total = values.gather(1, class_indices.reshape(-1, 1)).sum()
-    gradients = torch.autograd.grad(total, copies, create_graph=create_graph)[0]
+        copied = classifier(copies)
+    seeds = cotangents(copied, class_indices.reshape(-1, 1))[0]
+    gradients = torch.autograd.grad(copied, copies, seeds, create_graph=create_graph)[0]
     return logits, gradients.unflatten(0, (len(images), drawn))
 
 
@@ -65,7 +67,7 @@ def frozen(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    class_values: ClassValues,
+    cotangents: Cotangents,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `frozen`: a second forward pass with the statistics of the first.
@@ -77,21 +79,21 @@ def frozen(
         logits = classifier(images)
     images = images.detach().requires_grad_()
     with _replaced(classifier, lambda layer, features: _normalized(layer, features, *statistics[layer])):
-        values = class_values(classifier(images))
-    return logits, _one_by_one(values, images, class_indices, create_graph)
+        again = classifier(images)
+    return logits, _one_by_one(again, cotangents(again, class_indices), images, create_graph)
 
 
 PATHS = {"class": per_class, "repeat": repeated, "frozen": frozen}
 
 
 def autograd_input_gradients(
-    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, class_values: ClassValues,
+    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, cotangents: Cotangents,
     *, batch_norm: str, create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Logits [B, classes] and input-gradients [B, K, C, H, W] in the batch-norm meaning asked for."""
     # fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
-        return PATHS[batch_norm](classifier, images, class_indices, class_values, create_graph)
+        return PATHS[batch_norm](classifier, images, class_indices, cotangents, create_graph)
 
 
 def training_batch_norms(classifier: nn.Module) -> list[_BatchNorm]:

@@ -53,7 +53,7 @@ def input_gradients(
                 classifier,
                 images,
                 class_indices,
-                lambda logits: _class_values(logits, output),
+                lambda logits, classes: logit_cotangents(logits, classes, output),
                 batch_norm=batch_norm,
                 create_graph=create_graph,
             )
@@ -68,17 +68,6 @@ def logits_of(classifier: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return logits
     program = _program(classifier, images, Context("frozen"))
     return program.forward(list(classifier.parameters()), list(classifier.buffers()), images)[0]
-
-
-def _class_values(logits: torch.Tensor, output: str) -> torch.Tensor:
-    """The function whose input-gradient is aligned: the logit f_c, or the log-probability of c."""
-    match output:
-        case "logit":
-            return logits
-        case "log_softmax":
-            return F.log_softmax(logits, dim=1)
-        case _:
-            raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
 
 
 def _adjoint_input_gradients(
@@ -102,13 +91,20 @@ def _adjoint_input_gradients(
 
 
 def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: str) -> torch.Tensor:
-    """d value_c / d logits for the classes int64 [B, K]: [K, B, classes], e_c for a logit, e_c - p for a log-probability."""
-    chosen = F.one_hot(class_indices.T, logits.shape[1]).to(logits.dtype)
+    """d value_c / d logits for the classes int64 [B, K]: [K, B, classes], e_c for a logit, e_c - p for a log-probability.
+
+    The function whose input-gradient is aligned is the logit f_c, or the log-probability of c. Where the network is sure,
+    1 - p_c is the small difference of two numbers near 1: it is taken as the sum of the other probabilities, and in
+    float32 at least, so that it keeps its digits.
+    """
+    chosen = F.one_hot(class_indices.T, logits.shape[1])
     match output:
         case "logit":
-            return chosen
+            return chosen.to(logits.dtype)
         case "log_softmax":
-            return chosen - F.softmax(logits, dim=1).to(logits.dtype)
+            precise = torch.promote_types(logits.dtype, torch.float32)
+            others = F.softmax(logits.to(precise), dim=1) * (1 - chosen)
+            return (chosen * others.sum(2, keepdim=True) - others).to(logits.dtype)
         case _:
             raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
 

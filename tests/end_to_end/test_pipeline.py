@@ -12,6 +12,7 @@ from tests.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow
 
+SBG = "stages/gradients/dvc.yaml:sbg"
 AFTER_TRAINING = {"train", "autoattack", "foolbox", "masking", "alignment", "figures", "report"}
 BEFORE = {"prepare", "baseline", "baseline_autoattack", "baseline_foolbox"}
 
@@ -116,10 +117,10 @@ def test_queued_sweep_and_table(project: ProjectCopy) -> None:
 
 def test_a_diffusion_model_from_elsewhere_takes_the_place_of_ours(project: ProjectCopy, tmp_path: Path) -> None:
     project.git("checkout", "--quiet", "--force", "HEAD")
-    project.run("dvc", "repro", "sbg")
+    project.run("dvc", "repro", SBG)
     shutil.copytree(project.path / "data/diffusion", tmp_path / "elsewhere")
     project.run("dvc", "import-url", str(tmp_path / "elsewhere"), "data/pretrained")
     project.set({"diffusion.steps": 7})  # ours would have to be trained anew
-    listed = project.run("dvc", "exp", "run", "-S", "diffusion_checkpoint=data/pretrained", "sbg")
+    listed = project.run("dvc", "exp", "run", "-S", "diffusion_checkpoint=data/pretrained", SBG)
     assert stages_run(listed.stdout) == ["sbg"]
     assert "data/pretrained.dvc" in project.git("status", "--porcelain", "--untracked-files=all", "data")
