@@ -67,17 +67,24 @@ def _require_gradients(classifier: nn.Module, images: torch.Tensor, labels: torc
         if not loss.requires_grad:
             raise EvaluationRefused("the loss does not depend on the image through differentiable operations")
         gradient = torch.autograd.grad(loss, inputs)[0]
+    if not gradient.is_contiguous():
+        raise EvaluationRefused(
+            f"the input-gradient has the strides {gradient.stride()}, and AutoAttack takes contiguous ones only; add zero to "
+            "the images in the model's forward pass (images + 0 in contiguous format), or leave channels_last out"
+        )
     vanishing = int((gradient.flatten(1).abs().amax(1) == 0).sum())
     if vanishing == len(images):
         raise EvaluationRefused("the input-gradient is zero for every image, so gradient attacks are blind (masking)")
 
 
 @torch.no_grad()
-def correct(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Which images [B, C, H, W] are classified as their labels: bool [B]."""
+def correct(
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, at_once: int = IMAGES_AT_ONCE
+) -> torch.Tensor:
+    """Which images [B, C, H, W] are classified as their labels, in batches of `at_once`: bool [B]."""
     parts = [
-        classifier(images[start : start + IMAGES_AT_ONCE]).argmax(1) == labels[start : start + IMAGES_AT_ONCE]
-        for start in range(0, len(images), IMAGES_AT_ONCE)
+        classifier(images[start : start + at_once]).argmax(1) == labels[start : start + at_once]
+        for start in range(0, len(images), at_once)
     ]
     return torch.cat(parts)
 

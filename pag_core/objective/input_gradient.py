@@ -102,7 +102,7 @@ def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: 
         case "logit":
             return chosen.to(logits.dtype)
         case "log_softmax":
-            precise = torch.promote_types(logits.dtype, torch.float32)
+            precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
             others = F.softmax(logits.to(precise), dim=1) * (1 - chosen)
             return (chosen * others.sum(2, keepdim=True) - others).to(logits.dtype)
         case _:

@@ -31,7 +31,7 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
     autoattack = project.metrics("autoattack")
     assert autoattack["attack"] == "standard" and autoattack["images"] == 2
     for who in ("model", "baseline"):
-        assert {"clean", "L2 0.75", "Linf 0.15", "per_attack", "warnings"} == set(autoattack[who])
+        assert {"clean", "L2 0.75", "Linf 0.15", "per_attack", "disagreements", "warnings"} == set(autoattack[who])
         assert autoattack[who]["L2 0.75"] <= autoattack[who]["clean"] <= 1
     foolbox = project.metrics("foolbox")
     assert len(foolbox["model"]) == 8 and foolbox["model"]["EADAttack"]["None"] <= foolbox["model"]["EADAttack"]["L1 8"]

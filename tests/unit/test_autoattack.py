@@ -101,6 +101,44 @@ def test_warnings_of_the_library_are_captured_and_its_logger_is_left_as_it_was(f
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
 
+def otherwise_in_large_batches(model, changed):
+    """The first `changed` images of a batch of more than ten get another class, as from kernels that sum in another order."""
+
+    def change(logits, images):
+        if len(images) <= 10:
+            return logits
+        return torch.cat([logits[:changed].roll(1, dims=1), logits[changed:]])
+
+    return Changed(model, change)
+
+
+def test_an_image_that_answers_otherwise_in_another_batch_is_not_robust(few_queries):
+    model = small_network(10)
+    images, labels = labelled_images(model, 20, side=8)
+    options = {"norm": "Linf", "radius": 0.002, "classes": 10, "batch_size": 5, "seed": 3}
+    plain = attack_shard(model, images, labels, **options)
+    assert plain["robust"] >= 19 and plain["disagreements"] == 0
+    found = attack_shard(otherwise_in_large_batches(model, 1), images, labels, **options)
+    assert (found["robust"], found["disagreements"]) == (plain["robust"] - 1, 1)
+    assert found["after"] == plain["after"]
+
+
+def test_many_that_answer_otherwise_are_refused_with_a_remedy(few_queries):
+    model = small_network(10)
+    images, labels = labelled_images(model, 20, side=8)
+    with pytest.raises(EvaluationRefused, match=r"differ on 2 of 20 images, more than 1%.*autoattack.batch_size"):
+        attack_shard(
+            otherwise_in_large_batches(model, 2),
+            images,
+            labels,
+            norm="Linf",
+            radius=0.002,
+            classes=10,
+            batch_size=5,
+            seed=3,
+        )
+
+
 def test_images_beyond_the_radius_or_the_range_are_refused(few_queries, monkeypatch):
     model = small_network(10)
     images, labels = labelled_images(model, 10, side=8)
@@ -118,7 +156,7 @@ def test_images_beyond_the_radius_or_the_range_are_refused(few_queries, monkeypa
     assert 0 < robust < 10
     cases = {
         "exceeds the radius": lambda a, x: torch.where((a - x).abs() > 0.1, (a - x) * 0.01, 0.0),
-        "reports": lambda a, x: torch.rand_like(a) - a,
+        "a recount differ": lambda a, x: torch.rand_like(a) - a,
     }
     for words, by in cases.items():
         monkeypatch.setattr(AutoAttack, "run_standard_evaluation", moved(by))
@@ -148,7 +186,7 @@ def test_run_autoattack_merges_shards_and_resumes(few_queries, tmp_path, make_pa
     every, calls = calls, []
     assert [size for _, _, size in every] == [3, 3, 1] * 2
     assert whole["clean"] == 6 / 7
-    assert whole.keys() == {"clean", "Linf 2/255", "L2 0.2", "per_attack", "warnings"}
+    assert whole.keys() == {"clean", "Linf 2/255", "L2 0.2", "per_attack", "disagreements", "warnings"}
     for name, after in whole["per_attack"].items():
         assert list(after) == ["apgd-ce", "apgd-t", "fab-t", "square"]
         assert after["square"] == whole[name] <= after["apgd-ce"] <= whole["clean"]
