@@ -31,7 +31,7 @@ Fetch = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 def project_fetch(mode: str, store: Path, dataset: Dataset, device: torch.device) -> Fetch:
     """The project's way to fetch codes int8 [B, K, 3, H, W] and scales [B, K]; the only place that knows its interface."""
-    params = FeedParams.model_validate({"mode": mode, "budget_gb": None, "window_shards": 1})
+    params = FeedParams.model_validate({"mode": mode, "budget_gb": None, "window_shards": None})
     run_folder = store.parent / f"run-{mode}"
     run_folder.mkdir()
     targets = open_feed(store, dataset, device, params=params, folder=RunFolder(run_folder))

@@ -1,14 +1,25 @@
 """params.yaml as frozen, validated objects: one class for each section, with its choices and bounds."""
 
 import difflib
-import fractions
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pag_core.errors import ParamsError
+from pag_core.param_values import (
+    BatchSize,
+    LayerSize,
+    NonNegativeReal,
+    PositiveInt,
+    PositiveReal,
+    ProcessCount,
+    Radii,
+    RadiusLabel,
+    Real,
+    UniqueKeyLoader,
+)
 
 Source = Literal["none", "oi", "cm", "nn", "sbg"]
 
@@ -21,47 +32,6 @@ SUITED_OUTPUT: dict[Source, Literal["logit", "log_softmax"]] = {
     "nn": "logit",
     "sbg": "log_softmax",
 }
-
-# bool counts as a number in Python; `steps: true` is a slip, not a one. The bounds are far beyond any experiment: a slip
-# of the keyboard is refused here, and not where memory runs out or a loop does not end.
-PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]  # steps, epochs, images
-BatchSize = Annotated[int, Field(gt=0, le=10**6, strict=True)]
-LayerSize = Annotated[int, Field(gt=0, le=2**14, strict=True)]  # channels, blocks, pixels of a side
-ProcessCount = Annotated[int, Field(gt=0, le=2**12, strict=True)]
-
-
-def _real(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a string; a boolean is not a number."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not a boolean")
-    return value
-
-
-Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
-PositiveReal = Annotated[Real, Field(gt=0)]
-NonNegativeReal = Annotated[Real, Field(ge=0)]
-
-
-def radius_value(label: str) -> float:
-    """The value of a radius as it is written in params.yaml: a number or a fraction such as `8/255`."""
-    return float(fractions.Fraction(label))
-
-
-def _radius_label(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}")
-    label = str(value)
-    try:
-        positive = radius_value(label) > 0
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}") from None
-    if not positive:
-        raise ValueError(f"a radius is positive, not {value!r}")
-    return label
-
-
-RadiusLabel = Annotated[str, BeforeValidator(_radius_label)]
-Radii = Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -164,9 +134,9 @@ class GradientStoreParams(Section):
 class FeedParams(Section):
     """How a dense store's gradients reach the training."""
 
-    mode: Literal["auto", "resident", "memory_map", "shuffled_window"]
+    mode: Literal["auto", "resident", "memory_map"]
     budget_gb: PositiveReal | None
-    window_shards: BatchSize
+    window_shards: BatchSize | None
 
 
 class ClassifierParams(Section):
@@ -305,25 +275,13 @@ class Params(Section):
         return {name: plain[name] for name in names}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without its licence to give a key twice, of which the last would silently count."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if repeated := [key for number, key in enumerate(keys) if key in keys[:number]]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {repeated[0]!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and validate params.yaml.
 
     Raises ParamsError that names each refused key or value, its place, what is allowed and the nearest name.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist; run the stage from the folder that holds it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -339,14 +297,14 @@ def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
     `auto` becomes what suits the source: `lambda` its value in `source_lambda`, `objective.output` its SUITED_OUTPUT.
     """
     try:
-        params = Params.model_validate(_with_lambda(content))
+        parsed = Params.model_validate(_with_lambda(content))
     except ValidationError as error:
         lines = [_explained(dict(problem), content) for problem in error.errors()]
         raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-    if params.objective.output == "auto":
-        suited = params.objective.model_copy(update={"output": SUITED_OUTPUT[params.source]})
-        params = params.model_copy(update={"objective": suited})
-    return params
+    if parsed.objective.output == "auto":
+        suited = parsed.objective.model_copy(update={"output": SUITED_OUTPUT[parsed.source]})
+        parsed = parsed.model_copy(update={"objective": suited})
+    return parsed
 
 
 def _with_lambda(content: dict[str, Any]) -> dict[str, Any]:

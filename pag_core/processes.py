@@ -58,6 +58,13 @@ def replica_count(wanted: int | None) -> int:
     return this_process().count if under_torchrun() or COMPANION in os.environ else wanted or 1
 
 
+def processes_here(wanted: int | None) -> int:
+    """Of the processes that train one network, those on this machine, which share its memory."""
+    if under_torchrun() or COMPANION in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return replica_count(wanted)
+
+
 @contextlib.contextmanager
 def companions(count: int, *, device: torch.device | None = None) -> Iterator[Process]:
     """Start `count - 1` further processes of this very command and yield this one's place among them.

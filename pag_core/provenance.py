@@ -34,11 +34,12 @@ def versions() -> dict[str, str]:
 
 
 def provenance(
-    *, params: dict[str, Any], seed: int, inputs: dict[str, str], device: torch.device, processes: int = 1
+    *, params: dict[str, Any], seed: int, inputs: dict[str, str], device: torch.device | None, processes: int = 1
 ) -> dict[str, Any]:
     """The record that every artifact carries.
 
-    `params` are the parameters that shaped it, `inputs` the fingerprints (SHA-256) of what it was made from.
+    `params` are the parameters that shaped it, `inputs` the fingerprints (SHA-256) of what it was made from, `device` is
+    None for plain CPU work that is the same with any number of threads.
     It holds neither time nor host, so equal work gives equal bytes. Several `processes` are told where they shared the
     sums that made it.
     """
@@ -47,7 +48,7 @@ def provenance(
         "seed": seed,
         "inputs": inputs,
         "versions": versions(),
-        "device": device_description(device),
+        "device": "cpu" if device is None else device_description(device),
     }
     return record | {"processes": processes} if processes > 1 else record
 

@@ -24,7 +24,8 @@ from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.gradients.one_image import one_image_representatives
 from pag_core.gradients.store import NeighbourGradients, RepresentativeGradients, TargetGradients, open_gradients
-from pag_core.params import Params, load_params, radius_value
+from pag_core.param_values import radius_value
+from pag_core.params import Params, load_params
 from pag_core.stage import run, stage
 from pag_core.training.curves import read_curves
 

@@ -47,7 +47,7 @@ def main(source: str) -> None:
             params=params.section(*(["dataset"] if source == "none" else ["dataset", source])),
             seed=params.seed,
             inputs={"dataset": dataset.fingerprint},
-            device=torch.device("cpu"),
+            device=None,
         )
         write_small_store(Path("data/gradients") / f"{source}.zarr", dataset, source, kind, arrays, origin)
 

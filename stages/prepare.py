@@ -5,11 +5,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
 
-import torch
-
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import write_dataset
-from pag_core.datasets.splits import split
+from pag_core.datasets.splits import repeated_images, split
 from pag_core.params import load_params
 from pag_core.provenance import provenance
 from pag_core.stage import run, stage
@@ -27,13 +25,14 @@ def main() -> None:
             images_per_class=params.prepare.images_per_class,
             seed=params.seed,
         )
-        origin = provenance(
-            params=params.section("dataset", "prepare"), seed=params.seed, inputs={}, device=torch.device("cpu")
-        )
+        origin = provenance(params=params.section("dataset", "prepare"), seed=params.seed, inputs={}, device=None)
         path = Path("data") / f"{params.dataset}.zarr"
         write_dataset(path, raw.class_names, splits, origin)
         sizes = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
         print(f"{path}: {sizes} images {splits['train'].images.shape[1:]} of {len(raw.class_names)} classes")
+        for name, count in repeated_images(splits).items():
+            if count:
+                print(f"{count} {name} images stand in the training split too, pixel for pixel")
 
 
 if __name__ == "__main__":

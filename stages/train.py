@@ -20,7 +20,7 @@ from pag_core.evaluation.fitness import accuracy
 from pag_core.gradients.feed import open_feed
 from pag_core.gradients.manifest import read_manifest
 from pag_core.params import Params, load_params
-from pag_core.processes import replica_count
+from pag_core.processes import processes_here, replica_count
 from pag_core.provenance import provenance
 from pag_core.randomness import seed_global_streams
 from pag_core.stage import run, stage
@@ -31,7 +31,9 @@ from pag_core.weights import load_network
 VALIDATION_APGD_STEPS = 20
 
 
-def _alignment(params: Params, dataset: Dataset, store: Path, device: Any, folder: RunFolder) -> Alignment | None:
+def _alignment(
+    params: Params, dataset: Dataset, store: Path, device: Any, folder: RunFolder, processes: int
+) -> Alignment | None:
     """The alignment term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
     if params.source == "none" or params.weight == 0:
         return None
@@ -39,7 +41,9 @@ def _alignment(params: Params, dataset: Dataset, store: Path, device: Any, folde
     checkpoint = Path(params.diffusion_checkpoint)
     if params.source == "sbg" and checkpoint.exists():
         made_from["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
-    targets = open_feed(store, dataset, device, params=params.feed, folder=folder, made_from=made_from)
+    targets = open_feed(
+        store, dataset, device, params=params.feed, folder=folder, made_from=made_from, processes=processes
+    )
     return Alignment(targets, params.weight, params.objective)
 
 
@@ -85,13 +89,11 @@ def main(
         )
         options = params.classifier.model_dump()
         identity = {"params": origin["params"], "seed": params.seed, "processes": processes, **inputs}
-        if not baseline and params.feed.mode == "shuffled_window":
-            # the other modes visit the images in one order, and may go on with one another's checkpoints
-            identity["window_shards"] = params.feed.window_shards
+        if not baseline and params.feed.window_shards is not None:
+            origin["params"]["feed"] = identity["feed"] = {"window_shards": params.feed.window_shards}
         with run_folder(name, identity, device) as folder:
-            alignment = None if baseline else _alignment(params, dataset, store, device, folder)
-            if alignment is not None and alignment.targets.window:
-                origin["params"]["feed"] = {"mode": "shuffled_window", "window_shards": alignment.targets.window}
+            here = processes_here(params.processes)
+            alignment = None if baseline else _alignment(params, dataset, store, device, folder, here)
             seed_global_streams(params.seed, "classifier")
             classifier = build_classifier(
                 params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes

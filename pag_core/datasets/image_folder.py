@@ -1,10 +1,11 @@
 """Any folder of images `train/CLASS/*` and `test/CLASS/*`."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
@@ -14,10 +15,13 @@ from pag_core.errors import DatasetError
 def load(folder: Path, *, image_size: int | None, images_per_class: int | None) -> RawDataset:
     """Read every image as RGB uint8 [N, 3, H, W], its shorter side resized to `image_size` and the centre cropped.
 
-    With `images_per_class` only the first images of each class, by file name, are read.
+    With `images_per_class` only the first images of each class, by file name, are read. Grey images of 16 bits are scaled
+    to 8, images are turned as their EXIF says, and both is said in a line.
     Raises DatasetError that names the folder or file: no such folder, fewer than two classes, a class without images,
-    classes of the splits that differ, an unreadable image, or images of different sizes without `image_size`.
+    classes of the splits that differ, an unreadable image, one whose values have no stated range (floats, 32 bits), one that
+    is transparent, or images of different sizes without `image_size`.
     """
+    changes: Counter[str] = Counter()
     names = {split: _class_names(folder / split) for split in ("train", "test")}
     if names["train"] != names["test"]:
         odd = sorted(set(names["train"]) ^ set(names["test"]))
@@ -25,8 +29,13 @@ def load(folder: Path, *, image_size: int | None, images_per_class: int | None) 
             f"{folder}: train and test must hold the same classes; only one of them has {', '.join(odd)}"
         )
     train, test = (
-        _read_split(folder / split, names["train"], image_size, images_per_class) for split in ("train", "test")
+        _read_split(folder / split, names["train"], image_size, images_per_class, changes)
+        for split in ("train", "test")
     )
+    if changes:
+        print(
+            f"{folder}: " + ", ".join(f"{count} images {what}" for what, count in sorted(changes.items())), flush=True
+        )
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DatasetError(
             f"{folder}: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]} "
@@ -46,7 +55,11 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _read_split(
-    folder: Path, class_names: tuple[str, ...], image_size: int | None, images_per_class: int | None
+    folder: Path,
+    class_names: tuple[str, ...],
+    image_size: int | None,
+    images_per_class: int | None,
+    changes: Counter[str],
 ) -> LabelledImages:
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
@@ -57,7 +70,7 @@ def _read_split(
                 f"{folder / name} holds no image ({', '.join(IMG_EXTENSIONS)}); remove the class or fill it"
             )
         for path in paths[:images_per_class]:
-            image = _read_image(path, image_size)
+            image = _read_image(path, image_size, changes)
             if images and image.shape != images[0].shape:
                 raise DatasetError(
                     f"{path} is {image.shape[2]}x{image.shape[1]} pixels, the images before it "
@@ -68,10 +81,12 @@ def _read_split(
     return LabelledImages(np.stack(images), np.asarray(labels, dtype=np.int64))
 
 
-def _read_image(path: Path, image_size: int | None) -> NDArray[np.uint8]:
+def _read_image(path: Path, image_size: int | None, changes: Counter[str]) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                changes["turned as their EXIF says"] += 1
+            image = _as_rgb(path, ImageOps.exif_transpose(file), changes)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if image_size is not None and image.size != (image_size, image_size):
@@ -81,3 +96,18 @@ def _read_image(path: Path, image_size: int | None) -> NDArray[np.uint8]:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + image_size, top + image_size))
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
+
+
+def _as_rgb(path: Path, image: Image.Image, changes: Counter[str]) -> Image.Image:
+    """RGB of 8 bits. PIL's own conversion would clip 16 bits to white, floats to black, and drop transparency."""
+    if image.has_transparency_data and (image.mode.startswith("I") or min(image.convert("RGBA").getdata(3)) < 255):
+        raise DatasetError(f"{path} is transparent in places; lay it on a background and save it without transparency")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        changes["of 16 bits scaled to 8"] += 1
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DatasetError(
+            f"{path} holds {'floats' if image.mode == 'F' else 'integers of 32 bits'}, whose range is not stated; save it "
+            "with 8 or 16 bits"
+        )
+    return image.convert("RGB")

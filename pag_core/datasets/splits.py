@@ -28,6 +28,12 @@ def split(
     return {"train": train, "validation": validation, "test": test.take(order)}
 
 
+def repeated_images(splits: dict[str, LabelledImages]) -> dict[str, int]:
+    """How many images of the validation and of the test split stand in the training split too, pixel for pixel."""
+    known = {image.tobytes() for image in splits["train"].images}
+    return {name: sum(image.tobytes() in known for image in splits[name].images) for name in ("validation", "test")}
+
+
 def _divide(whole: LabelledImages, fraction: float, seed: int, name: str) -> tuple[LabelledImages, LabelledImages]:
     indices = np.arange(len(whole))
     try:

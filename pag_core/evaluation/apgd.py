@@ -12,7 +12,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
 from pag_core.evaluation.fitness import correct, require_fit_for_attack
-from pag_core.params import radius_value
+from pag_core.param_values import radius_value
 from pag_core.randomness import derived_seed
 
 

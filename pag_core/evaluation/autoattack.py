@@ -16,7 +16,8 @@ from pag_core.checkpoint import RunFolder
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.fitness import IMAGES_AT_ONCE, correct, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
-from pag_core.params import AutoAttackParams, radius_value
+from pag_core.param_values import radius_value
+from pag_core.params import AutoAttackParams
 from pag_core.randomness import derived_seed, seed_global_streams
 
 LOGGER = "auto-attack"

@@ -15,7 +15,8 @@ from pag_core.checkpoint import RunFolder
 from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
 from pag_core.evaluation.pgd import foolbox_model
 from pag_core.evaluation.units import Unit, finished_units
-from pag_core.params import FoolboxParams, radius_value
+from pag_core.param_values import radius_value
+from pag_core.params import FoolboxParams
 from pag_core.randomness import derived_seed, seed_global_streams
 
 DISTANCES = {"L0": distances.l0, "L1": distances.l1, "L2": distances.l2}

@@ -18,7 +18,8 @@ from pag_core.evaluation.apgd import apgd_accuracy, standing_accuracy
 from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
 from pag_core.evaluation.pgd import pgd_accuracy, pgd_images
 from pag_core.evaluation.units import Unit, finished_units
-from pag_core.params import MaskingParams, radius_value
+from pag_core.param_values import radius_value
+from pag_core.params import MaskingParams
 from pag_core.randomness import derived_seed
 
 

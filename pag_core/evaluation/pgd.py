@@ -10,7 +10,7 @@ from foolbox.models import PyTorchModel
 from torch import nn
 
 from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
-from pag_core.params import radius_value
+from pag_core.param_values import radius_value
 from pag_core.randomness import seed_global_streams
 
 IMAGES_AT_ONCE = 500

@@ -1,6 +1,6 @@
 """Names as a reader meets them in figures and on the page: sources, norms, the experiment's model."""
 
-from pag_core.params import radius_value
+from pag_core.param_values import radius_value
 
 SOURCE_NAMES = {
     "none": "no target gradients",

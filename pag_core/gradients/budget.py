@@ -70,54 +70,47 @@ def measured_room(device: torch.device, cache: Path, budget_gb: float | None, pr
 
 @dataclass(frozen=True)
 class Choice:
-    """How a training run is fed: `mode` as in params.yaml, and whether a resident array is on the GPU."""
+    """How a training run is fed: `resident`, `memory_map` or `window`, and whether a resident array is on the GPU."""
 
     mode: str
     on_gpu: bool
     bytes: int
     room: int
-    window_shards: int
-
-    @property
-    def order(self) -> str:
-        """Which of the two orders an epoch visits the images in."""
-        return "window" if self.mode == "shuffled_window" else "permutation"
 
 
-def choose(mode: str, need: Need, room: Room, *, window_shards: int, order: str | None = None) -> Choice:
-    """The mode for what is needed and free: resident if it fits, else a map of a file, else windows of shards.
+def choose(mode: str, need: Need, room: Room, *, window_shards: int | None) -> Choice:
+    """The mode for what is needed and free: windows where `window_shards` asks for them, else resident or a map of a file.
 
-    `mode` other than `auto` is kept or refused. `order` is that of a run to be gone on with (`permutation` or `window`):
-    an automatic choice keeps to it. Raises ParamsError that says what is needed, what is free and what fits.
+    The latter two visit the images in one order, so that memory does not decide a result; `auto` takes the first that
+    fits. Raises ParamsError that says what is needed, what is free and what fits.
     """
     on_gpu = room.gpu is not None and need.resident() <= room.gpu
     memory = room.gpu if on_gpu and room.gpu is not None else room.host
     candidates = {
-        "resident": Choice("resident", on_gpu, need.resident(), memory, window_shards),
-        "memory_map": Choice("memory_map", False, need.codes, room.disk, window_shards),
-        "shuffled_window": Choice("shuffled_window", False, need.window(window_shards), room.host, window_shards),
+        "resident": Choice("resident", on_gpu, need.resident(), memory),
+        "memory_map": Choice("memory_map", False, need.codes, room.disk),
     }
+    if window_shards is not None:
+        candidates = {"window": Choice("window", False, need.window(window_shards), room.host)}
     fitting = {name: choice for name, choice in candidates.items() if choice.bytes <= choice.room}
-    allowed = {None: tuple(candidates), "permutation": ("resident", "memory_map"), "window": ("shuffled_window",)}[
-        order
-    ]
-    for name in allowed if mode == "auto" else (mode,):
+    for name in candidates if mode == "auto" or window_shards is not None else (mode,):
         if name in fitting:
             return fitting[name]
     raise ParamsError(_misfit(mode, need, room, window_shards, list(fitting)))
 
 
-def _misfit(mode: str, need: Need, room: Room, window_shards: int, fitting: list[str]) -> str:
+def _misfit(mode: str, need: Need, room: Room, window_shards: int | None, fitting: list[str]) -> str:
     most = int(((room.host - need.scales) / need.shard - 1) / 2)
     remedies = [f"feed.mode {name} fits" for name in fitting]
-    if most >= 1 and "shuffled_window" not in fitting:
-        remedies.append(f"shuffled_window fits with feed.window_shards: {most}")
+    if most >= 1:
+        remedies.append(f"feed.window_shards: {most} fits (it visits the images in another order)")
     gpu = "" if room.gpu is None else f"{readable(room.gpu)} of GPU memory, "
+    asked = f"feed.mode {mode}" if window_shards is None else f"feed.window_shards {window_shards}"
+    window = "" if window_shards is None else f", the windows {readable(need.window(window_shards))} of host memory"
     return (
-        f"params.yaml: feed.mode {mode} does not fit: resident needs {readable(need.resident())} of memory, memory_map "
-        f"{readable(need.codes)} of disk, shuffled_window with {window_shards} shards "
-        f"{readable(need.window(window_shards))} of host memory; there may be used {gpu}{readable(room.host)} of host "
-        f"memory (feed.budget_gb) and {readable(room.disk)} of disk. "
+        f"params.yaml: {asked} does not fit: resident needs {readable(need.resident())} of memory, memory_map "
+        f"{readable(need.codes)} of disk{window}; there may be used {gpu}{readable(room.host)} of host memory "
+        f"(feed.budget_gb) and {readable(room.disk)} of disk. "
         + (
             "; ".join(remedies)
             or "Raise feed.budget_gb, or make the store with a smaller gradient_store.images_per_shard"

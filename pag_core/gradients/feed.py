@@ -1,36 +1,37 @@
 """Feeding a training run with the target gradients of its store, so that it never waits for them.
 
 Zarr is the archive: reading random rows of it costs a chunk each. A dense store is streamed once, checksums checked, into
-an array on the device or in host memory, or into a raw file beside the run folders that is mapped; where neither fits,
-shards are read in a shuffled order and their images mixed within a window. The other sources are computed on the device.
+an array on the device or in host memory, or into a raw file beside the run folders that is mapped; both visit the images
+in one order, so that free memory does not decide a result. On request shards are read in a shuffled order and their images
+mixed within a window. The other sources are computed on the device.
 """
 
+import fcntl
 import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import filelock
 import numpy as np
 import torch
 
-from pag_core.artifacts import replacing_file
+from pag_core.artifacts import read_sealed_json, replacing_file, write_sealed_json
 from pag_core.checkpoint import RunFolder
 from pag_core.datasets.prepared import Dataset
-from pag_core.errors import ParamsError
 from pag_core.gradients.budget import Choice, Need, choose, measured_room, readable
-from pag_core.gradients.manifest import read_manifest, require_same_origin
+from pag_core.gradients.manifest import file_record, read_manifest, require_same_origin
 from pag_core.gradients.shards import ShardedArray
 from pag_core.gradients.store import open_gradients
 from pag_core.gradients.targets import DenseGradients, TargetGradients
 from pag_core.gradients.window import WindowGradients
 from pag_core.params import FeedParams
-from pag_core.processes import this_process
 
 # batches that a background thread fetches before they are trained on
 AHEAD = 4
-UNIT = "feed"
+# the maps that this process reads, open and locked so that no other run removes them
+_held: list[BinaryIO] = []
 
 
 def open_feed(
@@ -41,11 +42,12 @@ def open_feed(
     params: FeedParams,
     folder: RunFolder,
     made_from: dict[str, str] | None = None,
+    processes: int = 1,
 ) -> TargetGradients:
     """The target gradients of the training split in the way that `params` asks for or memory allows, said in one line.
 
-    `folder` keeps the order of a run to be gone on with, and caches lie beside it. Raises StoreError as `open_gradients`
-    does, and ParamsError where a mode does not fit or is not that of the run to be gone on with.
+    Caches lie beside `folder`. `processes` of this machine share its memory, each with its own gradients. Raises
+    StoreError as `open_gradients` does, and ParamsError where a mode does not fit.
     """
     manifest = read_manifest(path)
     if manifest["kind"] != "dense":
@@ -53,8 +55,8 @@ def open_feed(
     require_same_origin(path, manifest, dataset, made_from)
     codes, scales = (ShardedArray(path, f"train/{name}") for name in ("gradient", "scale"))
     cache = cache_path(path, folder)
-    choice = _chosen(codes, scales, cache, device, params, folder)
-    print(choice_line(codes.shape, choice, params.mode), flush=True)
+    choice = _chosen(codes, scales, cache, device, params, processes)
+    print(choice_line(codes.shape, choice, params), flush=True)
     pinned = device.type == "cuda"
     if choice.mode == "resident":
         place = device if choice.on_gpu else torch.device("cpu")
@@ -63,7 +65,7 @@ def open_feed(
     factors = scales.resident(torch.device("cpu"))
     if choice.mode == "memory_map":
         return DenseGradients(mapped_codes(codes, cache), factors, ahead=AHEAD, pinned=pinned)
-    return WindowGradients(codes, factors, window=choice.window_shards, ahead=AHEAD, pinned=pinned)
+    return WindowGradients(codes, factors, window=params.window_shards or 1, ahead=AHEAD, pinned=pinned)
 
 
 def cache_path(store: Path, folder: RunFolder) -> Path:
@@ -72,16 +74,8 @@ def cache_path(store: Path, folder: RunFolder) -> Path:
 
 
 def _chosen(
-    codes: ShardedArray, scales: ShardedArray, cache: Path, device: torch.device, params: FeedParams, folder: RunFolder
+    codes: ShardedArray, scales: ShardedArray, cache: Path, device: torch.device, params: FeedParams, processes: int
 ) -> Choice:
-    """The choice for the run in `folder`, which keeps the order of images that an earlier, killed run began with."""
-    begun: dict[str, Any] = folder.load_unit(UNIT) or {"order": None, "window_shards": params.window_shards}
-    forced = None if params.mode == "auto" else "window" if params.mode == "shuffled_window" else "permutation"
-    if forced is not None and begun["order"] not in (None, forced):
-        raise ParamsError(
-            f"params.yaml: feed.mode is {params.mode}, but the unfinished run in {folder.path} was begun with the order "
-            f"{begun['order']}; set feed.mode: auto to go on with it, or remove that folder to begin anew"
-        )
     itemsize = codes.dtype.itemsize
     need = Need(
         codes=math.prod(codes.shape) * itemsize,
@@ -89,25 +83,22 @@ def _chosen(
         shard=codes.per_shard * math.prod(codes.shape[1:]) * itemsize,
         shards=len(codes),
     )
-    room = measured_room(device, cache.parent, params.budget_gb, this_process().count)
+    room = measured_room(device, cache.parent, params.budget_gb, processes)
     if cache.exists():
         room = replace(room, disk=room.disk + cache.stat().st_size)
-    choice = choose(params.mode, need, room, window_shards=begun["window_shards"], order=begun["order"])
-    if begun["order"] is None and this_process().leads:
-        folder.save_unit(UNIT, {"order": choice.order, "window_shards": choice.window_shards})
-    return choice
+    return choose(params.mode, need, room, window_shards=params.window_shards)
 
 
-def choice_line(shape: tuple[int, ...], choice: Choice, mode: str) -> str:
+def choice_line(shape: tuple[int, ...], choice: Choice, params: FeedParams) -> str:
     """What was chosen and by which numbers."""
     place = {
         ("resident", True): "resident on the GPU",
         ("resident", False): "resident in host memory",
         ("memory_map", False): "a memory-mapped file in .cache",
-        ("shuffled_window", False): f"windows of {choice.window_shards} shuffled shards",
+        ("window", False): f"windows of {params.window_shards} shuffled shards",
     }[choice.mode, choice.on_gpu]
     return (
-        f"target gradients of {shape[0]} images and {shape[1]} classes: {place} (feed.mode {mode}), "
+        f"target gradients of {shape[0]} images and {shape[1]} classes: {place} (feed.mode {params.mode}), "
         f"{readable(choice.bytes)} of {readable(choice.room)} that may be used"
     )
 
@@ -115,21 +106,55 @@ def choice_line(shape: tuple[int, ...], choice: Choice, mode: str) -> str:
 def mapped_codes(codes: ShardedArray, cache: Path) -> torch.Tensor:
     """The codes as a read-only map of the raw file `cache`, which is made, whole or not at all, where it is not there.
 
-    One of another size is made anew; those that were made of earlier stores of that name are removed.
+    One whose SHA-256 is not the one stated beside it is made anew. The file is locked for as long as this process lives;
+    those of earlier stores of that name are removed unless another process holds them.
     """
-    size = math.prod(codes.shape) * codes.dtype.itemsize
+    name = cache.name.rsplit("-", 1)[0]
     (cache.parent / "locks").mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(cache.parent / "locks" / cache.name):
-        name = cache.name.rsplit("-", 1)[0]
+    with filelock.FileLock(cache.parent / "locks" / f"{name}.raw"):
         for stale in cache.parent.glob(f"{name}-*.raw"):
-            if stale != cache or stale.stat().st_size != size:
-                stale.unlink()
+            if stale != cache:
+                remove_unheld(stale)
+        if cache.exists() and not _is_as_written(cache):
+            print(f"{cache} is not what was written; it is made anew.", flush=True)
+            cache.unlink()
         if not cache.exists():
-            with replacing_file(cache) as partial, partial.open("wb") as file:
-                for _, values in codes:
-                    np.ascontiguousarray(values).tofile(file)
+            with replacing_file(cache) as partial:
+                with partial.open("wb") as file:
+                    for _, values in codes:
+                        np.ascontiguousarray(values).tofile(file)
+                # first: a map without its record would be made anew, one with another's believed
+                write_sealed_json(_record_of(cache), file_record(partial))
+        held = cache.open("rb")
+        fcntl.flock(held, fcntl.LOCK_SH)
+        _held.append(held)
         mapped = np.memmap(cache, dtype=codes.array.dtype, mode="r", shape=codes.shape)
     with warnings.catch_warnings():
         # torch knows no read-only tensors; nothing writes to this one
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(mapped)
+
+
+def _record_of(cache: Path) -> Path:
+    return cache.with_suffix(".raw.json")
+
+
+def _is_as_written(cache: Path) -> bool:
+    """Whether the map has the size and SHA-256 that were stated when it was written: one sequential read of it."""
+    try:
+        stated = read_sealed_json(_record_of(cache))
+    except (OSError, ValueError):
+        return False
+    return {**file_record(cache), "checksum": stated["checksum"]} == stated
+
+
+def remove_unheld(cache: Path) -> bool:
+    """Remove a raw map with its record unless a process reads it; whether it was removed."""
+    with cache.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        cache.unlink()
+    _record_of(cache).unlink(missing_ok=True)
+    return True

@@ -15,47 +15,46 @@ NEED = Need(codes=1000, scales=10, shard=100, shards=10)
     [
         (Room(gpu=None, host=1110, disk=0), "resident", False),
         (Room(gpu=None, host=1109, disk=1000), "memory_map", False),
-        (Room(gpu=None, host=1109, disk=999), "shuffled_window", False),
-        (Room(gpu=None, host=510, disk=999), "shuffled_window", False),
         (Room(gpu=1110, host=0, disk=0), "resident", True),
         (Room(gpu=1109, host=1110, disk=0), "resident", False),
         (Room(gpu=1109, host=1109, disk=1000), "memory_map", False),
     ],
 )
 def test_the_automatic_choice_by_what_fits(room, mode, on_gpu):
-    found = choose("auto", NEED, room, window_shards=2)
+    found = choose("auto", NEED, room, window_shards=None)
     assert (found.mode, found.on_gpu) == (mode, on_gpu) and found.bytes <= found.room
-    assert choose(mode, NEED, room, window_shards=2) == found
+    assert choose(mode, NEED, room, window_shards=None) == found
+
+
+@pytest.mark.parametrize("mode", ["auto", "resident", "memory_map"])
+def test_windows_are_taken_where_they_are_asked_for_and_only_there(mode):
+    """They visit the images in another order: free memory must not decide a result."""
+    for room in (Room(None, 10_000, 10_000), Room(None, 510, 0)):
+        assert choose(mode, NEED, room, window_shards=2).mode == "window"
+    with pytest.raises(ParamsError, match=r"feed.window_shards: 2 fits \(it visits the images in another order\)"):
+        choose("auto", NEED, Room(None, 510, 0), window_shards=None)
 
 
 @pytest.mark.parametrize(
-    ("mode", "room", "words"),
+    ("mode", "window", "room", "words"),
     [
         (
             "resident",
+            None,
             Room(None, 1109, 1000),
-            ["feed.mode memory_map fits", "feed.mode shuffled_window fits", "0.00 MB"],
+            ["feed.mode memory_map fits", "feed.window_shards: 4 fits", "0.00 MB"],
         ),
-        ("memory_map", Room(None, 1110, 999), ["feed.mode resident fits"]),
-        ("shuffled_window", Room(None, 509, 0), ["feed.window_shards: 1"]),
-        ("auto", Room(None, 309, 0), ["Raise feed.budget_gb", "images_per_shard"]),
-        ("auto", Room(None, 310, 0), ["feed.window_shards: 1"]),
-        ("resident", Room(1109, 1109, 0), ["of GPU memory", "feed.mode shuffled_window fits"]),
+        ("memory_map", None, Room(None, 1110, 999), ["feed.mode resident fits"]),
+        ("auto", 2, Room(None, 509, 0), ["feed.window_shards 2 does not fit", "feed.window_shards: 1 fits"]),
+        ("auto", None, Room(None, 309, 0), ["Raise feed.budget_gb", "images_per_shard"]),
+        ("resident", None, Room(1109, 1109, 0), ["of GPU memory", "feed.window_shards: 4 fits"]),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_does(mode, room, words):
+def test_what_does_not_fit_is_refused_with_what_does(mode, window, room, words):
     with pytest.raises(ParamsError) as caught:
-        choose(mode, NEED, room, window_shards=2)
-    for word in [f"feed.mode {mode} does not fit", *words]:
+        choose(mode, NEED, room, window_shards=window)
+    for word in ["does not fit", *words]:
         assert word in str(caught.value)
-
-
-def test_a_run_to_be_gone_on_with_keeps_its_order():
-    large, small = Room(None, 10_000, 10_000), Room(None, 600, 0)
-    assert choose("auto", NEED, large, window_shards=2, order="window").mode == "shuffled_window"
-    assert choose("auto", NEED, Room(None, 600, 1000), window_shards=2, order="permutation").mode == "memory_map"
-    with pytest.raises(ParamsError, match="does not fit"):
-        choose("auto", NEED, small, window_shards=2, order="permutation")
 
 
 def test_the_budget_is_half_of_what_is_free_or_as_stated(tmp_path, monkeypatch):

@@ -240,3 +240,27 @@ def test_cifar10_refuses_a_wrong_download(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", wrong)
     with pytest.raises(DatasetError, match=r"put cifar-10-python.tar.gz"):
         cifar10.load(tmp_path)
+
+
+def test_images_of_two_splits_are_counted():
+    from pag_core.datasets.splits import repeated_images
+
+    parts = {name: make_labelled(2, 5, (1, 4, 4), seed) for seed, name in enumerate(("train", "validation", "test"))}
+    assert repeated_images(parts) == {"validation": 0, "test": 0}
+    parts["test"].images[[1, 4, 7]] = parts["train"].images[[3, 3, 0]]
+    parts["validation"].images[2] = parts["train"].images[9]
+    assert repeated_images(parts) == {"validation": 1, "test": 3}
+
+
+def test_equal_data_are_equal_whatever_the_number_of_threads(monkeypatch):
+    import torch
+
+    from pag_core.provenance import provenance
+
+    def record(device):
+        return provenance(params={}, seed=1, inputs={}, device=device)
+
+    several = torch.get_num_threads() + 1
+    alike, apart = record(None), record(torch.device("cpu"))
+    monkeypatch.setattr("torch.get_num_threads", lambda: several)
+    assert record(None) == alike and record(torch.device("cpu")) != apart

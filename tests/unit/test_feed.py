@@ -19,12 +19,14 @@ from pag_core.training.classifier import Trainer
 from pag_core.training.step import Alignment
 from tests.samples import MADE_FROM, Killed, KilledFolder, flip, gaussian, write_dense
 
-MODES = ("resident", "memory_map", "shuffled_window")
+MODES = ("resident", "memory_map", "window")
 CPU = torch.device("cpu")
 
 
 def feed_params(mode="auto", budget_gb=None, window_shards=2):
-    return FeedParams(mode=mode, budget_gb=budget_gb, window_shards=window_shards)
+    if mode == "window":
+        return FeedParams(mode="auto", budget_gb=budget_gb, window_shards=window_shards)
+    return FeedParams(mode=mode, budget_gb=budget_gb, window_shards=None)
 
 
 @pytest.fixture(params=["int8", "float16", "float32"])
@@ -104,7 +106,7 @@ def test_every_epoch_visits_each_image_once_in_another_order(store, dataset, fol
 
 
 def test_a_window_mixes_its_shards_and_no_others(store, dataset, folder):
-    feed = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+    feed = opened(store, dataset, folder, "window", window_shards=2)
     pairs = set()
     for epoch in range(8):
         shards = [image // 8 for image in feed.epoch_order(36, seed=3, epoch=epoch).tolist()]
@@ -129,7 +131,7 @@ def test_a_window_mixes_its_shards_and_no_others(store, dataset, folder):
 
 @pytest.mark.parametrize("batch", [3, 7, 12, 36])
 def test_a_window_reads_each_shard_once_an_epoch_and_holds_two_windows(store, dataset, folder, batch):
-    feed = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+    feed = opened(store, dataset, folder, "window", window_shards=2)
     read, reader, original = [], set(), feed.codes.read
 
     def counted(number):
@@ -148,11 +150,11 @@ def test_a_window_reads_each_shard_once_an_epoch_and_holds_two_windows(store, da
 
 
 def test_a_window_can_begin_in_the_middle_of_an_epoch(store, dataset, folder):
-    feed = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+    feed = opened(store, dataset, folder, "window", window_shards=2)
     labels = torch.tensor([[0, 2]])
     order = feed.epoch_order(36, seed=3, epoch=5)
     for place in (35, 20):
-        again = opened(store, dataset, folder, "shuffled_window", window_shards=2)
+        again = opened(store, dataset, folder, "window", window_shards=2)
         assert torch.equal(again.epoch_order(36, seed=3, epoch=5), order)
         chosen = order[place : place + 1]
         assert np.array_equal(again.rows(chosen, labels, epoch=5).dequantised().numpy(), by_zarr(store, chosen, labels))
@@ -178,7 +180,7 @@ def test_a_flipped_byte_is_refused(store, dataset, folder, mode, name):
 
 def test_a_flipped_byte_ends_a_training_that_reads_ahead(store, dataset, folder, make_params):
     flip(store / "train/gradient/c/2/0/0/0/0", 100)
-    feed = opened(store, dataset, folder, "shuffled_window", window_shards=1)
+    feed = opened(store, dataset, folder, "window", window_shards=1)
     params = make_params({"train.epochs": 1, "train.batch_size": 4}).train
     batches = Batches(dataset.splits["train"], classes=3, params=params, targets=feed, drawn=3, seed=1, device=CPU)
     batches.start(0, None)
@@ -213,18 +215,41 @@ def test_the_cache_is_kept_rebuilt_and_replaced(tmp_path, store, dataset, folder
     cache.write_bytes(cache.read_bytes()[:-1])
     feed = opened(store, dataset, folder, "memory_map")
     assert cache.read_bytes() == codes.tobytes()
-    # another store of that name takes its place; what is mapped stays readable; another name's cache stays
-    other = store_at(tmp_path / "teacher.zarr", dataset, seed=2)
-    opened(other, dataset, folder, "memory_map")
-    assert len(caches()) == 2
+    chosen, labels = torch.tensor([35, 0]), torch.tensor([[2], [1]])
+    # one that nobody reads goes when another store of that name comes; another name's stays
+    abandoned = cache.with_name(f"gradients-sbg-train-{'0' * 20}.raw")
+    abandoned.write_bytes(b"of an earlier store")
+    foreign = cache.with_name(f"gradients-teacher-train-{'0' * 20}.raw")
+    foreign.write_bytes(b"of another store")
     (tmp_path / "new").mkdir()
     renewed = store_at(tmp_path / "new" / "sbg.zarr", dataset, seed=5)
-    opened(renewed, dataset, folder, "memory_map")
-    assert cache not in caches() and len(caches()) == 2
-    chosen, labels = torch.tensor([35, 0]), torch.tensor([[2], [1]])
-    assert np.array_equal(feed.rows(chosen, labels).dequantised().numpy(), by_zarr(store, chosen, labels))
     found = opened(renewed, dataset, folder, "memory_map").rows(chosen, labels).dequantised().numpy()
     assert np.array_equal(found, by_zarr(renewed, chosen, labels))
+    assert not abandoned.exists() and foreign.exists()
+    # the first is still read by this process
+    assert cache.exists() and len(caches()) == 3
+    assert np.array_equal(feed.rows(chosen, labels).dequantised().numpy(), by_zarr(store, chosen, labels))
+
+
+@pytest.mark.parametrize("damaged", ["map", "record", "no record"])
+def test_a_flipped_byte_of_the_cache_is_seen(store, dataset, folder, capsys, damaged):
+    """The map has no checksums of its own: it is compared with what was stated when it was written."""
+    opened(store, dataset, folder, "memory_map")
+    (cache,) = folder.path.parent.glob("*.raw")
+    whole, record = cache.read_bytes(), cache.with_suffix(".raw.json")
+    if damaged == "no record":
+        record.unlink()
+    else:
+        path = cache if damaged == "map" else record
+        flip(path, path.stat().st_size // 2)
+    capsys.readouterr()
+    feed = opened(store, dataset, folder, "memory_map")
+    assert "is not what was written; it is made anew" in capsys.readouterr().out
+    assert cache.read_bytes() == whole
+    chosen, labels = torch.arange(36), torch.tensor([[0, 1, 2]]).expand(36, 3)
+    assert np.array_equal(feed.rows(chosen, labels).dequantised().numpy(), by_zarr(store, chosen, labels))
+    opened(store, dataset, folder, "memory_map")
+    assert "made anew" not in capsys.readouterr().out
 
 
 def test_a_killed_writer_of_the_cache_leaves_nothing(store, dataset, folder):
@@ -238,7 +263,12 @@ def test_a_killed_writer_of_the_cache_leaves_nothing(store, dataset, folder):
 def test_the_choice_is_said_in_one_line(store, dataset, folder, capsys, mode, words):
     opened(store, dataset, folder, mode).close()
     (line,) = capsys.readouterr().out.splitlines()
-    assert "36 images and 3 classes" in line and f"(feed.mode {mode})" in line and "MB of" in line and words in line
+    assert (
+        "36 images and 3 classes" in line
+        and f"(feed.mode {'auto' if mode == 'window' else mode})" in line
+        and "MB of" in line
+        and words in line
+    )
 
 
 def test_a_budget_too_small_for_the_store_is_told(store, dataset, folder):
@@ -295,7 +325,7 @@ def test_resident_and_memory_map_train_the_same_network(train, augmentation):
     resident, mapped = (train(mode, mode, augmentation=augmentation) for mode in ("resident", "memory_map"))
     assert_same(mapped, resident)
     # another order of images is another run
-    assert train("shuffled_window", "window", augmentation=augmentation)[0] != resident[0]
+    assert train("window", "window", augmentation=augmentation)[0] != resident[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -306,21 +336,23 @@ def test_a_killed_training_goes_on_identically(train, mode):
     assert_same(train(mode, "run"), whole)
 
 
-def test_a_killed_training_goes_on_when_memory_has_changed(train, tmp_path, monkeypatch):
-    """An automatic choice keeps to the order it began with."""
-    whole, windowed = train("resident", "whole"), train("shuffled_window", "windowed", window_shards=2)
+def test_a_killed_training_goes_on_when_memory_has_changed(train, tmp_path):
+    """Free memory decides where gradients lie, never the order of images."""
+    whole = train("resident", "whole")
     with pytest.raises(Killed):
         train("auto", "run", KilledFolder)
     assert_same(train("auto", "run", budget_gb=1e-6), whole)
     assert list((tmp_path / "cache").glob("*.raw"))
-    with pytest.raises(Killed):
-        train("shuffled_window", "other", KilledFolder, window_shards=2)
-    with pytest.raises(ParamsError, match=r"was begun with the order window; set feed.mode: auto"):
-        train("resident", "other")
-    assert_same(train("auto", "other", window_shards=4), windowed)
 
 
 def test_window_gradients_say_their_window(store, dataset, folder):
-    feed = opened(store, dataset, folder, "shuffled_window", window_shards=3)
+    feed = opened(store, dataset, folder, "window", window_shards=3)
     assert isinstance(feed, WindowGradients) and feed.window == 3
-    assert opened(store, dataset, RunFolder(folder.path), "auto").window == 3
+    assert opened(store, dataset, RunFolder(folder.path), "auto").window == 0
+
+
+def test_processes_of_a_machine_share_its_memory(store, dataset, folder, monkeypatch):
+    monkeypatch.setattr("pag_core.gradients.budget.available_host_memory", lambda: 2 * 9000)
+    options = {"params": feed_params(), "folder": folder, "made_from": MADE_FROM}
+    assert open_feed(store, dataset, CPU, **options).ahead == 0
+    assert open_feed(store, dataset, CPU, **options, processes=2).ahead > 0

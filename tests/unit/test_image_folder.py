@@ -120,3 +120,69 @@ def test_an_empty_class_folder_list_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(DatasetError, match="holds no class"):
         load(tmp_path)
+
+
+def save_in_place_of(folder, image, name="0.png", **options):
+    """The first training image of the class ant in the file `name`; the others of the fixture stay."""
+    (folder / "train/ant/0.png").unlink()
+    image.save(folder / "train/ant" / name, **options)
+
+
+def test_sixteen_bits_are_scaled(make_folder, capsys):
+    folder = make_folder(GOOD)
+    values = np.array([0, 128, 129, 256, 257, 34_729, 65_406, 65_535] * 4 + [1, 2, 3, 4], dtype=np.uint16).reshape(6, 6)
+    save_in_place_of(folder, Image.fromarray(values))
+    found = load(folder).train.images[0]
+    expected = np.floor(values / 65_535 * 255 + 0.5)
+    assert np.array_equal(found, np.stack([expected] * 3)) and 0 < found.mean() < 200
+    assert "1 images of 16 bits scaled to 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_says(make_folder, capsys, orientation):
+    """Against the definition: which corner of the stored pixels is the top left one, and whether rows are columns."""
+    folder = make_folder(GOOD)
+    pixels = np.random.default_rng(3).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save_in_place_of(folder, Image.fromarray(pixels), exif=exif)
+    upright = {
+        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.transpose(1, 0, 2),
+        6: pixels.transpose(1, 0, 2)[:, ::-1], 7: pixels[::-1, ::-1].transpose(1, 0, 2), 8: pixels.transpose(1, 0, 2)[::-1],
+    }[orientation]  # fmt: skip
+    assert np.array_equal(load(folder).train.images[0], upright.transpose(2, 0, 1))
+    assert ("1 images turned as their EXIF says" in capsys.readouterr().out) == (orientation > 1)
+
+
+RGBA = np.random.default_rng(4).integers(0, 255, size=(6, 6, 4), dtype=np.uint8)
+
+
+def with_transparent_colour():
+    image = Image.fromarray(RGBA[..., :3]).convert("P")
+    image.info["transparency"] = image.getpixel((2, 2))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "words"),
+    [
+        (Image.fromarray(RGBA), "0.png", "ant/0.png is transparent"),
+        (Image.fromarray(RGBA).convert("LA"), "0.png", "ant/0.png is transparent"),
+        (with_transparent_colour(), "0.png", "ant/0.png is transparent"),
+        (Image.fromarray(np.ones((6, 6), np.float32)), "0.tiff", "ant/0.tiff holds floats.*8 or 16 bits"),
+        (Image.fromarray(np.ones((6, 6), np.int32)), "0.tiff", "ant/0.tiff holds integers of 32 bits"),
+    ],
+)
+def test_values_that_cannot_be_shown_in_eight_bits_are_refused(make_folder, image, name, words):
+    folder = make_folder(GOOD)
+    save_in_place_of(folder, image, name)
+    with pytest.raises(DatasetError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "L", "CMYK"])
+def test_opaque_images_of_any_mode_are_read(make_folder, mode):
+    folder = make_folder(GOOD)
+    image = Image.fromarray(RGBA[..., :3]).convert(mode)
+    save_in_place_of(folder, image, "0.tiff" if mode == "CMYK" else "0.png")
+    assert np.array_equal(load(folder).train.images[0], np.asarray(image.convert("RGB")).transpose(2, 0, 1))

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from pag_core.errors import ParamsError
-from pag_core.params import load_params, parse_params, radius_value
+from pag_core.param_values import radius_value
+from pag_core.params import load_params, parse_params
 from tests.samples import ROOT, changed
 
 
@@ -69,7 +70,7 @@ REFUSED_VALUES = [
     ("sbg.compile", 1, ["sbg.compile", "1"]),
     ("gradient_store.dtype", "int4", ["gradient_store.dtype", "int8, float16, float32", "did you mean 'int8'"]),
     ("gradient_store.images_per_chunk", 100, ["gradient_store", "images_per_shard=512", "images_per_chunk=100"]),
-    ("feed.mode", "mapped", ["feed.mode", "auto, resident, memory_map, shuffled_window"]),
+    ("feed.mode", "mapped", ["feed.mode", "auto, resident, memory_map"]),
     ("feed.budget_gb", 0, ["feed.budget_gb", "greater than 0"]),
     ("feed.window_shards", 0, ["feed.window_shards", "0"]),
     ("classifier.activation", "relue", ["classifier.activation", "relu, silu, gelu", "did you mean 'relu'"]),

@@ -127,6 +127,15 @@ def test_a_stage_that_cannot_share_its_work_refuses_torchrun(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_processes_of_one_machine_are_counted(monkeypatch):
+    from pag_core.processes import processes_here
+
+    assert (processes_here(None), processes_here(3)) == (1, 3)
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "5"), ("WORLD_SIZE", "16"), ("LOCAL_WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert processes_here(None) == 8
+
+
 def test_a_unit_that_nobody_finished_is_told(tmp_path):
     """As on machines that do not see one another's files: never a short result."""
     folder = RunFolder(tmp_path)

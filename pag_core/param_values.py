@@ -1,0 +1,60 @@
+"""Values of params.yaml: numbers with bounds, and radii kept as they are written."""
+
+import fractions
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field
+
+# bool counts as a number in Python; `steps: true` is a slip, not a one. The bounds are far beyond any experiment: a slip
+# of the keyboard is refused here, and not where memory runs out or a loop does not end.
+PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]  # steps, epochs, images
+BatchSize = Annotated[int, Field(gt=0, le=10**6, strict=True)]
+LayerSize = Annotated[int, Field(gt=0, le=2**14, strict=True)]  # channels, blocks, pixels of a side
+ProcessCount = Annotated[int, Field(gt=0, le=2**12, strict=True)]
+
+
+def _real(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; a boolean is not a number."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not a boolean")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
+PositiveReal = Annotated[Real, Field(gt=0)]
+NonNegativeReal = Annotated[Real, Field(ge=0)]
+
+
+def radius_value(label: str) -> float:
+    """The value of a radius as it is written in params.yaml: a number or a fraction such as `8/255`."""
+    return float(fractions.Fraction(label))
+
+
+def _radius_label(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}")
+    label = str(value)
+    try:
+        positive = radius_value(label) > 0
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}") from None
+    if not positive:
+        raise ValueError(f"a radius is positive, not {value!r}")
+    return label
+
+
+RadiusLabel = Annotated[str, BeforeValidator(_radius_label)]
+Radii = Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without its licence to give a key twice, of which the last would silently count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
