@@ -53,7 +53,7 @@ def input_gradients(
                 classifier,
                 images,
                 class_indices,
-                lambda logits: _class_values(logits, output),
+                lambda logits, classes: logit_cotangents(logits, classes, output),
                 batch_norm=batch_norm,
                 create_graph=create_graph,
             )
@@ -68,17 +68,6 @@ def logits_of(classifier: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return logits
     program = _program(classifier, images, Context("frozen"))
     return program.forward(list(classifier.parameters()), list(classifier.buffers()), images)[0]
-
-
-def _class_values(logits: torch.Tensor, output: str) -> torch.Tensor:
-    """The function whose input-gradient is aligned: the logit f_c, or the log-probability of c."""
-    match output:
-        case "logit":
-            return logits
-        case "log_softmax":
-            return F.log_softmax(logits, dim=1)
-        case _:
-            raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
 
 
 def _adjoint_input_gradients(
@@ -102,13 +91,22 @@ def _adjoint_input_gradients(
 
 
 def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: str) -> torch.Tensor:
-    """d value_c / d logits for the classes int64 [B, K]: [K, B, classes], e_c for a logit, e_c - p for a log-probability."""
-    chosen = F.one_hot(class_indices.T, logits.shape[1]).to(logits.dtype)
+    """d value_c / d logits for the classes int64 [B, K]: [K, B, classes], e_c for a logit, e_c - p for a log-probability.
+
+    All entries have the digits of their dtype, however near to 1 the probability of a class is.
+    """
+    chosen = F.one_hot(class_indices.T, logits.shape[1])
     match output:
         case "logit":
-            return chosen
+            return chosen.to(logits.dtype)
         case "log_softmax":
-            return chosen - F.softmax(logits, dim=1).to(logits.dtype)
+            # the dtype is named and not left to a cast of the logits, which a trace of float32 logits would leave out
+            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            probabilities = F.softmax(logits, dim=1, dtype=dtype)
+            # 1 - p cancels where the network is confident, the sum of the other probabilities does not
+            own = chosen.bool()
+            others = torch.where(own, 0.0, probabilities).sum(2, keepdim=True)
+            return torch.where(own, others, -probabilities).to(logits.dtype)
         case _:
             raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
 
