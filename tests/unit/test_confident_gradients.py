@@ -1,13 +1,13 @@
 """Input-gradients of log-probabilities near 1, where e_c - p is a small difference, against float64."""
 
 import copy
-import shutil
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pag_core.objective.adjoint import compilation
 from pag_core.objective.input_gradient import input_gradients, logit_cotangents
 
 CLASSES = 10
@@ -106,11 +106,10 @@ def test_their_derivatives_have_the_direction_of_float64_too(path):
         assert cosine(found, expected) > 1 - 1e-5, doubt
 
 
-@pytest.mark.slow
-def test_the_compiled_step_has_it_too_in_half_precision():
-    """It is traced in float32 and runs under autocast: what is rounded is decided after the trace."""
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("torch.compile needs a C++ compiler")
+def test_a_step_traced_in_float32_has_it_under_autocast(monkeypatch):
+    """What torch.compile is given, run as it stands: a compiler that fuses may round less, which is no promise."""
+    monkeypatch.setattr(compilation, "require_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     network = confident(make_network(), image, 1e-4)
     expected, _ = by_hand(network, image)
