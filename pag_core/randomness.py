@@ -41,20 +41,25 @@ def require_determinism(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # deterministic mode also fills every new tensor, which matters only to code that reads what it has not written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
 
 
-def global_state() -> dict[str, Any]:
-    """The state of torch's global generators, for a checkpoint."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def global_state(device: torch.device) -> dict[str, Any]:
+    """The state of the global generators that work on `device` draws from, for a checkpoint."""
+    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "gpu": gpu}
 
 
-def restore_global_state(state: dict[str, Any]) -> None:
-    """Put back what `global_state` returned."""
+def restore_global_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what `global_state` returned, a GPU's part on `device`, whichever GPU it was before.
+
+    Between the CPU and a GPU nothing but the CPU's part goes over: they draw other numbers from the same state anyway.
+    """
     # a checkpoint may have been loaded onto a GPU; the states of generators live on the CPU
     torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    if device.type == "cuda" and state["gpu"] is not None:
+        torch.cuda.set_rng_state(state["gpu"].cpu(), device)

@@ -104,10 +104,10 @@ class Replicas:
         if self._fabric is not None:
             seed_global_streams(seed, "replica", step, self.process.rank)
 
-    def restore_global_state(self, state: dict[str, Any]) -> None:
+    def restore_global_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Put back the global random streams of a checkpoint; several processes need not, `begin_step` sets theirs."""
         if self._fabric is None:
-            restore_global_state(state)
+            restore_global_state(state, device)
 
 
 @contextlib.contextmanager

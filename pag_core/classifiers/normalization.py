@@ -8,7 +8,10 @@ MEAN, DEVIATION = 0.5, 0.5
 
 
 class NormalizedClassifier(nn.Module):
-    """`network((image - mean) / deviation)`: images float [B, C, H, W] in [0, 1] to logits [B, classes]."""
+    """`network((image - mean) / deviation)`: images float [B, C, H, W] in [0, 1] to logits [B, classes].
+
+    Input-gradients lie in memory as NCHW whatever the memory format of the network: AutoAttack takes views of them.
+    """
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -20,5 +23,7 @@ class NormalizedClassifier(nn.Module):
         self.register_buffer("deviation", torch.full((1, channels, 1, 1), deviation))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # flat and back: no work for contiguous images, and the way back of the gradient makes it contiguous
+        images = images.flatten(1).unflatten(1, images.shape[1:])
         logits: torch.Tensor = self.network((images - self.mean) / self.deviation)
         return logits

@@ -131,7 +131,7 @@ class _DiffusionTrainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "draws": self.draws.get_state(),
-            "global": global_state(),
+            "global": global_state(self.draws.device),
             "done": self.done,
             "curve": self.curve,
         }
@@ -142,5 +142,5 @@ class _DiffusionTrainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.draws.set_state(state["draws"].cpu())
-        team.restore_global_state(state["global"])
+        team.restore_global_state(state["global"], self.draws.device)
         self.done, self.curve = state["done"], state["curve"]

@@ -11,23 +11,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pag_core.objective.batch_statistics import batch_statistics
 
-# from logits [B, classes] and classes int64 [B, K] to the cotangents [K, B, classes] of what is differentiated
-Cotangents = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# from logits [B, classes] and classes int64 [B, K] to the cotangents [K, B, classes] of the logits
+Seeds = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _one_by_one(
-    logits: torch.Tensor, cotangents_KBN: torch.Tensor, images: torch.Tensor, create_graph: bool
+    logits: torch.Tensor, images: torch.Tensor, cotangent_KBN: torch.Tensor, create_graph: bool
 ) -> torch.Tensor:
-    drawn = len(cotangents_KBN)
     gradients = [
         torch.autograd.grad(
             logits,
             images,
-            cotangents_KBN[k],
+            cotangent_BN,
             create_graph=create_graph,
-            retain_graph=create_graph or k + 1 < drawn,
+            retain_graph=create_graph or k + 1 < len(cotangent_KBN),
         )[0]
-        for k in range(drawn)
+        for k, cotangent_BN in enumerate(cotangent_KBN)
     ]
     return torch.stack(gradients, dim=1)
 
@@ -36,20 +35,20 @@ def per_class(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    cotangents: Cotangents,
+    seeds: Seeds,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `class`: the classes one after the other through the graph of one forward pass."""
     images = images.detach().requires_grad_()
     logits = classifier(images)
-    return logits, _one_by_one(logits, cotangents(logits, class_indices), images, create_graph)
+    return logits, _one_by_one(logits, images, seeds(logits, class_indices), create_graph)
 
 
 def repeated(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    cotangents: Cotangents,
+    seeds: Seeds,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `repeat`: every class differentiates its own copy of the image in a second forward pass."""
@@ -58,8 +57,8 @@ def repeated(
     copies = images.detach().repeat_interleave(drawn, dim=0).requires_grad_()
     with _running_statistics_kept(classifier):
         copied = classifier(copies)
-    seeds = cotangents(copied, class_indices.reshape(-1, 1))[0]
-    gradients = torch.autograd.grad(copied, copies, seeds, create_graph=create_graph)[0]
+    (cotangent_BN,) = seeds(copied, class_indices.reshape(-1, 1))
+    gradients = torch.autograd.grad(copied, copies, cotangent_BN, create_graph=create_graph)[0]
     return logits, gradients.unflatten(0, (len(images), drawn))
 
 
@@ -67,7 +66,7 @@ def frozen(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    cotangents: Cotangents,
+    seeds: Seeds,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `frozen`: a second forward pass with the statistics of the first.
@@ -80,20 +79,20 @@ def frozen(
     images = images.detach().requires_grad_()
     with _replaced(classifier, lambda layer, features: _normalized(layer, features, *statistics[layer])):
         again = classifier(images)
-    return logits, _one_by_one(again, cotangents(again, class_indices), images, create_graph)
+    return logits, _one_by_one(again, images, seeds(again, class_indices), create_graph)
 
 
 PATHS = {"class": per_class, "repeat": repeated, "frozen": frozen}
 
 
 def autograd_input_gradients(
-    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, cotangents: Cotangents,
+    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, seeds: Seeds,
     *, batch_norm: str, create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Logits [B, classes] and input-gradients [B, K, C, H, W] in the batch-norm meaning asked for."""
     # fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
-        return PATHS[batch_norm](classifier, images, class_indices, cotangents, create_graph)
+        return PATHS[batch_norm](classifier, images, class_indices, seeds, create_graph)
 
 
 def training_batch_norms(classifier: nn.Module) -> list[_BatchNorm]:

@@ -93,18 +93,20 @@ def _adjoint_input_gradients(
 def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: str) -> torch.Tensor:
     """d value_c / d logits for the classes int64 [B, K]: [K, B, classes], e_c for a logit, e_c - p for a log-probability.
 
-    The function whose input-gradient is aligned is the logit f_c, or the log-probability of c. Where the network is sure,
-    1 - p_c is the small difference of two numbers near 1: it is taken as the sum of the other probabilities, and in
-    float32 at least, so that it keeps its digits.
+    All entries have the digits of their dtype, however near to 1 the probability of a class is.
     """
     chosen = F.one_hot(class_indices.T, logits.shape[1])
     match output:
         case "logit":
             return chosen.to(logits.dtype)
         case "log_softmax":
-            precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
-            others = F.softmax(logits.to(precise), dim=1) * (1 - chosen)
-            return (chosen * others.sum(2, keepdim=True) - others).to(logits.dtype)
+            # the dtype is named and not left to a cast of the logits, which a trace of float32 logits would leave out
+            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            probabilities = F.softmax(logits, dim=1, dtype=dtype)
+            # 1 - p cancels where the network is confident, the sum of the other probabilities does not
+            own = chosen.bool()
+            others = torch.where(own, 0.0, probabilities).sum(2, keepdim=True)
+            return torch.where(own, others, -probabilities).to(logits.dtype)
         case _:
             raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
 

@@ -137,7 +137,7 @@ class Trainer:
     def _snapshot(self) -> dict[str, Any]:
         return {
             "classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(), "draws": self.batches.draws_state(), "global": global_state(),
+            "schedule": self.schedule.state_dict(), "draws": self.batches.draws_state(), "global": global_state(self.device),
             "step": self.step, "sums": self.sums, "history": self.history,
         }  # fmt: skip
 
@@ -149,7 +149,7 @@ class Trainer:
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.team.restore_global_state(state["global"])
+        self.team.restore_global_state(state["global"], self.device)
         self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
         draws: torch.Tensor = state["draws"]
         return draws

@@ -57,6 +57,7 @@ class Objective(nn.Module):
         # vanilla training compiles the classifier's forward pass, Eq. 4 forward and adjoint together
         self.plain = classifier
         if params.channels_last:
+            # features take the format of the weights, whatever that of the images
             classifier.to(memory_format=torch.channels_last)
         if params.compile:
             require_compiler(device)
@@ -73,8 +74,6 @@ class Objective(nn.Module):
         epoch: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Total, cross-entropy and alignment as scalars, and the logits [B, classes] (see `ObjectiveTerms`)."""
-        if self.params.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with computing_in(self.params.precision, self.device):
             if self.alignment is None or class_indices is None or target_gradients is None:
                 terms = vanilla_objective(self.plain, images, labels)

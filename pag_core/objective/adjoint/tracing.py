@@ -36,7 +36,8 @@ class Traced:
 def trace(network: nn.Module, images: torch.Tensor) -> Traced:
     """Trace `network` on images of the given shape, without computing anything.
 
-    Raises AdjointUnavailable for a network whose operations depend on values (not shapes) or overwrite what is shared.
+    Raises AdjointUnavailable for a network whose operations depend on values (not shapes) or overwrite what is shared, and
+    an error that the network raises in a plain forward pass too as it is.
     """
     parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
 
@@ -44,14 +45,18 @@ def trace(network: nn.Module, images: torch.Tensor) -> Traced:
         logits: torch.Tensor = torch.func.functional_call(network, (parameters, buffers), (images,))
         return logits
 
+    refusal: Exception | None = None
     try:
         with torch.autocast(images.device.type, enabled=False):
             graph = make_fx(forward, pre_dispatch=True, tracing_mode="fake")(parameters, buffers, images.detach()).graph
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the network does may be what tracing refuses
+        refusal = error
+    if refusal is not None:
+        _require_plain_forward(network, images)
+        reason = str(refusal).strip().splitlines()[0] if str(refusal).strip() else type(refusal).__name__
         raise AdjointUnavailable(
             f"the operations of {type(network).__name__} cannot be listed beforehand ({reason}); {REMEDY}"
-        ) from error
+        ) from refusal
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     first, second = len(parameters), len(parameters) + len(buffers)
     body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
@@ -68,6 +73,13 @@ def trace(network: nn.Module, images: torch.Tensor) -> Traced:
         tuple(body), tuple(inputs[:first]), tuple(inputs[first:second]), inputs[second], logits, active,
         _last_uses(body, keep=logits), tuple(sorted({operation_name(node.target) for node in general})),
     )  # fmt: skip
+
+
+def _require_plain_forward(network: nn.Module, images: torch.Tensor) -> None:
+    """Run `network` on `images`, so that an error of its own shows; its buffers and the random streams stay as they are."""
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+        torch.func.functional_call(network, buffers, (images,))
 
 
 def _has_no_rule(node: fx.Node) -> bool:
