@@ -82,6 +82,7 @@ class DiffusionParams(Section):
     channel_multipliers: Annotated[tuple[LayerSize, ...], Field(min_length=1)]
     residual_blocks: LayerSize
     attention_resolutions: tuple[LayerSize, ...]
+    attention_heads: LayerSize
     dropout: Annotated[Real, Field(ge=0, lt=1)]
     learn_sigma: Annotated[bool, Field(strict=True)]
     schedule: Literal["linear", "cosine"]

@@ -66,9 +66,11 @@ def processes_here(wanted: int | None) -> int:
 
 
 @contextlib.contextmanager
-def companions(count: int, *, device: torch.device | None = None) -> Iterator[Process]:
+def companions(count: int, *, device: torch.device | None = None, units: int | None = None) -> Iterator[Process]:
     """Start `count - 1` further processes of this very command and yield this one's place among them.
 
+    Not more than there are `units` of work, where their number is given; each has the threads of one of `count` then too,
+    so that results do not depend on how many units were left.
     With `device` they form a process group for work on it. On leaving, a companion exits, and rank 0 waits for the
     others; raises CompanionLost, also in the midst of the work, if one failed. They end when rank 0 dies, so that a
     killed run leaves nothing behind. On the CPU the processes share the cores. Under torchrun nothing is started, its
@@ -85,10 +87,14 @@ def companions(count: int, *, device: torch.device | None = None) -> Iterator[Pr
             group.wait_for_all()
             group.leave()
         sys.exit(0)
-    elif count == 1:
-        yield Process(0, 1)
     else:
-        yield from _started(count, device)
+        if count > 1:
+            torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) // count)))
+        started = count if units is None else max(1, min(count, units))
+        if started == 1:
+            yield Process(0, 1)
+        else:
+            yield from _started(started, device)
 
 
 def _ranks_of_torchrun(device: torch.device) -> Iterator[Process]:
@@ -103,8 +109,6 @@ def _ranks_of_torchrun(device: torch.device) -> Iterator[Process]:
 
 
 def _started(count: int, device: torch.device | None) -> Iterator[Process]:
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // count)))
     store = process_group.open_store(count) if device is not None else None
     place = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     if store is not None:

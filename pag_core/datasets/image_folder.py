@@ -100,7 +100,9 @@ def _read_image(path: Path, image_size: int | None, changes: Counter[str]) -> ND
 
 def _as_rgb(path: Path, image: Image.Image, changes: Counter[str]) -> Image.Image:
     """RGB of 8 bits. PIL's own conversion would clip 16 bits to white, floats to black, and drop transparency."""
-    if image.has_transparency_data and (image.mode.startswith("I") or min(image.convert("RGBA").getdata(3)) < 255):
+    if image.has_transparency_data and (
+        image.mode.startswith("I") or np.asarray(image.convert("RGBA"))[..., 3].min() < 255
+    ):
         raise DatasetError(f"{path} is transparent in places; lay it on a background and save it without transparency")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         changes["of 16 bits scaled to 8"] += 1

@@ -26,10 +26,8 @@ with warnings.catch_warnings():
 
 KIND = "diffusion"
 CARD_KEYS = (
-    "channels", "channel_multipliers", "residual_blocks", "attention_resolutions", "dropout", "learn_sigma",
-    "schedule",
-    "timesteps",
-    "timestep_window",
+    "channels", "channel_multipliers", "residual_blocks", "attention_resolutions", "attention_heads",
+    "dropout", "learn_sigma", "schedule", "timesteps", "timestep_window",
 )  # fmt: skip
 
 
@@ -43,7 +41,8 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
     """guided_diffusion's U-Net with C+1 labels; label C stands for "no class" (Appendix G.2).
 
     Takes images float [B, C, H, W] in [-1, 1] with noise, timesteps and labels [B]; returns the predicted noise, with
-    as many channels again for the variance where `learn_sigma`. Raises ParamsError for an image that it cannot halve.
+    as many channels again for the variance where `learn_sigma`. Raises ParamsError for an image that it cannot halve and
+    for attention that does not fit.
     """
     channels, height, width = image_shape
     halvings = len(card["channel_multipliers"]) - 1
@@ -58,6 +57,15 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
             f"diffusion.attention_resolutions names {odd[0]} pixels, but the U-Net of these images works at "
             f"{', '.join(map(str, sides))} pixels"
         )
+    heads = card["attention_heads"]
+    attending = {
+        side: card["channels"] * factor for side, factor in zip(sides, card["channel_multipliers"], strict=True)
+    }
+    for side in (*card["attention_resolutions"], sides[-1]):  # its middle attends in any case
+        if attending[side] % heads:
+            raise ParamsError(
+                f"diffusion.attention_heads is {heads}, which does not divide the {attending[side]} channels at {side} pixels"
+            )
     network: nn.Module = UNetModel(
         image_size=height,
         in_channels=channels,
@@ -66,6 +74,7 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
         num_res_blocks=card["residual_blocks"],
         # the library counts attention by the factor of reduction, we by the side in pixels
         attention_resolutions=tuple(height // side for side in card["attention_resolutions"]),
+        num_heads=heads,
         dropout=card["dropout"],
         channel_mult=tuple(card["channel_multipliers"]),
         num_classes=classes + 1,
@@ -138,6 +147,11 @@ def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -
             f"{folder} models the classes {', '.join(saved.card['class_names'])} of images {saved.card['image_shape']}; the "
             f"dataset has {', '.join(dataset.class_names)} of images {list(dataset.image_shape)}: train one on this dataset "
             "(diffusion_checkpoint: data/diffusion)"
+        )
+    if absent := [key for key in CARD_KEYS if key not in saved.card["architecture"]]:
+        raise WeightsError(
+            f"{folder / 'card.json'} does not state {', '.join(absent)} of its architecture; make it anew by the diffusion "
+            "stage, or add what it was built with"
         )
     network = build_network(saved.card["architecture"], dataset.image_shape, dataset.classes)
     network.load_state_dict(saved.tensors)

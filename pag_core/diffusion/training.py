@@ -46,8 +46,7 @@ def train_diffusion(
     seed_global_streams(seed, "diffusion")
     trainer = _DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
     with replicas(processes, device) as team:
-        if state := team.load_checkpoint(folder, device):
-            trainer.restore(state, team)
+        _resume(trainer, team, folder)
         trainer.begin(team)
         watch, clock = LossWatch("diffusion", team.total), CheckpointClock(folder, params.checkpoint_seconds)
         with progress_bar("diffusion", params.steps, trainer.done, "step") as bar:
@@ -63,6 +62,12 @@ def train_diffusion(
                         clock.tick(trainer.snapshot)
     weights = {name: tensor.detach() for name, tensor in trainer.average.module.state_dict().items()}
     return weights, trainer.curve
+
+
+def _resume(trainer: "_DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
+    # in a function of its own: the loaded state, three copies of the network, must not live as long as the training
+    if state := team.load_checkpoint(folder, trainer.draws.device):
+        trainer.restore(state, team)
 
 
 class _DiffusionTrainer:

@@ -67,14 +67,14 @@ def _require_gradients(classifier: nn.Module, images: torch.Tensor, labels: torc
         if not loss.requires_grad:
             raise EvaluationRefused("the loss does not depend on the image through differentiable operations")
         gradient = torch.autograd.grad(loss, inputs)[0]
-    if not gradient.is_contiguous():
-        raise EvaluationRefused(
-            f"the input-gradient has the strides {gradient.stride()}, and AutoAttack takes contiguous ones only; add zero to "
-            "the images in the model's forward pass (images + 0 in contiguous format), or leave channels_last out"
-        )
     vanishing = int((gradient.flatten(1).abs().amax(1) == 0).sum())
     if vanishing == len(images):
         raise EvaluationRefused("the input-gradient is zero for every image, so gradient attacks are blind (masking)")
+    if not gradient.is_contiguous():
+        raise EvaluationRefused(
+            f"the input-gradient has the strides {gradient.stride()}, and AutoAttack takes contiguous ones only; let the "
+            "model's forward pass begin with images.flatten(1).unflatten(1, images.shape[1:]), or leave channels_last out"
+        )
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, 
     if this_process().leads:
         folder.forget_claims()
     with progress_bar(what, len(work), 0, "unit") as bar:
-        with companions(processes):
+        with companions(processes, units=sum(folder.load_unit(name) is None for name in work)):
             for name in work:
                 # units differ in length, so each process takes the next one that is free
                 if folder.load_unit(name) is None and folder.claim(name):

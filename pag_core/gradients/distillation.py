@@ -50,14 +50,13 @@ def distill(
     on who wrote which shard. Finished shards of a killed run are kept. Companions of `processes` take their share, and
     only this process returns; raises CompanionLost if one of them failed.
     """
-    leads = this_process().leads
-    if leads:
+    if this_process().leads:
         folder.forget_claims()
-        open_writer(folder, dataset, store, leads=True)
+    planned = open_writer(folder, dataset, store, leads=this_process().leads).shards()
     images = images_of(dataset, store)
-    shards = -(-images["train"] // store.images_per_shard) + -(-images["test"] // store.images_per_shard)
-    count = distilling_processes(processes, predictor.device, shards)
-    with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(count):
+    count = distilling_processes(processes, predictor.device, len(planned))
+    still_open = sum(folder.load_unit(_unit(split, number)) is None for split, number, _ in planned)
+    with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(count, units=still_open):
         writer = open_writer(folder, dataset, store, leads=False)
         splits = {name: dataset.splits[name].to(predictor.device) for name in images}
         with _BackgroundWriter(writer, folder) as background:

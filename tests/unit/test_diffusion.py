@@ -1,11 +1,14 @@
 """The C+1-class diffusion model against guided_diffusion called directly, and its training loop."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule as beta_schedule
+from guided_diffusion.unet import AttentionBlock
 
 from pag_core.checkpoint import RunFolder
 from pag_core.diffusion import training as training_module
@@ -174,6 +177,48 @@ def test_resumed_training_gives_bit_identical_weights(tmp_path, train, cpu):
     assert resumed.keys() == whole.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path, train, monkeypatch):
+    """It holds three copies of the network, which would stay in memory for as long as the training lasts."""
+    with pytest.raises(Killed):
+        train(KilledFolder(tmp_path / "run"))
+    loaded, alive = [], []
+    load, step = RunFolder.load_checkpoint, training_module._DiffusionTrainer.step
+
+    def remembered(self, device):
+        state = load(self, device)
+        loaded.extend(weakref.ref(tensor) for tensor in state["network"].values())
+        return state
+
+    def watched(self):
+        gc.collect()
+        alive.append(sum(tensor() is not None for tensor in loaded))
+        return step(self)
+
+    monkeypatch.setattr(RunFolder, "load_checkpoint", remembered)
+    monkeypatch.setattr(training_module._DiffusionTrainer, "step", watched)
+    train(RunFolder(tmp_path / "run"))
+    assert len(loaded) > 10 and set(alive) == {0}
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_every_attention_has_the_heads_asked_for(make_params, heads):
+    options = {"diffusion.channel_multipliers": [1, 2], "diffusion.attention_resolutions": [8]}
+    card = architecture(make_params({**options, "diffusion.attention_heads": heads}).diffusion)
+    found = [
+        layer.num_heads for layer in build_network(card, (1, 8, 8), 3).modules() if isinstance(layer, AttentionBlock)
+    ]
+    assert found == [heads] * 4  # one in the encoder, two in the decoder, one in the middle
+
+
+@pytest.mark.parametrize(("resolutions", "words"), [([8], "32 channels at 8"), ([], "64 channels at 4 pixels")])
+def test_heads_that_do_not_divide_the_channels_are_refused(make_params, resolutions, words):
+    heads = 64 if resolutions else 5
+    options = {"diffusion.channel_multipliers": [1, 2], "diffusion.attention_resolutions": resolutions}
+    card = architecture(make_params({**options, "diffusion.attention_heads": heads}).diffusion)
+    with pytest.raises(ParamsError, match=f"diffusion.attention_heads is {heads}, which does not divide the {words}"):
+        build_network(card, (1, 8, 8), 3)
 
 
 def test_the_loss_falls(tmp_path, train):

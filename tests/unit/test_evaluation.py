@@ -58,11 +58,26 @@ class RoundedInput(nn.Module):
         return self.model((images * 255).to(torch.int64).to(torch.float32) / 255)
 
 
+class Transposed(nn.Module):
+    """Its input-gradients are laid out column by column."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images.transpose(2, 3))
+
+
 def wrapped(change):
     return lambda model, images, labels: (Changed(model, change).eval(), images, labels)
 
 
 BREACHES = {
+    "gradients in another order": (
+        lambda m, x, y: (Transposed(m).eval(), x, y),
+        "strides.*contiguous ones only",
+    ),
     "train mode": (lambda m, x, y: (nn.Sequential(m, nn.Dropout(0.1)).train(), x, y), "train mode"),
     "a part in train mode": (
         lambda m, x, y: (nn.Sequential(m.eval(), nn.Identity().train()).requires_grad_(False), x, y),
@@ -241,11 +256,16 @@ def test_fmn_finds_the_l1_border(make_params):
     images, labels = labelled_images(model, 8)
     norm, attack = table_6_attacks(make_params({"foolbox.ead_steps": 20}).foolbox)["L1FMNAttack"]
     found = smallest_distances(model, images, labels, norm=norm, attack=attack, seed=3)
+    near: list[bool] = []
     for image, label, value in zip(images, labels.tolist(), found, strict=True):
         z = model(image[None])[0]
         others = [c for c in range(3) if c != label]
         closest = min(((z[label] - z[c]) / (model.weight[label] - model.weight[c]).abs().max()).item() for c in others)
-        assert value is None or value >= closest - 1e-5
+        if value is not None:
+            near.append(value <= 2 * closest + 1e-5)
+            assert value >= closest - 1e-5
+    # the attack starts at nothing and may not find all; those that it finds lie near the border
+    assert len(near) >= 3 and all(near), found
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pag_core import processes as processes_module
 from pag_core.checkpoint import RunFolder
 from pag_core.errors import CompanionLost
 from pag_core.evaluation.units import finished_units
@@ -134,6 +135,23 @@ def test_the_processes_of_one_machine_are_counted(monkeypatch):
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "5"), ("WORLD_SIZE", "16"), ("LOCAL_WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
     assert processes_here(None) == 8
+
+
+@pytest.mark.parametrize(("done", "started"), [(0, [6]), (4, [2]), (5, []), (6, [])])
+def test_no_more_processes_than_open_units_are_started(tmp_path, monkeypatch, done, started):
+    counts = []
+
+    def counted(count, device):
+        counts.append(count)
+        yield processes_module.Process(0, 1)
+
+    monkeypatch.setattr(processes_module, "_started", counted)
+    folder = RunFolder(tmp_path)
+    work = {f"unit-{number}": (lambda number=number: {"number": number}) for number in range(6)}
+    for name in list(work)[:done]:
+        folder.save_unit(name, work[name]())
+    found = finished_units(folder, work, processes=8, what="units")
+    assert counts == started and [result["number"] for result in found.values()] == list(range(6))
 
 
 def test_a_unit_that_nobody_finished_is_told(tmp_path):
