@@ -17,9 +17,9 @@ repro: $(VENV)/.installed
 	@echo "The page: $(CURDIR)/report.html"
 
 # The files of tests are dealt to two workers in order, the long ones first. Each computes with one thread: OpenMP's
-# threads wait for each other by spinning, so more of them than cores is many times slower.
+# threads wait for each other by spinning, so more of them than cores is many times slower. Failures are told as they come.
 test: lint
-	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --instafail
 
 # ratios against plain implementations, on the CPU: benchmarks/README.md
 bench: $(VENV)/.installed
