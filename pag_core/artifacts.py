@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+GIGABYTE = 1e9
+
 
 def remove_stale_partials(path: Path) -> None:
     """Make the folder of `path`, and remove what a killed writer of `path` left in it (one process writes a path)."""
@@ -91,3 +93,8 @@ def file_digest(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def readable_bytes(count: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE / 10 else f"{count / 1e6:.2f} MB"

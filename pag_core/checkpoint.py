@@ -87,6 +87,11 @@ class RunFolder:
         shutil.rmtree(self.path)
 
 
+def cache_root() -> Path:
+    """The folder of all work in progress: `.cache` of the main repository, or of the current folder without DVC."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".cache"
+
+
 @contextlib.contextmanager
 def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> Iterator[RunFolder]:
     """The work folder of `stage` for `identity` (its params and the fingerprints of its inputs).
@@ -98,7 +103,7 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
         told = process_group.join(device).from_leader(None) if under_torchrun() else os.environ[RUN_FOLDER]
         yield RunFolder(Path(told))
         return
-    root = Path(os.environ.get("DVC_ROOT", ".")) / ".cache"
+    root = cache_root()
     (root / "locks").mkdir(parents=True, exist_ok=True)
     whole = {"identity": identity, "code": code_digest(), "versions": versions(), "device": device_description(device)}
     path = root / f"{stage}-{digest(whole)[:20]}"

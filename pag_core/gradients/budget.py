@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from pag_core.artifacts import GIGABYTE, readable_bytes
 from pag_core.errors import ParamsError
 
 # of the memory that is free when training begins; the rest is for the training itself and for other work
 SHARE = 0.5
-GIGABYTE = 1e9
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -104,20 +104,17 @@ def _misfit(mode: str, need: Need, room: Room, window_shards: int | None, fittin
     remedies = [f"feed.mode {name} fits" for name in fitting]
     if most >= 1:
         remedies.append(f"feed.window_shards: {most} fits (it visits the images in another order)")
-    gpu = "" if room.gpu is None else f"{readable(room.gpu)} of GPU memory, "
+    gpu = "" if room.gpu is None else f"{readable_bytes(room.gpu)} of GPU memory, "
     asked = f"feed.mode {mode}" if window_shards is None else f"feed.window_shards {window_shards}"
-    window = "" if window_shards is None else f", the windows {readable(need.window(window_shards))} of host memory"
+    window = (
+        "" if window_shards is None else f", the windows {readable_bytes(need.window(window_shards))} of host memory"
+    )
     return (
-        f"params.yaml: {asked} does not fit: resident needs {readable(need.resident())} of memory, memory_map "
-        f"{readable(need.codes)} of disk{window}; there may be used {gpu}{readable(room.host)} of host memory "
-        f"(feed.budget_gb) and {readable(room.disk)} of disk. "
+        f"params.yaml: {asked} does not fit: resident needs {readable_bytes(need.resident())} of memory, memory_map "
+        f"{readable_bytes(need.codes)} of disk{window}; there may be used {gpu}{readable_bytes(room.host)} of host memory "
+        f"(feed.budget_gb) and {readable_bytes(room.disk)} of disk. "
         + (
             "; ".join(remedies)
             or "Raise feed.budget_gb, or make the store with a smaller gradient_store.images_per_shard"
         )
     )
-
-
-def readable(count: int) -> str:
-    """A number of bytes as people read it."""
-    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE / 10 else f"{count / 1e6:.2f} MB"

@@ -17,10 +17,10 @@ import filelock
 import numpy as np
 import torch
 
-from pag_core.artifacts import read_sealed_json, replacing_file, write_sealed_json
+from pag_core.artifacts import read_sealed_json, readable_bytes, replacing_file, write_sealed_json
 from pag_core.checkpoint import RunFolder
 from pag_core.datasets.prepared import Dataset
-from pag_core.gradients.budget import Choice, Need, choose, measured_room, readable
+from pag_core.gradients.budget import Choice, Need, choose, measured_room
 from pag_core.gradients.manifest import file_record, read_manifest, require_same_origin
 from pag_core.gradients.shards import ShardedArray
 from pag_core.gradients.store import open_gradients
@@ -99,7 +99,7 @@ def choice_line(shape: tuple[int, ...], choice: Choice, params: FeedParams) -> s
     }[choice.mode, choice.on_gpu]
     return (
         f"target gradients of {shape[0]} images and {shape[1]} classes: {place} (feed.mode {params.mode}), "
-        f"{readable(choice.bytes)} of {readable(choice.room)} that may be used"
+        f"{readable_bytes(choice.bytes)} of {readable_bytes(choice.room)} that may be used"
     )
 
 
@@ -151,10 +151,22 @@ def _is_as_written(cache: Path) -> bool:
 def remove_unheld(cache: Path) -> bool:
     """Remove a raw map with its record unless a process reads it; whether it was removed."""
     with cache.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked_alone(file):
             return False
         cache.unlink()
     _record_of(cache).unlink(missing_ok=True)
+    return True
+
+
+def is_held(cache: Path) -> bool:
+    """Whether a process reads a raw map."""
+    with cache.open("rb") as file:
+        return not _locked_alone(file)
+
+
+def _locked_alone(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
