@@ -24,12 +24,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
     # that of params.yaml
     "small": {
         **COMMON, "channels": 32, "channel_multipliers": [1, 1], "residual_blocks": 1, "attention_resolutions": [],
+        "attention_heads": 1,
         "learn_sigma": False, "schedule": "linear",
     },
     # improved-diffusion's for CIFAR-10 (Appendix G.2)
     "paper": {
         **COMMON, "channels": 128, "channel_multipliers": [1, 2, 2, 2], "residual_blocks": 3,
-        "attention_resolutions": [16, 8], "learn_sigma": True, "schedule": "cosine",
+        "attention_resolutions": [16, 8], "attention_heads": 4, "learn_sigma": True, "schedule": "cosine",
     },
 }  # fmt: skip
 PLAIN = {

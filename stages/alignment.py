@@ -27,7 +27,9 @@ def main() -> None:
         targets: dict[str, TargetGradients] = {"class means": RepresentativeGradients(means, test)}
         for source in {params.source, params.alignment.reference} - {"none"}:
             targets[source] = open_gradients(Path("data/gradients") / f"{source}.zarr", dataset, "test", device)
-        images = test.pixels(slice(0, min(params.alignment.images, params.gradient_store.held_out_images)))
+        rows = test.first(params.alignment.images, "alignment.images")
+        # the store of sbg holds gradients of so many
+        images = test.pixels(slice(0, min(rows.stop, params.gradient_store.held_out_images)))
         scores = {}
         for name, folder in (("model", "classifier"), ("baseline", "baseline")):
             classifier, _ = load_classifier(Path("data") / folder, dataset, device)

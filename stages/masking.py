@@ -26,7 +26,7 @@ def main() -> None:
             load_classifier(Path("data") / who, dataset, device) for who in ("classifier", "baseline")
         )
         test = dataset.splits["test"].to(device)
-        rows = slice(0, params.masking.images)
+        rows = test.first(params.masking.images, "masking.images")
         inputs = {"dataset": dataset.fingerprint, "model": saved.fingerprint, "baseline": saved_baseline.fingerprint}
         processes = process_count(params.processes, device)
         identity = {"params": params.section("masking"), "seed": params.seed, "processes": processes, **inputs}

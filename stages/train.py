@@ -50,7 +50,7 @@ def _alignment(
 def _validation(params: Params, dataset: Dataset, classifier: NormalizedClassifier, device: Any) -> dict[str, Any]:
     """Clean accuracy on the validation split, and accuracy under a short attack on part of it."""
     validation = dataset.splits["validation"].to(device)
-    rows = slice(0, params.train.validation_attacked)
+    rows = validation.first(params.train.validation_attacked, "train.validation_attacked")
     images, labels = validation.pixels(rows), validation.labels[rows]
     proxy = apgd_accuracy(
         classifier,
@@ -78,6 +78,8 @@ def main(
         params = load_params()
         device = prepare_device(params.device, params.threads)
         dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
+        # before the training, not after it
+        dataset.splits["validation"].first(params.train.validation_attacked, "train.validation_attacked")
         sections, inputs = ["arch", "classifier", "train"], {"dataset": dataset.fingerprint}
         store = Path("data/gradients") / f"{params.source}.zarr"
         if not baseline:

@@ -14,7 +14,7 @@ from zarr.errors import ZarrUserWarning
 
 from pag_core.artifacts import replacing_folder
 from pag_core.datasets.labelled_images import SPLITS, LabelledImages
-from pag_core.errors import DatasetError
+from pag_core.errors import DatasetError, ParamsError
 
 # one shard a split up to here, so that DVC handles few files
 IMAGES_PER_SHARD = 16384
@@ -33,6 +33,14 @@ class Split:
     def to(self, device: torch.device) -> "Split":
         """The split on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def first(self, count: int, key: str) -> slice:
+        """The first `count` images; raises ParamsError, naming the parameter `key`, where there are not so many."""
+        if count > len(self):
+            raise ParamsError(
+                f"params.yaml: {key} is {count}, and the split has {len(self)} images; set it to {len(self)} at most"
+            )
+        return slice(0, count)
 
     def pixels(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """The images of `indices` as float32 [N, C, H, W] in [0, 1], contiguous."""

@@ -16,7 +16,7 @@ from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import fingerprint, read_dataset, write_dataset
 from pag_core.datasets.splits import split
-from pag_core.errors import DatasetError
+from pag_core.errors import DatasetError, ParamsError
 from tests.samples import make_labelled
 
 SPLIT = {"validation_fraction": 0.2, "test_fraction": 0.25, "images_per_class": None, "seed": 3}
@@ -264,3 +264,12 @@ def test_equal_data_are_equal_whatever_the_number_of_threads(monkeypatch):
     alike, apart = record(None), record(torch.device("cpu"))
     monkeypatch.setattr("torch.get_num_threads", lambda: several)
     assert record(None) == alike and record(torch.device("cpu")) != apart
+
+
+def test_more_images_than_a_split_has_are_refused(dataset):
+    test = dataset.splits["test"]
+    assert test.first(len(test), "autoattack.images") == slice(0, len(test))
+    with pytest.raises(
+        ParamsError, match=r"autoattack.images is 16, and the split has 15 images; set it to 15 at most"
+    ):
+        test.first(16, "autoattack.images")
