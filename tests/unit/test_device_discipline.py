@@ -1,0 +1,193 @@
+"""Steps stay on their device: nothing of a training step is read back, and a stand-in for a GPU meets no CPU tensor.
+
+Stand-ins say nothing about kernels, speed or determinism on a real GPU; the tests marked `gpu` do.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pag_core.checkpoint import RunFolder
+from pag_core.classifiers.building import build_classifier
+from pag_core.diffusion.network import architecture, build_network
+from pag_core.diffusion.training import train_diffusion
+from pag_core.gradients.score_based import score_based_gradients
+from pag_core.gradients.store import RepresentativeGradients
+from pag_core.gradients.targets import GradientBatch
+from pag_core.objective.cosine_alignment import cosine_alignment_loss
+from pag_core.objective.input_gradient import input_gradients
+from pag_core.precision import computing_in
+from pag_core.training.classifier import Trainer
+from pag_core.training.step import Alignment
+
+CPU = torch.device("cpu")
+READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
+# options that keep each architecture small
+ARCHITECTURES = {
+    "small_resnet": {"width": 4},
+    "resnet18": {},
+    "wrn_34_10": {"depth": 10, "width": 1},
+    "vgg11": {"width": 8},
+    "vit": {"depth": 1, "width": 24},
+    "mixer": {"depth": 1, "width": 16},
+}
+
+
+class ValueReads(TorchDispatchMode):
+    """Counts the operations that bring a value from the device to Python, where a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        self.count += operation.overloadpacket.__name__ in READS
+        return operation(*arguments, **(keywords or {}))
+
+
+def reads_per_step(run, fewer, more):
+    """Value reads that a step adds: of runs that differ only in their number of steps (and read losses equally often)."""
+    counts = []
+    for steps in (fewer, more):
+        with ValueReads() as reads:
+            run(steps)
+        counts.append(reads.count)
+    return (counts[1] - counts[0]) / (more - fewer)
+
+
+@pytest.fixture
+def train_classifier(tmp_path, dataset, make_params, make_classifier):
+    def train(steps, augmentation="none", classifier=None):
+        params = make_params(
+            {"train.epochs": 1, "train.batch_size": 36 // steps, "train.augmentation": augmentation, "source": "cm"}
+        )
+        split = dataset.splits["train"]
+        targets = RepresentativeGradients(torch.rand(3, 1, 8, 8), split)
+        Trainer(
+            classifier=classifier or make_classifier(), train=split, classes=3, params=params.train,
+            alignment=Alignment(targets, 2.0, params.objective), seed=5, device=CPU,
+            folder=RunFolder(tmp_path / f"run-{steps}"),
+        ).run(tmp_path / f"curves-{steps}")  # fmt: skip
+
+    return train
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
+def test_a_step_of_the_classifier_reads_two_values(train_classifier, augmentation):
+    """one_hot checks the range of classes, lowest and highest, on the CPU alone."""
+    assert reads_per_step(lambda steps: train_classifier(steps, augmentation), 6, 9) == 2
+
+
+def test_a_planted_read_is_counted(train_classifier, make_classifier):
+    plain = reads_per_step(train_classifier, 6, 9)
+
+    def planted(steps):
+        classifier = make_classifier()
+        for parameter in classifier.parameters():
+            parameter.register_hook(lambda gradient: gradient * float(gradient.sum() != 0))
+            break
+        train_classifier(steps, classifier=classifier)
+
+    assert reads_per_step(planted, 6, 9) >= plain + 1
+
+
+def test_a_step_of_the_diffusion_model_reads_two_values(tmp_path, dataset, make_params, monkeypatch):
+    monkeypatch.setattr("pag_core.diffusion.training.REPORT_EVERY", 1000)
+
+    def train(steps):
+        params = make_params({"diffusion.channel_multipliers": [1], "diffusion.steps": steps}).diffusion
+        card = architecture(params)
+        train_diffusion(
+            lambda: build_network(card, (1, 8, 8), 3), dataset.splits["train"], card=card, params=params, classes=3,
+            seed=3, device=CPU, folder=RunFolder(tmp_path / f"run-{steps}"),
+        )  # fmt: skip
+
+    # AveragedModel asks its counter twice whether this is the first update; it lives on the CPU, so a GPU is not waited for
+    assert reads_per_step(train, 2, 5) == 2
+
+
+# --- fake tensors of a GPU: operations run, kernels do not, and devices that differ raise
+
+
+def on_fake_gpu(network, mode, memory_format=torch.contiguous_format):
+    """The network with fake parameters and buffers on cuda:0; no GPU is needed."""
+    network = copy.deepcopy(network)
+    with mode:
+        for module in network.modules():
+            for name, value in list(module._parameters.items()):
+                if value is not None:
+                    fake = torch.empty(value.shape, dtype=value.dtype, device="cuda:0")
+                    if fake.dim() == 4:
+                        fake = fake.contiguous(memory_format=memory_format)
+                    module._parameters[name] = torch.nn.Parameter(fake, requires_grad=value.requires_grad)
+            for name, value in list(module._buffers.items()):
+                if value is not None:
+                    module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cuda:0")
+    return network
+
+
+def whole_forward(
+    arch, mode, *, batch_norm="frozen", precision="float32", memory_format=torch.contiguous_format, targets=None
+):
+    """Input-gradients and loss of Eq. 5 on a fake GPU: what a step does up to its backward pass."""
+    side = 32 if arch.startswith("vgg") else 16
+    options = {"width": None, "depth": None, "patch_size": None, "activation": None, **ARCHITECTURES[arch]}
+    network = build_classifier(arch, **options, image_shape=(3, side, side), classes=4).train()
+    network = on_fake_gpu(network, mode, memory_format)
+    with mode:
+        images = torch.rand(6, 3, side, side, device="cuda:0")
+        classes = torch.randint(4, (6, 2), device="cuda:0")
+        target = torch.rand(6, 2, 3, side, side, device="cuda:0") if targets is None else targets(side)
+        with computing_in(precision, torch.device("cuda:0")):
+            logits, gradients = input_gradients(
+                network, images, classes, output="log_softmax", differentiation="adjoint", batch_norm=batch_norm
+            )
+        loss = cosine_alignment_loss(gradients, target)
+    assert logits.device.type == gradients.device.type == loss.device.type == "cuda"
+    return gradients
+
+
+def quantised_targets(side):
+    codes = torch.zeros(6, 2, 3, side, side, dtype=torch.int8, device="cuda:0")
+    return GradientBatch(codes, torch.rand(6, 2, device="cuda:0")).dequantised()
+
+
+CASES = [
+    *({"arch": arch} for arch in ARCHITECTURES),
+    *({"arch": arch, "batch_norm": meaning} for arch in ("resnet18", "wrn_34_10") for meaning in ("repeat", "class")),
+    *({"arch": arch, "precision": "bfloat16"} for arch in ARCHITECTURES),
+    *({"arch": arch, "memory_format": torch.channels_last} for arch in ("resnet18", "vgg11")),
+    {"arch": "small_resnet", "targets": quantised_targets},
+]
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: " ".join(str(getattr(v, "__name__", v)) for v in case.values())
+)
+def test_every_architecture_stays_on_a_fake_gpu(case):
+    whole_forward(mode=FakeTensorMode(allow_non_fake_inputs=False), **case)
+
+
+def test_a_tensor_made_on_the_cpu_is_caught():
+    with pytest.raises(RuntimeError, match=r"[Dd]evice"):
+        whole_forward(
+            "small_resnet", FakeTensorMode(allow_non_fake_inputs=False),
+            targets=lambda side: torch.rand(6, 2, 3, side, side),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_distillation_stays_on_a_fake_gpu(make_predictor, dataset, precision):
+    predictor = make_predictor(dataset)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # the library's tables are numpy arrays
+    predictor.network, predictor.device = on_fake_gpu(predictor.network, mode), torch.device("cuda:0")
+    with mode:
+        images, noise = (torch.rand(4, 1, 8, 8, device="cuda:0") for _ in range(2))
+        with computing_in(precision, predictor.device):
+            found = score_based_gradients(predictor, images, timestep=300, noise=noise)
+        assert found.device.type == "cuda" and found.shape == (4, 3, 1, 8, 8)
+        with pytest.raises(RuntimeError, match=r"[Dd]evice"):
+            score_based_gradients(predictor, images, timestep=300, noise=torch.rand(4, 1, 8, 8))
