@@ -14,6 +14,7 @@ from pag_core.checkpoint import RunFolder
 from pag_core.classifiers.building import build_classifier
 from pag_core.diffusion.network import architecture, build_network
 from pag_core.diffusion.training import train_diffusion
+from pag_core.gradients.precision import in_precision
 from pag_core.gradients.score_based import score_based_gradients
 from pag_core.gradients.store import RepresentativeGradients
 from pag_core.gradients.targets import GradientBatch
@@ -112,6 +113,13 @@ def test_a_step_of_the_diffusion_model_reads_two_values(tmp_path, dataset, make_
 # --- fake tensors of a GPU: operations run, kernels do not, and devices that differ raise
 
 
+@pytest.fixture(autouse=True)
+def autocast_on_a_fake_gpu(monkeypatch):
+    """torch switches autocast off where it finds no GPU."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+
+
 def on_fake_gpu(network, mode, memory_format=torch.contiguous_format):
     """The network with fake parameters and buffers on cuda:0; no GPU is needed."""
     network = copy.deepcopy(network)
@@ -147,6 +155,7 @@ def whole_forward(
             )
         loss = cosine_alignment_loss(gradients, target)
     assert logits.device.type == gradients.device.type == loss.device.type == "cuda"
+    assert logits.dtype == getattr(torch, precision)
     return gradients
 
 
@@ -179,15 +188,15 @@ def test_a_tensor_made_on_the_cpu_is_caught():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
 def test_distillation_stays_on_a_fake_gpu(make_predictor, dataset, precision):
     predictor = make_predictor(dataset)
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # the library's tables are numpy arrays
     predictor.network, predictor.device = on_fake_gpu(predictor.network, mode), torch.device("cuda:0")
     with mode:
         images, noise = (torch.rand(4, 1, 8, 8, device="cuda:0") for _ in range(2))
-        with computing_in(precision, predictor.device):
-            found = score_based_gradients(predictor, images, timestep=300, noise=noise)
+        teacher = in_precision(predictor, precision=precision)
+        found = score_based_gradients(teacher, images, timestep=300, noise=noise)
         assert found.device.type == "cuda" and found.shape == (4, 3, 1, 8, 8)
         with pytest.raises(RuntimeError, match=r"[Dd]evice"):
-            score_based_gradients(predictor, images, timestep=300, noise=torch.rand(4, 1, 8, 8))
+            score_based_gradients(teacher, images, timestep=300, noise=torch.rand(4, 1, 8, 8))
