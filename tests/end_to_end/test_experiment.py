@@ -11,7 +11,8 @@ import typer
 import yaml
 from PIL import Image
 
-from experiments.run import CHECKOUT, arrange_images, identity, laid_over, stages, steps_of
+from experiments.images import arrange_images
+from experiments.run import CHECKOUT, identity, laid_over, stages, steps_of
 from tests.samples import ROOT, make_labelled
 
 NAMES = ("cat", "dog", "eel")
@@ -31,23 +32,25 @@ DESCRIPTION = {
 }
 
 
-@pytest.fixture
-def archives(tmp_path):
-    """train.tar.xz and test.tar.xz of three classes of small pictures."""
-    folder = tmp_path / "pictures"
+def as_folders(place):
+    """Small pictures of three classes as train/CLASS and test/CLASS below `place`, which is returned."""
     for split, count, seed in (("train", 20, 1), ("test", 6, 2)):
         made = make_labelled(3, count, (3, 8, 8), seed)
         for number, (image, label) in enumerate(zip(made.images, made.labels, strict=True)):
-            place = folder / split / NAMES[label]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{number:03}.png")
+            folder = place / split / NAMES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number:03}.png")
+    return place
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """train.tar.xz and test.tar.xz of three classes of small pictures."""
+    folder = as_folders(tmp_path / "pictures")
+    for split in ("train", "test"):
         with tarfile.open(folder / f"{split}.tar.xz", "w:xz") as file:
             file.add(folder / split, split)
-        for path in (folder / split).rglob("*.png"):
-            path.unlink()
-        for path in sorted((folder / split).glob("*")):
-            path.rmdir()
-        (folder / split).rmdir()
+        shutil.rmtree(folder / split)
     return folder
 
 
@@ -108,17 +111,6 @@ def test_an_experiment_from_archives_broken_off_and_changed(tmp_path, archives):
     for wrong in ("train.epoch=3", "cm:lamda=1", "lambda", "pet:lambda=1"):
         refused = run(tmp_path, archives, "--set", wrong)
         assert refused.returncode == 2 and "no such parameter" in refused.stderr, refused.stderr
-
-
-def as_folders(place):
-    """The pictures of the archives as train/CLASS and test/CLASS."""
-    for split, count, seed in (("train", 20, 1), ("test", 6, 2)):
-        made = make_labelled(3, count, (3, 8, 8), seed)
-        for number, (image, label) in enumerate(zip(made.images, made.labels, strict=True)):
-            folder = place / split / NAMES[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number:03}.png")
-    return place
 
 
 def test_images_are_arranged_anew_only_where_they_change(tmp_path, archives):
