@@ -52,10 +52,13 @@ def distill(
     """
     if this_process().leads:
         folder.forget_claims()
-    planned = open_writer(folder, dataset, store, leads=this_process().leads).shards()
+        open_writer(folder, dataset, store, leads=True)
     images = images_of(dataset, store)
-    count = distilling_processes(processes, predictor.device, len(planned))
-    still_open = sum(folder.load_unit(_unit(split, number)) is None for split, number, _ in planned)
+    units = [
+        _unit(split, number) for split, count in images.items() for number in range(-(-count // store.images_per_shard))
+    ]
+    count = distilling_processes(processes, predictor.device, len(units))
+    still_open = sum(folder.load_unit(unit) is None for unit in units)
     with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(count, units=still_open):
         writer = open_writer(folder, dataset, store, leads=False)
         splits = {name: dataset.splits[name].to(predictor.device) for name in images}
