@@ -9,7 +9,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { command -v $$name; break; }; done)
 
-.PHONY: repro test bench lint environment
+.PHONY: repro test bench experiments lint environment
 .DEFAULT_GOAL := repro
 
 repro: $(VENV)/.installed
@@ -24,6 +24,10 @@ test: lint
 # ratios against plain implementations, on the CPU: benchmarks/README.md
 bench: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" python -m benchmarks --device cpu
+
+# what differs between experiments, and the headline of each: `dvc exp show` alone has a column for every parameter
+experiments: $(VENV)/.installed
+	PATH="$(BIN):$$PATH" dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
 
 lint: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" ruff check .

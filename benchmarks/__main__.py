@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measurement import header
-from pag_core.artifacts import write_json
-from pag_core.stage import run
+from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.stage import run
 
 SUBJECTS = ("training_step", "adversarial_training", "gradient_store", "feeding", "distillation", "processes")
 RESULTS = Path(__file__).parent / "results"

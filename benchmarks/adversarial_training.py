@@ -24,7 +24,7 @@ from benchmarks.pag_step import (
     build_pag_step,
     build_resnet18,
 )
-from pag_core.stage import run
+from pag_core.pipeline.stage import run
 
 CLASSES = 10
 DRAWN = (CLASSES, 3)

@@ -12,10 +12,10 @@ import typer
 from benchmarks.arithmetic import PEAK_TFLOPS, counted_flops, device_figures
 from benchmarks.interleaved import interleaved, prepare
 from benchmarks.measurement import Measurement, report
+from pag_core.compute.randomness import generator
 from pag_core.diffusion.network import NoisePredictor, build_network
 from pag_core.gradients.score_based import score_based_gradients
-from pag_core.randomness import generator
-from pag_core.stage import run
+from pag_core.pipeline.stage import run
 
 SEED = 3407
 TIMESTEP = 300
@@ -54,9 +54,9 @@ def build_predictor(network: str, classes: int, side: int, device: torch.device)
 @torch.no_grad()
 def plain_gradients(predictor: NoisePredictor, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Eq. 8 written down directly: a loop over labels, the noise used again for each; float32 [B, classes, 3, H, W]."""
-    kept = torch.tensor(predictor.process.alphas_cumprod[TIMESTEP], dtype=torch.float32)
+    kept = torch.tensor(predictor.noising.alphas_cumprod[TIMESTEP], dtype=torch.float32)
     noised = kept.sqrt() * (2 * images - 1) + (1 - kept).sqrt() * noise
-    timesteps = torch.full((len(images),), TIMESTEP * 1000 / predictor.process.num_timesteps, device=images.device)
+    timesteps = torch.full((len(images),), TIMESTEP * 1000 / predictor.noising.num_timesteps, device=images.device)
     predicted = []
     for label in range(predictor.no_class + 1):
         labels = torch.full((len(images),), label, device=images.device)

@@ -15,12 +15,12 @@ from benchmarks.arithmetic import EPOCH_IMAGES
 from benchmarks.interleaved import interleaved
 from benchmarks.measurement import Measurement, report
 from benchmarks.synthetic_store import synthetic_dataset, write_synthetic_store
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset
-from pag_core.gradients.feed import open_feed
-from pag_core.params import FeedParams
-from pag_core.randomness import generator
-from pag_core.stage import run
+from pag_core.gradient_store.feed import open_feed
+from pag_core.params.sections import FeedParams
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.stage import run
 
 ZARR = {"zarr_image_by_image": "one image after the other", "zarr_selection": "in one selection"}
 MODES = ("resident", "memory_map")

@@ -11,8 +11,8 @@ import typer
 from benchmarks.measurement import Measurement, report
 from benchmarks.synthetic_store import IMAGES_PER_SHARD, shard_gradients, synthetic_dataset, write_synthetic_store
 from pag_core.datasets.prepared import Dataset
-from pag_core.gradients.store import open_gradients
-from pag_core.stage import run
+from pag_core.gradient_store.store import open_gradients
+from pag_core.pipeline.stage import run
 
 DTYPES = ("int8", "float16")
 

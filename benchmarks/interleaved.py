@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.measurement import TIMES_AS_FAST, Measurement
-from pag_core.device import keep_freed_memory
-from pag_core.randomness import require_determinism
+from pag_core.compute.device import keep_freed_memory
+from pag_core.compute.randomness import require_determinism
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pag_core.artifacts import write_json
-from pag_core.provenance import versions
+from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.provenance import versions
 
 TIMES_AS_FAST = "times as fast"
 OUTPUT = "--output"  # where results lie is no part of how they were made

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from pag_core.classifiers.building import build_classifier
-from pag_core.objective.pag import pag_objective
-from pag_core.randomness import generator
+from pag_core.compute.randomness import generator
+from pag_core.objective.pag import AlignedBatch, pag_objective
+from pag_core.params.sections import ObjectiveParams
 
 # what pag_objective is told for each meaning of batch-norm in the input-gradient; the last one is the cheapest
 MEANINGS: dict[str, dict[str, Any]] = {
@@ -83,18 +84,16 @@ def pag_loss(variant: Variant) -> Callable[[nn.Module, Batch], torch.Tensor]:
         if variant.bf16:
             autocast = torch.autocast(batch.images.device.type, torch.bfloat16)
         with autocast:
-            terms = pag_objective(
-                classifier,
-                batch.images,
-                batch.labels,
-                batch.class_indices,
-                batch.targets,
-                weight=WEIGHT,
-                classes=batch.classes,
+            aligned = AlignedBatch(batch.images, batch.labels, batch.class_indices, batch.targets)
+            form = ObjectiveParams(
                 output="log_softmax",
                 scaling="all",
-                compiled=variant.compiled,
+                classes_per_step=None,
+                weight_warmup=None,
                 **MEANINGS[variant.batch_norm],
+            )
+            terms = pag_objective(
+                classifier, aligned, form, weight=WEIGHT, classes=batch.classes, compiled=variant.compiled
             )
         return terms.total
 

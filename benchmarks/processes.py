@@ -20,7 +20,7 @@ import yaml
 
 from benchmarks.interleaved import Rounds
 from benchmarks.measurement import TIMES_AS_FAST, Measurement, cores, report
-from pag_core.stage import run
+from pag_core.pipeline.stage import run
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = (1, 2)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from pag_core.compute.randomness import generator
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
-from pag_core.gradients.manifest import file_record
-from pag_core.gradients.store import DenseStoreWriter, quantised
-from pag_core.randomness import generator
+from pag_core.gradient_store.store import DenseStoreWriter, quantised
+from pag_core.pipeline.artifacts import file_record
 
 SEED = 3407
 IMAGES_PER_SHARD = 512
@@ -52,7 +52,7 @@ def write_synthetic_store(path: Path, dataset: Dataset, dtype: str) -> None:
         codes, scales = quantised(shard_gradients(dataset, number, rows), dtype)
         writer.write_shard(split, rows, codes.numpy(), scales.numpy())
         finished.update({name: file_record(writer.folder / name) for name in writer.files_of(split, number)})
-    writer.finish(path, "sbg", {}, {}, {}, finished)
+    writer.finish(path, "sbg", {"inputs": {}}, {}, finished)
 
 
 def shard_gradients(dataset: Dataset, number: int, rows: slice) -> torch.Tensor:

@@ -29,8 +29,8 @@ from benchmarks.pag_step import (
     build_resnet18,
     pag_loss,
 )
-from pag_core.device import keep_freed_memory
-from pag_core.stage import run
+from pag_core.compute.device import keep_freed_memory
+from pag_core.pipeline.stage import run
 
 PLAIN = "plain_repeat"
 DEFAULT_MEMORY = f"{PLAIN}_default_memory"

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from pag_core.artifacts import digest, file_digest, replacing_folder, write_json
+from pag_core.pipeline.artifacts import digest, file_digest, replacing_folder, write_json
 
 SPLITS = ("train", "test")
 

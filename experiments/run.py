@@ -25,7 +25,7 @@ import typer
 import yaml
 
 from experiments.images import arrange_images
-from pag_core.artifacts import digest, file_digest, write_json
+from pag_core.pipeline.artifacts import digest, file_digest, write_json
 
 SMALL_FILES = ("metrics", "timings", "curves")
 

@@ -17,6 +17,10 @@ class StoreError(PagError):
     """A gradient store is damaged, incomplete or was made from something else."""
 
 
+class ArtifactError(PagError):
+    """What an earlier stage writes is missing or damaged."""
+
+
 class WeightsError(PagError):
     """A saved network is damaged or does not fit what it is used for."""
 
@@ -46,7 +50,7 @@ class EvaluationRefused(PagError):
 
 
 class AdjointUnavailable(PagError):
-    """The input-gradients of a network cannot be had by its adjoint; automatic differentiation takes any network."""
+    """A network has no adjoint; automatic differentiation computes the input-gradients of any network."""
 
 
 class CompilerMissing(PagError):

@@ -5,59 +5,30 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
 
-import json
-from typing import Annotated
-
-import typer
-
-from pag_core.artifacts import write_json
-from pag_core.checkpoint import run_folder
-from pag_core.classifiers.building import load_classifier
-from pag_core.datasets.prepared import read_dataset
-from pag_core.device import prepare_device
-from pag_core.evaluation.autoattack import attack_name, run_autoattack
-from pag_core.params import load_params
-from pag_core.processes import process_count
-from pag_core.stage import run, stage
-
-BASELINE = Path("data/attacks/baseline_autoattack.json")
+from pag_core.evaluation.autoattack import attack_name, headline, run_autoattack
+from pag_core.evaluation.subject import BaselineOption, keep_result, open_subject
+from pag_core.pipeline.stage import run, stage
 
 
-def main(baseline: Annotated[bool, typer.Option("--baseline", help="Attack the vanilla baseline.")] = False) -> None:
+def main(baseline: BaselineOption = False) -> None:
     """Write metrics/autoattack.json, which includes the baseline's results, or those alone with --baseline."""
     who = "baseline" if baseline else "classifier"
-    with stage(f"autoattack_{who}", shared=True):
-        params = load_params()
-        device = prepare_device(params.device, params.threads)
-        dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
-        classifier, saved = load_classifier(Path("data") / who, dataset, device)
-        test = dataset.splits["test"].to(device)
-        rows = test.first(params.autoattack.images, "autoattack.images")
-        inputs = {"dataset": dataset.fingerprint, "classifier": saved.fingerprint}
-        processes = process_count(params.processes, device)
-        identity = {"params": params.section("autoattack"), "seed": params.seed, "processes": processes, **inputs}
-        with run_folder(f"autoattack_{who}", identity, device) as folder:
-            result = run_autoattack(
-                classifier,
-                test.pixels(rows),
-                test.labels[rows],
-                classes=dataset.classes,
+    with stage(f"autoattack_{who}", shared=True) as opened:
+        params = opened.params
+        with open_subject(opened, "autoattack", (who,), params.autoattack.images) as subject:
+            found = run_autoattack(
+                subject.networks[who],
+                subject.images,
+                subject.labels,
+                classes=subject.classes,
                 params=params.autoattack,
                 seed=params.seed,
-                folder=folder,
-                processes=processes,
+                folder=subject.folder,
+                processes=subject.processes,
                 who=who,
             )
-            if baseline:
-                write_json(BASELINE, result)
-            else:
-                metrics = {
-                    "attack": attack_name(dataset.classes),
-                    "images": len(test.labels[rows]),
-                    "model": result,
-                    "baseline": json.loads(BASELINE.read_text(encoding="utf-8")),
-                }
-                write_json(Path("metrics/autoattack.json"), metrics)
+            head = {"attack": attack_name(subject.classes), "images": len(subject.labels)}
+            keep_result("autoattack", who, found, head=head, headline=headline)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import write_dataset
 from pag_core.datasets.splits import repeated_images, split
-from pag_core.params import load_params
-from pag_core.provenance import provenance
-from pag_core.stage import run, stage
+from pag_core.pipeline.places import dataset_place
+from pag_core.pipeline.stage import run, stage
 
 
 def main() -> None:
     """Write data/DATASET.zarr."""
-    with stage("prepare"):
-        params = load_params()
+    with stage("prepare") as opened:
+        params = opened.params
         raw = load_raw(params)
         splits = split(
             raw,
@@ -25,9 +24,9 @@ def main() -> None:
             images_per_class=params.prepare.images_per_class,
             seed=params.seed,
         )
-        origin = provenance(params=params.section("dataset", "prepare"), seed=params.seed, inputs={}, device=None)
-        path = Path("data") / f"{params.dataset}.zarr"
-        write_dataset(path, raw.class_names, splits, origin)
+        path = dataset_place(params.dataset)
+        provenance = opened.provenance("dataset", "prepare", inputs={}, on_device=False)
+        write_dataset(path, raw.class_names, splits, provenance)
         sizes = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
         print(f"{path}: {sizes} images {splits['train'].images.shape[1:]} of {len(raw.class_names)} classes")
         for name, count in repeated_images(splits).items():

@@ -5,21 +5,20 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
 
-from pag_core.artifacts import replacing_file
-from pag_core.params import load_params
+from pag_core.pipeline.artifacts import replacing_file
+from pag_core.pipeline.places import PAGE
+from pag_core.pipeline.stage import run, stage
 from pag_core.report.page import render_page
 from pag_core.report.results import read_results
-from pag_core.stage import run, stage
 
 
 def main() -> None:
     """Write report.html."""
-    with stage("report"):
-        page = Path("report.html")
-        text = render_page(read_results(load_params()))
-        with replacing_file(page) as partial:
+    with stage("report") as opened:
+        text = render_page(read_results(opened.params))
+        with replacing_file(PAGE) as partial:
             partial.write_text(text, encoding="utf-8")
-        print(f"The page: {page.resolve()}")
+        print(f"The page: {PAGE.resolve()}")
 
 
 if __name__ == "__main__":

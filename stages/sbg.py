@@ -5,19 +5,18 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
 
-from pag_core.artifacts import write_json
-from pag_core.checkpoint import run_folder
+from pag_core.compute.processes import this_process
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.device import prepare_device
 from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
 from pag_core.errors import ParamsError
-from pag_core.gradients.distillation import distill
+from pag_core.gradients.distillation import Distillation, distill
+from pag_core.gradients.distillation_precision import direction_check, in_precision, require_direction
 from pag_core.gradients.label_effect import label_effect, require_label_effect
-from pag_core.gradients.precision import direction_check, in_precision, require_direction
-from pag_core.params import Params, load_params
-from pag_core.processes import this_process
-from pag_core.provenance import provenance
-from pag_core.stage import run, stage
+from pag_core.params.sections import Params
+from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.checkpoint import run_folder
+from pag_core.pipeline.places import METRICS, dataset_place, gradients_place
+from pag_core.pipeline.stage import run, stage
 
 
 def _measured(params: Params, predictor: NoisePredictor, teacher: NoisePredictor, dataset: Dataset) -> dict[str, float]:
@@ -34,7 +33,7 @@ def _measured(params: Params, predictor: NoisePredictor, teacher: NoisePredictor
             flush=True,
         )
         measured |= checked
-    write_json(Path("metrics/diffusion.json"), measured)
+    write_json(METRICS / "diffusion.json", measured)
     require_label_effect(measured, params.diffusion_checkpoint)
     if precision != "float32":
         require_direction(measured, precision, params.sbg.min_cosine)
@@ -43,12 +42,11 @@ def _measured(params: Params, predictor: NoisePredictor, teacher: NoisePredictor
 
 def main() -> None:
     """Write data/gradients/sbg.zarr and metrics/diffusion.json; a model that ignores its label is refused."""
-    with stage("sbg", shared=True):
-        params = load_params()
-        device = prepare_device(params.device, params.threads)
-        dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
+    with stage("sbg", shared=True) as opened:
+        params = opened.params
+        dataset = read_dataset(dataset_place(params.dataset))
         checkpoint = Path(params.diffusion_checkpoint)
-        predictor, saved = load_noise_predictor(checkpoint, dataset, device)
+        predictor, saved = load_noise_predictor(checkpoint, dataset, opened.device)
         low, high = predictor.timesteps
         if not low <= params.sbg.timestep <= high:
             raise ParamsError(
@@ -62,24 +60,17 @@ def main() -> None:
         teacher = in_precision(predictor, precision=params.sbg.precision, compiled_for=compiled_for)
         # companions take over shards of a model that was already checked
         measured = _measured(params, predictor, teacher, dataset) if this_process().leads else {}
-        made_from = {"diffusion model": saved.fingerprint}
-        origin = provenance(
-            params=params.section("sbg", "gradient_store"),
-            seed=params.seed,
-            inputs={"dataset": dataset.fingerprint, **made_from},
-            device=device,
+        provenance = opened.provenance(
+            "sbg", "gradient_store", inputs={"dataset": dataset.fingerprint, "diffusion model": saved.fingerprint}
         )
-        with run_folder("sbg", {"params": origin["params"], "seed": params.seed, **origin["inputs"]}, device) as folder:
+        with run_folder("sbg", provenance, opened.device) as folder:
             distill(
-                Path("data/gradients/sbg.zarr"),
+                gradients_place("sbg"),
                 teacher,
                 dataset,
-                sbg=params.sbg,
-                store=params.gradient_store,
-                seed=params.seed,
+                Distillation(params.sbg, params.gradient_store, params.seed),
                 folder=folder,
-                made_from=made_from,
-                provenance=origin,
+                provenance=provenance,
                 measured=measured,
                 processes=params.processes,
             )

@@ -9,47 +9,65 @@ from typing import Annotated, Any
 
 import typer
 
-from pag_core.artifacts import write_json
-from pag_core.checkpoint import RunFolder, run_folder
 from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.classifiers.normalization import NormalizedClassifier
+from pag_core.compute.processes import processes_here, replica_count
+from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.device import prepare_device
 from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.fitness import accuracy
-from pag_core.gradients.feed import open_feed
-from pag_core.gradients.manifest import read_manifest
-from pag_core.params import Params, load_params
-from pag_core.processes import processes_here, replica_count
-from pag_core.provenance import provenance
-from pag_core.randomness import seed_global_streams
-from pag_core.stage import run, stage
+from pag_core.gradient_store.feed import open_feed
+from pag_core.gradient_store.manifest import read_manifest
+from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.checkpoint import RunFolder, run_folder
+from pag_core.pipeline.places import DATA, classifier_place, curves_place, dataset_place, gradients_place, write_metrics
+from pag_core.pipeline.saved_network import load_network
+from pag_core.pipeline.stage import OpenStage, run, stage
 from pag_core.training.classifier import Trainer
-from pag_core.training.step import Alignment
-from pag_core.weights import load_network
+from pag_core.training.step import AlignmentTerm
 
 VALIDATION_APGD_STEPS = 20
 
 
-def _alignment(
-    params: Params, dataset: Dataset, store: Path, device: Any, folder: RunFolder, processes: int
-) -> Alignment | None:
-    """The alignment term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
+def _provenance(opened: OpenStage, dataset: Dataset, *, baseline: bool) -> dict[str, Any]:
+    params, inputs = opened.params, {"dataset": dataset.fingerprint}
+    processes = replica_count(params.processes)
+    if baseline:
+        return opened.provenance("arch", "classifier", "train", inputs=inputs, processes=processes)
+    inputs["gradient store"] = read_manifest(gradients_place(params.source))["checksum"]
+    record = opened.provenance(
+        "arch", "classifier", "train", "source", "lambda", "objective", inputs=inputs, processes=processes
+    )
+    if params.feed.window_shards is not None:
+        record["params"]["feed"] = {"window_shards": params.feed.window_shards}
+    return record
+
+
+def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> AlignmentTerm | None:
+    """The second term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
+    params = opened.params
     if params.source == "none" or params.weight == 0:
         return None
-    made_from = {}
+    inputs = {}
     checkpoint = Path(params.diffusion_checkpoint)
     if params.source == "sbg" and checkpoint.exists():
-        made_from["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
+        inputs["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
     targets = open_feed(
-        store, dataset, device, params=params.feed, folder=folder, made_from=made_from, processes=processes
+        gradients_place(params.source),
+        dataset,
+        opened.device,
+        params=params.feed,
+        folder=folder,
+        inputs=inputs,
+        processes=processes_here(params.processes),
     )
-    return Alignment(targets, params.weight, params.objective)
+    return AlignmentTerm(targets, params.weight, params.objective)
 
 
-def _validation(params: Params, dataset: Dataset, classifier: NormalizedClassifier, device: Any) -> dict[str, Any]:
+def _validation(opened: OpenStage, dataset: Dataset, classifier: NormalizedClassifier) -> dict[str, Any]:
     """Clean accuracy on the validation split, and accuracy under a short attack on part of it."""
-    validation = dataset.splits["validation"].to(device)
+    params = opened.params
+    validation = dataset.splits["validation"].to(opened.device)
     rows = validation.first(params.train.validation_attacked, "train.validation_attacked")
     images, labels = validation.pixels(rows), validation.labels[rows]
     proxy = apgd_accuracy(
@@ -67,35 +85,28 @@ def _validation(params: Params, dataset: Dataset, classifier: NormalizedClassifi
     }
 
 
+def _headline(validation: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that parameters are chosen by."""
+    (proxy,) = (value for value in validation.values() if isinstance(value, dict))
+    return {"validation": {"clean": validation["clean"]}, "proxy": proxy}
+
+
 def main(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Train the vanilla baseline of the same recipe.")
     ] = False,
 ) -> None:
     """Write data/classifier (or data/baseline), its curves and metrics/training.json."""
-    name = "baseline" if baseline else "classifier"
-    with stage(name, shared=True):
-        params = load_params()
-        device = prepare_device(params.device, params.threads)
-        dataset = read_dataset(Path("data") / f"{params.dataset}.zarr")
+    who = "baseline" if baseline else "classifier"
+    with stage(who, shared=True) as opened:
+        params, device = opened.params, opened.device
+        dataset = read_dataset(dataset_place(params.dataset))
         # before the training, not after it
         dataset.splits["validation"].first(params.train.validation_attacked, "train.validation_attacked")
-        sections, inputs = ["arch", "classifier", "train"], {"dataset": dataset.fingerprint}
-        store = Path("data/gradients") / f"{params.source}.zarr"
-        if not baseline:
-            sections += ["source", "lambda", "objective"]
-            inputs["gradient store"] = read_manifest(store)["checksum"]
-        processes = replica_count(params.processes)
-        origin = provenance(
-            params=params.section(*sections), seed=params.seed, inputs=inputs, device=device, processes=processes
-        )
+        provenance = _provenance(opened, dataset, baseline=baseline)
         options = params.classifier.model_dump()
-        identity = {"params": origin["params"], "seed": params.seed, "processes": processes, **inputs}
-        if not baseline and params.feed.window_shards is not None:
-            origin["params"]["feed"] = identity["feed"] = {"window_shards": params.feed.window_shards}
-        with run_folder(name, identity, device) as folder:
-            here = processes_here(params.processes)
-            alignment = None if baseline else _alignment(params, dataset, store, device, folder, here)
+        with run_folder(who, provenance, device) as folder:
+            term = None if baseline else _alignment_term(opened, dataset, folder)
             seed_global_streams(params.seed, "classifier")
             classifier = build_classifier(
                 params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes
@@ -105,23 +116,30 @@ def main(
                 train=dataset.splits["train"],
                 classes=dataset.classes,
                 params=params.train,
-                alignment=alignment,
+                term=term,
                 seed=params.seed,
                 device=device,
                 folder=folder,
-                processes=processes,
+                processes=replica_count(params.processes),
             )
-            history = trainer.run(Path("curves") / name)
+            history = trainer.run(curves_place(who))
             classifier.eval().requires_grad_(False)
-            metrics = {
+            details = {
                 "train": {key: value for key, value in history[-1].items() if key != "step"},
-                "validation": _validation(params, dataset, classifier, device),
+                "validation": _validation(opened, dataset, classifier),
             }
             save_classifier(
-                Path("data") / name, classifier, arch=params.arch, options=options, dataset=dataset, provenance=origin
+                classifier_place(who),
+                classifier,
+                arch=params.arch,
+                options=options,
+                dataset=dataset,
+                provenance=provenance,
             )
-            place = Path("data/baseline_training.json") if baseline else Path("metrics/training.json")
-            write_json(place, metrics)
+            if baseline:
+                write_json(DATA / "baseline_training.json", details)
+            else:
+                write_metrics("training", details, _headline(details["validation"]))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import yaml
 from pag_core.classifiers.building import build_classifier
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
-from pag_core.params import parse_params
+from pag_core.params.reading import parse_params
 from tests.samples import ROOT, changed, make_labelled
 
 # the number of threads fixes the order of sums, on which the golden numbers depend

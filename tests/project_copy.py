@@ -33,7 +33,7 @@ SMALL = {
     "masking.images": 8,
     "masking.steps": 3,
     "masking.square_queries": 20,
-    "alignment.images": 10,
+    "pag_score.images": 10,
     "figures.images": 2,
     "figures.targeted_steps": 3,
 }
@@ -109,7 +109,8 @@ class ProjectCopy:
 
     def metrics_bytes(self) -> dict[str, bytes]:
         """Every metrics file's bytes by name."""
-        return {path.name: path.read_bytes() for path in sorted((self.path / "metrics").glob("*.json"))}
+        metrics = self.path / "metrics"
+        return {str(path.relative_to(metrics)): path.read_bytes() for path in sorted(metrics.rglob("*.json"))}
 
 
 def stages_run(output: str) -> list[str]:

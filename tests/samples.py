@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from pag_core.checkpoint import RunFolder
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.gradients.manifest import file_record
-from pag_core.gradients.store import DenseStoreWriter, quantised
+from pag_core.gradient_store.store import DenseStoreWriter, quantised
+from pag_core.objective.pag import AlignedBatch, pag_objective
+from pag_core.params.sections import ObjectiveParams
+from pag_core.pipeline.artifacts import file_record
+from pag_core.pipeline.checkpoint import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE_FROM = {"diffusion model": "a" * 64}
@@ -44,7 +46,7 @@ def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
     return scale * torch.randn(count, classes, *shape, generator=draws)
 
 
-def write_dense(path, work, dataset, gradients, dtype="int8", made_from=MADE_FROM, skip=()):
+def write_dense(path, work, dataset, gradients, dtype="int8", inputs=MADE_FROM, skip=()):
     writer = DenseStoreWriter(
         work, dataset, images={name: len(part) for name, part in gradients.items()}, dtype=dtype, images_per_shard=8,
         images_per_chunk=4,
@@ -56,7 +58,7 @@ def write_dense(path, work, dataset, gradients, dtype="int8", made_from=MADE_FRO
         codes, scales = quantised(gradients[split][rows], dtype)
         writer.write_shard(split, rows, codes.numpy(), scales.numpy())
         finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
-    writer.finish(path, "sbg", made_from, {"seed": 1}, {"draw_cosine": 0.5}, finished)
+    writer.finish(path, "sbg", {"seed": 1, "inputs": inputs}, {"draw_cosine": 0.5}, finished)
 
 
 def flip(path, position):
@@ -103,3 +105,13 @@ class Changed(nn.Module):
 
     def forward(self, images):
         return self.change(self.model(images), images)
+
+
+def objective_terms(
+    classifier, images, labels, class_indices, targets, *, weight, classes, compiled=False, mask=None, target_norm=None,
+    **form,
+):  # fmt: skip
+    """`pag_objective` with all classes of the batch given, and the other choices of `objective` by name."""
+    batch = AlignedBatch(images, labels, class_indices, targets, mask, target_norm)
+    chosen = ObjectiveParams(classes_per_step=None, weight_warmup=None, **form)
+    return pag_objective(classifier, batch, chosen, weight=weight, classes=classes, compiled=compiled)

@@ -14,18 +14,18 @@ import torch
 import yaml
 from torch import nn
 
-from pag_core.checkpoint import RunFolder, run_folder
 from pag_core.classifiers.building import build_classifier
+from pag_core.compute.processes import this_process
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import architecture, build_network
 from pag_core.diffusion.training import train_diffusion
-from pag_core.gradients.store import RepresentativeGradients
-from pag_core.params import parse_params
-from pag_core.processes import this_process
-from pag_core.stage import stage
+from pag_core.gradient_store.store import RepresentativeGradients
+from pag_core.params.reading import parse_params
+from pag_core.pipeline.checkpoint import RunFolder, run_folder
+from pag_core.pipeline.stage import stage
 from pag_core.training import classifier as classifier_module
 from pag_core.training.classifier import Trainer
-from pag_core.training.step import Alignment
+from pag_core.training.step import AlignmentTerm
 from tests.samples import ROOT, changed, make_labelled
 
 
@@ -52,14 +52,14 @@ def _classifier(options, params, split, folder):
     classifier = build_classifier(arch, width=width, depth=depth, activation="silu", image_shape=(1, 8, 8), classes=3)
     if options.get("dropout"):
         classifier = nn.Sequential(nn.Dropout(0.3), classifier)
-    alignment = None
+    term = None
     if options.get("aligned", True):
         targets = RepresentativeGradients(torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), split)
-        alignment = Alignment(targets, 2.0, params.objective)
+        term = AlignmentTerm(targets, 2.0, params.objective)
     # several reads, and so checkpoints, in an epoch
     classifier_module.STEPS_BETWEEN_READS = 2
     trainer = Trainer(
-        classifier=classifier, train=split, classes=3, params=params.train, alignment=alignment, seed=5,
+        classifier=classifier, train=split, classes=3, params=params.train, term=term, seed=5,
         device=torch.device("cpu"), folder=folder, processes=options["processes"],
     )  # fmt: skip
     history = trainer.run(Path("curves"))

@@ -12,7 +12,7 @@ from pag_core.classifiers.small_resnet import small_resnet
 from pag_core.classifiers.wide_resnet import wide_resnet
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import ParamsError, WeightsError
-from pag_core.weights import SavedNetwork, load_network, save_network
+from pag_core.pipeline.saved_network import SavedNetwork, load_network, save_network
 
 KIND = "classifier"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pag_core.datasets import cifar10, digits, image_folder
 from pag_core.datasets.labelled_images import RawDataset
-from pag_core.params import Params
+from pag_core.params.sections import Params
 
 DOWNLOADS = Path("data/downloads")
 

@@ -12,9 +12,9 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ZarrUserWarning
 
-from pag_core.artifacts import replacing_folder
 from pag_core.datasets.labelled_images import SPLITS, LabelledImages
 from pag_core.errors import DatasetError, ParamsError
+from pag_core.pipeline.artifacts import replacing_folder
 
 # one shard a split up to here, so that DVC handles few files
 IMAGES_PER_SHARD = 16384

@@ -3,9 +3,9 @@
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from pag_core.compute.randomness import derived_seed
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.errors import DatasetError
-from pag_core.randomness import derived_seed
 
 
 def split(

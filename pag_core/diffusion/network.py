@@ -1,4 +1,4 @@
-"""The C+1-class U-Net and its noise process, built from what their card says."""
+"""The C+1-class U-Net and its noising (schedule, loss), built from what their card says."""
 
 import warnings
 from pathlib import Path
@@ -9,8 +9,8 @@ from torch import nn
 
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import ParamsError, WeightsError
-from pag_core.params import DiffusionParams
-from pag_core.weights import SavedNetwork, load_network
+from pag_core.params.sections import DiffusionParams
+from pag_core.pipeline.saved_network import SavedNetwork, load_network
 
 with warnings.catch_warnings():
     # guided_diffusion decorates with torch.cuda.amp.custom_fwd, which newer torch calls by another name
@@ -84,8 +84,8 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
     return network
 
 
-def build_process(card: dict[str, Any]) -> GaussianDiffusion:
-    """guided_diffusion's noise process of `card`: its schedule, the noise predicted, its variance fixed or learned."""
+def build_noising(card: dict[str, Any]) -> GaussianDiffusion:
+    """guided_diffusion's noising of images as `card` says: its schedule, the noise predicted, its variance fixed or learned."""
     return GaussianDiffusion(
         betas=get_named_beta_schedule(card["schedule"], card["timesteps"]),
         model_mean_type=ModelMeanType.EPSILON,
@@ -105,7 +105,7 @@ class NoisePredictor:
 
     def __init__(self, card: dict[str, Any], network: nn.Module, device: torch.device) -> None:
         self.card = card
-        self.process = build_process(card)
+        self.noising = build_noising(card)
         self.network = network.to(device).eval().requires_grad_(False)
         self.device = device
 
@@ -122,12 +122,12 @@ class NoisePredictor:
 
     def noised(self, images: torch.Tensor, timestep: int, noise: torch.Tensor) -> torch.Tensor:
         """x_t of images float [B, C, H, W] in [0, 1] with standard normal `noise` of their shape."""
-        keep, spread = self.process.sqrt_alphas_cumprod[timestep], self.process.sqrt_one_minus_alphas_cumprod[timestep]
+        keep, spread = self.noising.sqrt_alphas_cumprod[timestep], self.noising.sqrt_one_minus_alphas_cumprod[timestep]
         return float(keep) * to_diffusion_range(images) + float(spread) * noise
 
     def predicted_noise(self, noised_images: torch.Tensor, timestep: int, labels: torch.Tensor) -> torch.Tensor:
         """eps of x_t float [B, C, H, W] under labels int64 [B], of which C means "no class"."""
-        scaled = timestep * (1000.0 / self.process.num_timesteps)
+        scaled = timestep * (1000.0 / self.noising.num_timesteps)
         timesteps = torch.full((len(noised_images),), scaled, device=noised_images.device)
         predicted: torch.Tensor = self.network(noised_images, timesteps, labels)
         return predicted[:, : noised_images.shape[1]]

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.precision import products_in, require_precision
+from pag_core.compute.randomness import generator, global_state, seed_global_streams
+from pag_core.compute.replicas import Replicas, replicas
 from pag_core.datasets.prepared import Split
-from pag_core.diffusion.network import build_process, to_diffusion_range
-from pag_core.loop import CheckpointClock, LossWatch, progress_bar
-from pag_core.params import DiffusionParams
-from pag_core.precision import products_in, require_precision
-from pag_core.randomness import generator, global_state, seed_global_streams
-from pag_core.replicas import Replicas, replicas
+from pag_core.diffusion.network import build_noising, to_diffusion_range
+from pag_core.params.sections import DiffusionParams
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
 
 REPORT_EVERY = 50  # steps; also how often losses are brought back from the device and checked
 
@@ -66,7 +66,7 @@ def train_diffusion(
 
 def _resume(trainer: "_DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
     # in a function of its own: the loaded state, three copies of the network, must not live as long as the training
-    if state := team.load_checkpoint(folder, trainer.draws.device):
+    if state := team.load_checkpoint(folder.load_checkpoint, trainer.draws.device):
         trainer.restore(state, team)
 
 
@@ -89,7 +89,7 @@ class _DiffusionTrainer:
         self.data = data
         self.batch_size = params.batch_size
         self.classes = classes
-        self.process = build_process(card)
+        self.noising = build_noising(card)
         self.window = params.timestep_window or (0, params.timesteps - 1)
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay))
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.0, fused=True)
@@ -118,7 +118,7 @@ class _DiffusionTrainer:
         timesteps = torch.randint(low, high + 1, (self.batch_size,), generator=draws, device=device)[rows]
         noise = torch.randn((self.batch_size, *images.shape[1:]), generator=draws, device=device)[rows]
         with products_in(self.precision, device):
-            terms = self.process.training_losses(
+            terms = self.noising.training_losses(
                 self.replica, images, timesteps, model_kwargs={"y": labels}, noise=noise
             )
             loss: torch.Tensor = terms["loss"].mean()

@@ -11,9 +11,9 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
+from pag_core.compute.randomness import derived_seed
 from pag_core.evaluation.fitness import correct, require_fit_for_attack
-from pag_core.param_values import radius_value
-from pag_core.randomness import derived_seed
+from pag_core.params.values import radius_value
 
 
 def standing_accuracy(

@@ -12,13 +12,13 @@ from pyautoattack.autoattack import AutoAttack
 from torch import nn
 from tqdm import tqdm
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.randomness import derived_seed, seed_global_streams
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.fitness import IMAGES_AT_ONCE, correct, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
-from pag_core.param_values import radius_value
-from pag_core.params import AutoAttackParams
-from pag_core.randomness import derived_seed, seed_global_streams
+from pag_core.params.sections import AutoAttackParams
+from pag_core.params.values import radius_value
+from pag_core.pipeline.checkpoint import RunFolder
 
 LOGGER = "auto-attack"
 AFTER_ATTACK = re.compile(r"robust accuracy after ([A-Z-]+): ([0-9.]+)%")
@@ -187,6 +187,15 @@ def run_autoattack(
         }
         warnings.update(f"{norm} {label}: {text}" for shard in shards for text in shard["warnings"])
     return {**metrics, "warnings": sorted(warnings)}
+
+
+def headline(details: dict[str, Any]) -> dict[str, Any]:
+    """The attack, its images, and of `model` and `baseline` (from `run_autoattack`) the accuracies alone."""
+    accuracies = {
+        who: {name: value for name, value in details[who].items() if isinstance(value, float)}
+        for who in ("model", "baseline")
+    }
+    return details | accuracies
 
 
 def _unit_name(norm: str, label: str, start: int) -> str:

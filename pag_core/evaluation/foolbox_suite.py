@@ -11,13 +11,13 @@ import torch
 from foolbox import attacks, distances
 from torch import nn
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.randomness import derived_seed, seed_global_streams
 from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
 from pag_core.evaluation.pgd import foolbox_model
 from pag_core.evaluation.units import Unit, finished_units
-from pag_core.param_values import radius_value
-from pag_core.params import FoolboxParams
-from pag_core.randomness import derived_seed, seed_global_streams
+from pag_core.params.sections import FoolboxParams
+from pag_core.params.values import radius_value
+from pag_core.pipeline.checkpoint import RunFolder
 
 DISTANCES = {"L0": distances.l0, "L1": distances.l1, "L2": distances.l2}
 
@@ -116,3 +116,16 @@ def run_foolbox(
             "median_distance": _median(values),
         }
     return results
+
+
+def headline(details: dict[str, Any]) -> dict[str, float]:
+    """Of `model` and `baseline` (from `run_foolbox`) the mean over the attacks of the mean over each one's grid of radii."""
+    means = {}
+    for who in ("model", "baseline"):
+        grids = [
+            [accuracy for setting, accuracy in cells.items() if " " in setting]
+            for name, cells in details[who].items()
+            if name != "clean"
+        ]
+        means[who] = round(sum(sum(grid) / len(grid) for grid in grids) / len(grids), 6)
+    return {"Foolbox": means["model"], "Foolbox of baseline": means["baseline"]}

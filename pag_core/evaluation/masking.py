@@ -13,14 +13,14 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import nn
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.randomness import derived_seed
 from pag_core.evaluation.apgd import apgd_accuracy, standing_accuracy
 from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
 from pag_core.evaluation.pgd import pgd_accuracy, pgd_images
 from pag_core.evaluation.units import Unit, finished_units
-from pag_core.param_values import radius_value
-from pag_core.params import MaskingParams
-from pag_core.randomness import derived_seed
+from pag_core.params.sections import MaskingParams
+from pag_core.params.values import radius_value
+from pag_core.pipeline.checkpoint import RunFolder
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from foolbox.attacks import L2ProjectedGradientDescentAttack, LinfProjectedGradi
 from foolbox.models import PyTorchModel
 from torch import nn
 
+from pag_core.compute.randomness import seed_global_streams
 from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
-from pag_core.param_values import radius_value
-from pag_core.randomness import seed_global_streams
+from pag_core.params.values import radius_value
 
 IMAGES_AT_ONCE = 500
 ATTACKS: dict[str, Any] = {"L2": L2ProjectedGradientDescentAttack, "Linf": LinfProjectedGradientDescentAttack}

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.processes import companions, this_process
 from pag_core.errors import CompanionLost
-from pag_core.loop import progress_bar
-from pag_core.processes import companions, this_process
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.loop import progress_bar
 
 Unit = Callable[[], dict[str, Any]]
 

@@ -19,7 +19,7 @@ from pag_core.figures.palette import (
     shown_classes,
     style,
 )
-from pag_core.gradients.store import TargetGradients
+from pag_core.gradient_store.store import TargetGradients
 
 
 def signed_picture(gradient: torch.Tensor) -> torch.Tensor:

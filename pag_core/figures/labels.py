@@ -1,14 +1,7 @@
-"""Names as a reader meets them in figures and on the page: sources, norms, the experiment's model."""
+"""Names as a reader meets them in figures and on the page: norms, the experiment's model, the settings of an attack."""
 
-from pag_core.param_values import radius_value
+from pag_core.params.values import radius_value
 
-SOURCE_NAMES = {
-    "none": "no target gradients",
-    "oi": "one image (OI)",
-    "cm": "class mean (CM)",
-    "nn": "nearest neighbor (NN)",
-    "sbg": "score-based (SBG)",
-}
 BASELINE = "vanilla baseline"
 _NORM_SYMBOLS = {"L0": "L\N{SUBSCRIPT ZERO}", "L1": "L\N{SUBSCRIPT ONE}", "L2": "L\N{SUBSCRIPT TWO}", "Linf": "L∞"}
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pag_core.artifacts import replacing_file
+from pag_core.pipeline.artifacts import replacing_file
 
 # Okabe and Ito's blue and vermilion; everything else is grey
 MODEL_COLOUR = "#0072B2"

@@ -1,26 +1,36 @@
 """Distillation of score-based gradients into a dense store, shard by shard, resumable, by one process or several."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.processes import companions, process_count, this_process
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import NoisePredictor
-from pag_core.gradients.manifest import file_record
+from pag_core.gradient_store.store import DenseStoreWriter, quantised
 from pag_core.gradients.score_based import averaged_batches
-from pag_core.gradients.store import DenseStoreWriter, quantised
-from pag_core.loop import progress_bar
-from pag_core.params import GradientStoreParams, ScoreBasedParams
-from pag_core.processes import companions, process_count, this_process
-from pag_core.randomness import generator
+from pag_core.params.sections import GradientStoreParams, ScoreBasedParams
+from pag_core.pipeline.artifacts import file_record
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.loop import progress_bar
 
 # starting a process costs seconds: it must have this many shards to itself to be started unasked
 SHARDS_PER_PROCESS = 8
 
 Shard = tuple[str, int, slice]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What is distilled: noise level and draws of Eq. 8, the format of the store, and the seed of the noise."""
+
+    sbg: ScoreBasedParams
+    store: GradientStoreParams
+    seed: int
 
 
 def distilling_processes(wanted: int | None, device: torch.device, shards: int) -> int:
@@ -34,22 +44,22 @@ def distill(
     path: Path,
     predictor: NoisePredictor,
     dataset: Dataset,
+    work: Distillation,
     *,
-    sbg: ScoreBasedParams,
-    store: GradientStoreParams,
-    seed: int,
     folder: RunFolder,
-    made_from: dict[str, str],
     provenance: dict[str, Any],
     measured: dict[str, float],
     processes: int | None = 1,
 ) -> None:
     """Write g(x, c) of Eq. 8 for every training image, and for the first held-out test images, to the store `path`.
 
+    `measured` is what was found out about the model; the store's manifest says it beside `provenance`.
+
     Each shard draws its noise from a stream of its own, so the store does not depend on where the work was broken off, nor
     on who wrote which shard. Finished shards of a killed run are kept. Companions of `processes` take their share, and
     only this process returns; raises CompanionLost if one of them failed.
     """
+    store = work.store
     if this_process().leads:
         folder.forget_claims()
         open_writer(folder, dataset, store, leads=True)
@@ -65,12 +75,12 @@ def distill(
         with _BackgroundWriter(writer, folder) as background:
             for split, number, rows in writer.shards():
                 if folder.claim(_unit(split, number)) and not _is_finished(writer, folder, split, number):
-                    _distill_shard(predictor, splits[split], (split, number, rows), sbg, store, seed, background)
+                    _distill_shard(predictor, splits[split], (split, number, rows), work, background)
                 bar.update(rows.stop - rows.start)
     finished: dict[str, dict[str, Any]] = {}
     for split, number, _ in writer.shards():
         finished.update(folder.load_unit(_unit(split, number)) or {})
-    writer.finish(path, "sbg", made_from, provenance, measured, finished)
+    writer.finish(path, "sbg", provenance, measured, finished)
 
 
 def images_of(dataset: Dataset, store: GradientStoreParams) -> dict[str, int]:
@@ -108,9 +118,7 @@ def _distill_shard(
     predictor: NoisePredictor,
     data: Split,
     shard: Shard,
-    sbg: ScoreBasedParams,
-    store: GradientStoreParams,
-    seed: int,
+    work: Distillation,
     background: "_BackgroundWriter",
 ) -> None:
     """Compute a shard, in the store's dtype from batch to batch, and hand it to the background writer."""
@@ -118,18 +126,18 @@ def _distill_shard(
     pixels, device = data.pixels(rows), predictor.device
     pinned = device.type == "cuda"
     shape = (len(pixels), predictor.no_class, *pixels.shape[1:])
-    codes = torch.empty(shape, dtype=getattr(torch, store.dtype), pin_memory=pinned)
+    codes = torch.empty(shape, dtype=getattr(torch, work.store.dtype), pin_memory=pinned)
     scales = torch.empty(shape[:2], dtype=torch.float32, pin_memory=pinned)
     batches = averaged_batches(
         predictor,
         pixels,
-        timestep=sbg.timestep,
-        draws=sbg.draws,
-        batch_size=sbg.batch_size,
-        noise_stream=generator(device, seed, "distillation", split, number),
+        timestep=work.sbg.timestep,
+        draws=work.sbg.draws,
+        batch_size=work.sbg.batch_size,
+        noise_stream=generator(device, work.seed, "distillation", split, number),
     )
     for part, gradients in batches:
-        for whole, found in zip((codes, scales), quantised(gradients, store.dtype), strict=True):
+        for whole, found in zip((codes, scales), quantised(gradients, work.store.dtype), strict=True):
             whole[part].copy_(found, non_blocking=pinned)
     arrived = None
     if pinned:

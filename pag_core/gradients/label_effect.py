@@ -3,12 +3,12 @@
 import torch
 from torch.nn import functional as F
 
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import LabelIgnored
 from pag_core.gradients.score_based import score_based_gradients
 from pag_core.objective.cosine_alignment import cosine_similarity
-from pag_core.randomness import generator
 
 
 @torch.no_grad()

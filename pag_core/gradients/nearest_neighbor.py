@@ -2,9 +2,9 @@
 
 import torch
 
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
 from pag_core.errors import DatasetError
-from pag_core.randomness import generator
 
 ROWS_AT_ONCE = 1024
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
-from pag_core.randomness import generator
 
 
 def one_image_representatives(train: Split, classes: int, *, seed: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The PAG objective of Eq. 4: cross-entropy plus lambda times the cosine alignment summed over classes."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -8,6 +9,22 @@ from torch.nn import functional as F
 
 from pag_core.objective.cosine_alignment import cosine_alignment_loss
 from pag_core.objective.input_gradient import input_gradients, logits_of
+from pag_core.params.sections import ObjectiveParams
+
+
+class AlignedBatch(NamedTuple):
+    """What Eq. 4 is computed on: images float [B, C, H, W] in [0, 1], labels int64 [B], and the targets of K classes.
+
+    `class_indices` int64 [B, K], `targets` float [B, K, C, H, W]. For augmented images `mask` bool [B, 1, H, W] and
+    `target_norm` float [B, K] make the cosine that of the images as they were.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    class_indices: torch.Tensor
+    targets: torch.Tensor
+    mask: torch.Tensor | None = None
+    target_norm: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -31,41 +48,31 @@ def drawn_classes(batch: int, classes: int, drawn: int, generator: torch.Generat
 
 def pag_objective(
     classifier: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    class_indices: torch.Tensor,
-    target_gradients: torch.Tensor,
+    batch: AlignedBatch,
+    form: ObjectiveParams,
     *,
     weight: float,
     classes: int,
-    output: str,
-    scaling: str,
-    differentiation: str,
-    batch_norm: str,
     compiled: bool = False,
-    mask: torch.Tensor | None = None,
-    target_norm: torch.Tensor | None = None,
 ) -> ObjectiveTerms:
-    """Eq. 4 for images float [B, C, H, W], labels int64 [B], classes int64 [B, K], targets float [B, K, C, H, W].
+    """Eq. 4 for a batch; `weight` is lambda, `form` how the alignment term is computed, `compiled` by torch.compile.
 
-    `weight` is lambda. With `scaling` "all" it multiplies the sum over all `classes` C, estimated as C/K times the sum
-    over the K drawn (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). For augmented
-    images `mask` bool [B, 1, H, W] and `target_norm` float [B, K] make the cosine that of the images as they were. The
-    rest is passed to `input_gradients`.
+    With `scaling` "all" lambda multiplies the sum over all `classes` C, estimated as C/K times the sum over the K drawn
+    (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). Raises as `input_gradients` does.
     """
     logits, gradients = input_gradients(
         classifier,
-        images,
-        class_indices,
-        output=output,
-        differentiation=differentiation,
-        batch_norm=batch_norm,
+        batch.images,
+        batch.class_indices,
+        output=form.output,
+        differentiation=form.differentiation,
+        batch_norm=form.batch_norm,
         compiled=compiled,
     )
-    alignment = cosine_alignment_loss(gradients, target_gradients, mask=mask, target_norm=target_norm)
-    if scaling == "all":
-        alignment = alignment * (classes / class_indices.shape[1])
-    cross_entropy = F.cross_entropy(logits, labels)
+    alignment = cosine_alignment_loss(gradients, batch.targets, mask=batch.mask, target_norm=batch.target_norm)
+    if form.scaling == "all":
+        alignment = alignment * (classes / batch.class_indices.shape[1])
+    cross_entropy = F.cross_entropy(logits, batch.labels)
     return ObjectiveTerms(cross_entropy + weight * alignment, cross_entropy, alignment, logits)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from pag_core.figures.labels import SOURCE_NAMES, model_label, norm_and_radius, norm_label, settings_by_norm
+from pag_core.figures.labels import model_label, norm_and_radius, norm_label, settings_by_norm
+from pag_core.gradients.sources import SOURCES
 from pag_core.report.results import FIGURES, Results
 from pag_core.report.verdict import (
     MASKING_CHECKS,
@@ -57,7 +58,7 @@ def render_page(results: Results) -> str:
     params = results.params
     return environment.get_template(TEMPLATE.name).render(
         params=params,
-        source=SOURCE_NAMES[params.source],
+        source=SOURCES[params.source].title,
         model=model_label(params.source, params.weight),
         class_names=results.card["class_names"],
         verdict=verdict(results),
@@ -76,8 +77,8 @@ def render_page(results: Results) -> str:
             for name in _in_order(MASKING_CHECKS, set(results.masking["verdict"]))
         ],
         masking_rows=masking_rows(results.masking),
-        alignment_images=results.alignment["images"],
-        scores=score_rows(results.alignment),
+        score_images=results.pag_score["images"],
+        scores=score_rows(results.pag_score),
         training=training_rows(results.training),
         label_effect=results.label_effect,
         figures=[
@@ -152,10 +153,10 @@ def masking_rows(masking: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def score_rows(alignment: dict[str, Any]) -> list[tuple[str, str, str]]:
+def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows (target gradients, model, baseline): mean cosines."""
-    model, baseline = alignment["model"], alignment["baseline"]
-    return [(SOURCE_NAMES.get(name, name), _cosine(model[name]), _cosine(baseline[name])) for name in model]
+    model, baseline = scores["model"], scores["baseline"]
+    return [(_source_title(name), _cosine(model[name]), _cosine(baseline[name])) for name in model]
 
 
 def training_rows(training: dict[str, Any]) -> list[tuple[str, str]]:
@@ -178,11 +179,19 @@ def origin_rows(results: Results) -> list[tuple[str, str]]:
     return [
         ("Classifier, SHA-256", results.card["sha256"]),
         *((f"Made from: {name}, SHA-256", digest) for name, digest in origin["inputs"].items()),
-        *((f"Gradients made from: {name}, SHA-256", digest) for name, digest in results.manifest["made_from"].items()),
+        *(
+            (f"Gradients made from: {name}, SHA-256", digest)
+            for name, digest in results.manifest["provenance"]["inputs"].items()
+            if name not in origin["inputs"]
+        ),
         ("Seed", str(origin["seed"])),
         ("Device of training", origin["device"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in origin["versions"].items())),
     ]
+
+
+def _source_title(name: str) -> str:
+    return next((source.title for known, source in SOURCES.items() if known == name), name)
 
 
 def _in_order(names: Iterable[str], found: set[str]) -> list[str]:

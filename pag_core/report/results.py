@@ -1,13 +1,15 @@
 """What the page tells of: the metrics, pictures and records that the other stages wrote, read into one object."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pag_core.errors import PagError
-from pag_core.gradients.manifest import read_manifest
-from pag_core.params import Params
+from pag_core.errors import ArtifactError
+from pag_core.gradient_store.manifest import read_manifest
+from pag_core.params.sections import Params
+from pag_core.pipeline.artifacts import read_json
+from pag_core.pipeline.places import FIGURES as FIGURES_FOLDER
+from pag_core.pipeline.places import classifier_place, details_place, gradients_place
 
 # name of the picture, and the words below it
 FIGURES = {
@@ -29,7 +31,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Results:
-    """An experiment's parameters, the contents of its metrics files, and where its classifier came from.
+    """An experiment's parameters, the details of its metrics, and where its classifier came from.
 
     Accuracies are fractions. `figures` maps a picture's name to its PNG; `label_effect` is None without a diffusion model.
     """
@@ -38,7 +40,7 @@ class Results:
     autoattack: dict[str, Any]
     foolbox: dict[str, Any]
     masking: dict[str, Any]
-    alignment: dict[str, Any]
+    pag_score: dict[str, Any]
     training: dict[str, Any]
     label_effect: dict[str, float] | None
     card: dict[str, Any]
@@ -49,20 +51,20 @@ class Results:
 def read_results(params: Params, root: Path = Path()) -> Results:
     """Read the results of the experiment in `root`.
 
-    Raises PagError that names a file which is missing or damaged, and StoreError where the gradient store is.
+    Raises ArtifactError that names a file which is missing or damaged, and StoreError where the gradient store is.
     """
-    manifest = read_manifest(root / "data" / "gradients" / f"{params.source}.zarr")
-    metrics = {
-        name: _read_json(root / "metrics" / f"{name}.json")
-        for name in ("autoattack", "foolbox", "masking", "alignment", "training")
+    manifest = read_manifest(root / gradients_place(params.source))
+    details = {
+        name: read_json(root / details_place(name))
+        for name in ("autoattack", "foolbox", "masking", "pag_score", "training")
     }
     return Results(
         params=params,
-        **metrics,
+        **details,
         label_effect=manifest["measured"] if params.source == "sbg" else None,
-        card=_read_json(root / "data" / "classifier" / "card.json"),
+        card=read_json(root / classifier_place("classifier") / "card.json"),
         manifest=manifest,
-        figures={name: _read(root / "figures" / f"{name}.png") for name in FIGURES},
+        figures={name: _read(root / FIGURES_FOLDER / f"{name}.png") for name in FIGURES},
     )
 
 
@@ -70,12 +72,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise PagError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(_read(path))
-    except ValueError as error:
-        raise PagError(f"{path} is damaged ({error}); run the stage that writes it again") from error
-    return content
+        raise ArtifactError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None

@@ -3,6 +3,7 @@
 import math
 
 from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
+from pag_core.gradients.sources import SOURCES
 from pag_core.report.results import Results
 
 MASKING_CHECKS = {
@@ -18,12 +19,6 @@ MASKING_CHECKS = {
         "The black-box Square attack is no stronger than a white-box attack",
         "the black-box Square attack is stronger than a white-box attack",
     ),
-}
-_METHODS = {
-    "oi": "one-image gradients",
-    "cm": "class-mean gradients",
-    "nn": "nearest-neighbor gradients",
-    "sbg": "score-based gradients",
 }
 
 
@@ -80,7 +75,8 @@ def _clean(results: Results) -> str:
     if params.source == "none" or params.weight == 0:
         how = "The model, trained without target gradients,"
     else:
-        how = f"The model, trained with {_METHODS[params.source]} (λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.weight:g}),"
+        weight = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.weight:g}"
+        how = f"The model, trained with {SOURCES[params.source].phrase} ({weight}),"
     return (
         f"{how} classifies {percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "
         f"the vanilla baseline {percent(attack['baseline']['clean'])}."

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from pag_core.compute.randomness import generator
+from pag_core.compute.replicas import Share, undivided
 from pag_core.datasets.prepared import Split
-from pag_core.gradients.targets import GradientBatch, TargetGradients, plain_order
-from pag_core.objective.pag import drawn_classes
-from pag_core.params import TrainParams
-from pag_core.randomness import generator
-from pag_core.replicas import Share, undivided
+from pag_core.gradient_store.targets import GradientBatch, TargetGradients, plain_order
+from pag_core.objective.pag import AlignedBatch, drawn_classes
+from pag_core.params.sections import TrainParams
 from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
 
 
@@ -21,17 +21,13 @@ from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
 class Batch:
     """What a process trains on in one step, its `share` of the batch, on the device: images [B, C, H, W], labels [B].
 
-    With target gradients: classes int64 [B, K] and targets float [B, K, C, H, W]. With augmentation, `mask` bool
-    [B, 1, H, W] and `target_norm` float [B, K] as the cosine of Eq. 5 takes them.
+    `aligned` holds the same images and labels with their target gradients; None in vanilla training.
     """
 
     share: Share
     images: torch.Tensor
     labels: torch.Tensor
-    class_indices: torch.Tensor | None = None
-    targets: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    target_norm: torch.Tensor | None = None
+    aligned: AlignedBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -145,13 +141,17 @@ class Batches:
             rows = planned.rows.result().to(self.device)
         elif self.targets is not None and class_indices is not None:
             rows = self.targets.rows(indices, class_indices)
-        if planned.crops is None:
-            return Batch(planned.share, images, labels, class_indices, None if rows is None else rows.dequantised())
-        moved = CropsAndFlips(self._sent(planned.crops), *images.shape[2:])
-        if rows is None:
-            return Batch(planned.share, moved(images), labels)
-        targets = rows.with_codes(moved(rows.codes)).dequantised()
-        return Batch(planned.share, moved(images), labels, class_indices, targets, moved.mask, rows.norms())
+        moved = None if planned.crops is None else CropsAndFlips(self._sent(planned.crops), *images.shape[2:])
+        if moved is not None:
+            images = moved(images)
+        if rows is None or class_indices is None:
+            return Batch(planned.share, images, labels)
+        if moved is None:
+            aligned = AlignedBatch(images, labels, class_indices, rows.dequantised())
+        else:
+            targets = rows.with_codes(moved(rows.codes)).dequantised()
+            aligned = AlignedBatch(images, labels, class_indices, targets, moved.mask, rows.norms())
+        return Batch(planned.share, images, labels, aligned)
 
     def _sent(self, drawn: torch.Tensor) -> torch.Tensor:
         """Drawn numbers on the device; a GPU is not waited for."""

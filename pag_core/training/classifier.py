@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.precision import products_in
+from pag_core.compute.randomness import global_state
+from pag_core.compute.replicas import replicas
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
-from pag_core.loop import CheckpointClock, LossWatch, progress_bar
-from pag_core.params import TrainParams
-from pag_core.precision import products_in
-from pag_core.randomness import global_state
-from pag_core.replicas import replicas
+from pag_core.params.sections import TrainParams
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.training.batches import Batch, Batches
 from pag_core.training.curves import Curves
 from pag_core.training.optimization import build_optimizer, build_schedule
-from pag_core.training.step import Alignment, Objective
+from pag_core.training.step import AlignmentTerm, Objective
 
 STEPS_BETWEEN_READS = 100  # at most so many steps run before their losses are brought back and checked
 
 
 @dataclass
 class Trainer:
-    """Trains `classifier` in place on `train`; `alignment` None is vanilla training.
+    """Trains `classifier` in place on `train`; `term` None is vanilla training.
 
     Several `processes` share each batch of `params.batch_size`, and rank 0 alone returns from `run`. Raises ParamsError
     where the parameters do not fit the data, TrainingDiverged at a loss that is not finite and CompanionLost where
@@ -36,14 +36,14 @@ class Trainer:
     train: Split
     classes: int
     params: TrainParams
-    alignment: Alignment | None
+    term: AlignmentTerm | None
     seed: int
     device: torch.device
     folder: RunFolder
     processes: int = 1
 
     def __post_init__(self) -> None:
-        drawn = self.alignment.objective.classes_per_step if self.alignment else None
+        drawn = self.term.form.classes_per_step if self.term else None
         if drawn is not None and drawn > self.classes:
             raise ParamsError(
                 f"params.yaml: objective.classes_per_step is {drawn}, the dataset has {self.classes} classes (null: all)"
@@ -52,7 +52,7 @@ class Trainer:
             self.train,
             classes=self.classes,
             params=self.params,
-            targets=self.alignment.targets if self.alignment else None,
+            targets=self.term.targets if self.term else None,
             drawn=drawn or self.classes,
             seed=self.seed,
             device=self.device,
@@ -77,7 +77,7 @@ class Trainer:
 
     def _train(self, curves: Curves | None) -> None:
         objective = self.team.replicate(
-            Objective(self.classifier, self.alignment, classes=self.classes, params=self.params, device=self.device)
+            Objective(self.classifier, self.term, classes=self.classes, params=self.params, device=self.device)
         )
         watch = LossWatch("classifier", self.team.total)
         clock = CheckpointClock(self.folder, self.params.checkpoint_seconds)
@@ -102,10 +102,8 @@ class Trainer:
         """One step; what this process adds to the batch's total, cross-entropy, alignment and hits."""
         self.team.begin_step(self.seed, self.step)
         with products_in(self.params.precision, self.device):
-            loss, cross_entropy, alignment, logits = objective(
-                batch.images, batch.labels, batch.class_indices, batch.targets, batch.mask, batch.target_norm,
-                self.step // self.steps_per_epoch,
-            )  # fmt: skip
+            epoch = self.step // self.steps_per_epoch
+            loss, cross_entropy, alignment, logits = objective(batch.images, batch.labels, batch.aligned, epoch)
             self.optimizer.zero_grad(set_to_none=True)
             self.team.backward(loss, batch.share)
         self.optimizer.step()
@@ -120,7 +118,7 @@ class Trainer:
         for step, (_, cross_entropy, alignment, correct) in enumerate(watch.flush(), start=first):
             images = self.batches.size(step - 1)
             added = {"images": images, "correct": correct, "cross_entropy": cross_entropy * images}
-            if self.alignment is not None:
+            if self.term is not None:
                 added["alignment"] = alignment * images
             for name, value in added.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
@@ -143,7 +141,7 @@ class Trainer:
 
     def _resume(self) -> torch.Tensor | None:
         """Take up the checkpoint where there is one; returns the state of the random draws."""
-        state = self.team.load_checkpoint(self.folder, self.device)
+        state = self.team.load_checkpoint(self.folder.load_checkpoint, self.device)
         if state is None:
             return None
         self.classifier.load_state_dict(state["classifier"])

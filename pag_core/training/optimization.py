@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR
 
-from pag_core.params import TrainParams
+from pag_core.params.sections import TrainParams
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:

@@ -6,27 +6,27 @@ from typing import cast
 import torch
 from torch import nn
 
+from pag_core.compute.precision import computing_in, require_precision
 from pag_core.errors import ParamsError
-from pag_core.gradients.targets import TargetGradients
+from pag_core.gradient_store.targets import TargetGradients
 from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.autograd_path import training_batch_norms
 from pag_core.objective.batch_statistics import shares_batch
-from pag_core.objective.pag import pag_objective, vanilla_objective
-from pag_core.params import ObjectiveParams, TrainParams
-from pag_core.precision import computing_in, require_precision
+from pag_core.objective.pag import AlignedBatch, pag_objective, vanilla_objective
+from pag_core.params.sections import ObjectiveParams, TrainParams
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """What turns plain training into training with Eq. 4: the target gradients, lambda and how the term is computed."""
+class AlignmentTerm:
+    """The second term of Eq. 4: target gradients, lambda (`weight`), and the form in which it is computed."""
 
     targets: TargetGradients
     weight: float
-    objective: ObjectiveParams
+    form: ObjectiveParams
 
     def weight_in(self, epoch: int) -> float:
         """Lambda in `epoch`, counted from 0: `weight`, times the warm-up's factor in its first epochs."""
-        warmup = self.objective.weight_warmup
+        warmup = self.form.weight_warmup
         return self.weight * warmup.factor if warmup is not None and epoch < warmup.epochs else self.weight
 
 
@@ -40,7 +40,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         classifier: nn.Module,
-        alignment: Alignment | None,
+        term: AlignmentTerm | None,
         *,
         classes: int,
         params: TrainParams,
@@ -48,9 +48,9 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         require_precision(params.precision, device, "train.precision")
-        _require_form(classifier, alignment, params)
+        _require_form(classifier, term, params)
         self.classifier = classifier
-        self.alignment = alignment
+        self.term = term
         self.classes = classes
         self.params = params
         self.device = device
@@ -61,49 +61,34 @@ class Objective(nn.Module):
             classifier.to(memory_format=torch.channels_last)
         if params.compile:
             require_compiler(device)
-            self.plain = cast(nn.Module, torch.compile(classifier)) if alignment is None else classifier
+            self.plain = cast(nn.Module, torch.compile(classifier)) if term is None else classifier
 
     def forward(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        class_indices: torch.Tensor | None,
-        target_gradients: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        target_norm: torch.Tensor | None,
-        epoch: int,
+        self, images: torch.Tensor, labels: torch.Tensor, aligned: AlignedBatch | None, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Total, cross-entropy and alignment as scalars, and the logits [B, classes] (see `ObjectiveTerms`)."""
         with computing_in(self.params.precision, self.device):
-            if self.alignment is None or class_indices is None or target_gradients is None:
+            if self.term is None or aligned is None:
                 terms = vanilla_objective(self.plain, images, labels)
             else:
                 terms = pag_objective(
                     self.classifier,
-                    images,
-                    labels,
-                    class_indices,
-                    target_gradients,
-                    weight=self.alignment.weight_in(epoch),
+                    aligned,
+                    self.term.form,
+                    weight=self.term.weight_in(epoch),
                     classes=self.classes,
-                    output=self.alignment.objective.output,
-                    scaling=self.alignment.objective.scaling,
-                    differentiation=self.alignment.objective.differentiation,
-                    batch_norm=self.alignment.objective.batch_norm,
                     compiled=self.params.compile,
-                    mask=mask,
-                    target_norm=target_norm,
                 )
         # wrappers look for tensors in plain containers
         return terms.total, terms.cross_entropy, terms.alignment, terms.logits
 
 
-def _require_form(classifier: nn.Module, alignment: Alignment | None, params: TrainParams) -> None:
+def _require_form(classifier: nn.Module, term: AlignmentTerm | None, params: TrainParams) -> None:
     if not shares_batch():
         return
     if params.compile:
         raise ParamsError("params.yaml: train.compile works in one process only; set it to false, or processes: 1")
-    if alignment and alignment.objective.differentiation == "autograd" and training_batch_norms(classifier):
+    if term and term.form.differentiation == "autograd" and training_batch_norms(classifier):
         raise ParamsError(
             "params.yaml: objective.differentiation autograd takes batch-norm's statistics of one process's images only; "
             "set it to adjoint, or processes: 1"

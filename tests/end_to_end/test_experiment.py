@@ -182,7 +182,7 @@ def test_a_folder_of_the_users_is_never_replaced(tmp_path):
 
 
 def test_heuristic_sources_of_the_preset_align_logits():
-    from pag_core.params import parse_params
+    from pag_core.params.reading import parse_params
 
     described = yaml.safe_load((CHECKOUT / "experiments/cifar10_resnet18.yaml").read_text(encoding="utf-8"))
     base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
@@ -215,7 +215,7 @@ def test_the_committed_experiment_names_what_exists():
     base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
     names = [step.name for step in steps_of(described["classifiers"])]
     assert len(names) == len(set(names)) and all(step.stage in stages() for step in steps_of(described["classifiers"]))
-    from pag_core.params import parse_params
+    from pag_core.params.reading import parse_params
 
     for size in described["sizes"].values():
         layers = {key: value for key, value in size.items() if key != "classes"}

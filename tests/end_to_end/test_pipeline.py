@@ -13,8 +13,9 @@ from tests.project_copy import SMALL, ProjectCopy, stages_run
 pytestmark = pytest.mark.slow
 
 SBG = "stages/gradients/dvc.yaml:sbg"
-AFTER_TRAINING = {"train", "autoattack", "foolbox", "masking", "alignment", "figures", "report"}
-BEFORE = {"prepare", "baseline", "baseline_autoattack", "baseline_foolbox"}
+AFTER_TRAINING = {"train", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
+HEADLINES = ("training", "autoattack", "foolbox", "masking", "pag_score", "diffusion")
+BEFORE = {"code", "prepare", "baseline", "baseline_autoattack", "baseline_foolbox"}
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +26,24 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
 
 def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
     done = project.run("dvc", "repro")
-    assert set(stages_run(done.stdout)) == BEFORE | AFTER_TRAINING | {"diffusion", "sbg", "none"}
+    assert set(stages_run(done.stdout)) == BEFORE | AFTER_TRAINING | {"diffusion", "sbg", "heuristic@none"}
     page = (project.path / "report.html").read_text(encoding="utf-8")
     assert "<html" in page and "data:image/png;base64," in page
     autoattack = project.metrics("autoattack")
     assert autoattack["attack"] == "standard" and autoattack["images"] == 2
     for who in ("model", "baseline"):
-        assert {"clean", "L2 0.75", "Linf 0.15", "per_attack", "disagreements", "warnings"} == set(autoattack[who])
+        assert {"clean", "L2 0.75", "Linf 0.15"} == set(autoattack[who])
         assert autoattack[who]["L2 0.75"] <= autoattack[who]["clean"] <= 1
-    foolbox = project.metrics("foolbox")
+        details = project.metrics("details/autoattack")[who]
+        assert autoattack[who].items() <= details.items()
+        assert set(details) - set(autoattack[who]) == {"per_attack", "disagreements", "warnings"}
+    assert set(project.metrics("foolbox")) == {"Foolbox", "Foolbox of baseline"}
+    foolbox = project.metrics("details/foolbox")
     assert len(foolbox["model"]) == 8 and foolbox["model"]["EADAttack"]["None"] <= foolbox["model"]["EADAttack"]["L1 8"]
     diffusion = project.metrics("diffusion")
     errors = [diffusion[f"held_out_error_{name}"] for name in ("conditional", "unconditional", "wrong_class")]
     assert errors == sorted(errors)
-    assert {"class means", "sbg"} == set(project.metrics("alignment")["model"])
+    assert {"class means", "sbg"} == set(project.metrics("details/pag_score")["model"])
     assert 0 <= project.metrics("training")["validation"]["clean"] <= 1
     assert (project.path / "curves/classifier/plots/metrics/cross_entropy.tsv").read_text().count("\n") == 4
     project.commit("first results")
@@ -57,11 +62,12 @@ def test_lambda_rebuilds_training_and_what_follows(project: ProjectCopy) -> None
     # of stores that nobody asked for
     assert "No file hash info" not in done.stdout + done.stderr
     changed = {name for name, content in project.metrics_bytes().items() if content != before[name]}
-    assert "training.json" in changed and "diffusion.json" not in changed
+    assert {"training.json", "details/training.json"} <= changed and "diffusion.json" not in changed
     difference = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
     assert difference == {"params.yaml": {"lambda": {"old": "auto", "new": 1.5}}}
     metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
-    assert "train.cross_entropy" in metrics["metrics/training.json"]
+    assert metrics.keys() <= {f"metrics/{name}.json" for name in HEADLINES}
+    assert sum(len(values) for values in metrics.values()) <= 12
 
 
 def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> None:
@@ -75,8 +81,8 @@ def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> Non
 
 def test_class_means_need_no_diffusion(project: ProjectCopy) -> None:
     done = project.run("dvc", "exp", "run", "-S", "source=cm")
-    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {"cm"}
-    assert set(project.metrics("alignment")["model"]) == {"class means", "cm"}
+    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {"heuristic@cm"}
+    assert set(project.metrics("details/pag_score")["model"]) == {"class means", "cm"}
     card = json.loads((project.path / "data/classifier/card.json").read_text(encoding="utf-8"))
     assert card["provenance"]["params"]["lambda"] == 1.5
     assert card["provenance"]["params"]["objective"]["output"] == "logit"
@@ -86,17 +92,17 @@ def test_class_means_need_no_diffusion(project: ProjectCopy) -> None:
 def test_other_sources_need_no_diffusion(project: ProjectCopy, source: str) -> None:
     project.set({"source": source})
     made = set(stages_run(project.run("dvc", "repro", "train").stdout))
-    # the store of vanilla training exists already: alignment.reference is none
-    assert made == {source, "train"} - {"none"}
+    # the store of vanilla training exists already: pag_score.reference is none
+    assert made == {f"heuristic@{source}", "train"} - {"heuristic@none"}
     listed = project.run("dvc", "repro", "--dry").stdout
     assert set(stages_run(listed)) == AFTER_TRAINING - {"train"}, listed
 
 
 def test_reference_scores_a_heuristic_against_sbg(project: ProjectCopy) -> None:
-    project.set({"source": "cm", "alignment.reference": "sbg"})
-    done = project.run("dvc", "repro", "alignment")
-    assert set(stages_run(done.stdout)) == {"alignment"}
-    assert {"class means", "cm", "sbg"} == set(project.metrics("alignment")["model"])
+    project.set({"source": "cm", "pag_score.reference": "sbg"})
+    done = project.run("dvc", "repro", "pag_score")
+    assert set(stages_run(done.stdout)) == {"pag_score"}
+    assert {"class means", "cm", "sbg"} == set(project.metrics("details/pag_score")["model"])
 
 
 def test_queued_sweep_and_table(project: ProjectCopy) -> None:

@@ -20,13 +20,12 @@ def _run_by_hand(path: Path) -> dict[str, bytes]:
         project.stage(name, "--baseline")
         project.stage(name)
     project.stage("masking")
-    project.stage("alignment")
+    project.stage("pag_score")
     return project.metrics_bytes()
 
 
 def test_two_runs_from_scratch_give_the_same_bytes(tmp_path: Path) -> None:
     first, second = (_run_by_hand(tmp_path / name) for name in ("first", "second"))
-    assert set(first) == {
-        f"{n}.json" for n in ("training", "autoattack", "foolbox", "masking", "alignment", "diffusion")
-    }
+    detailed = {"training", "autoattack", "foolbox", "masking", "pag_score"}
+    assert set(first) == {f"{n}.json" for n in detailed | {"diffusion"}} | {f"details/{n}.json" for n in detailed}
     assert first == second

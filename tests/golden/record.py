@@ -12,19 +12,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from pag_core.classifiers.building import build_classifier
+from pag_core.compute.randomness import generator, seed_global_streams
 from pag_core.datasets import digits
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
 from pag_core.datasets.splits import split
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
+from pag_core.gradient_store.store import NeighbourGradients, RepresentativeGradients
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.gradients.one_image import one_image_representatives
 from pag_core.gradients.score_based import averaged_score_based_gradients
-from pag_core.gradients.store import NeighbourGradients, RepresentativeGradients
-from pag_core.objective.pag import drawn_classes, pag_objective, vanilla_objective
-from pag_core.params import load_params
-from pag_core.provenance import versions
-from pag_core.randomness import generator, seed_global_streams
+from pag_core.objective.pag import AlignedBatch, drawn_classes, pag_objective, vanilla_objective
+from pag_core.params.reading import load_params
+from pag_core.params.sections import ObjectiveParams
+from pag_core.pipeline.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = Path(__file__).with_name("first_losses.json")
@@ -110,10 +111,12 @@ def first_losses(dataset):
             else:
                 output, scaling, mode = options
                 drawn = drawn_classes(BATCH, dataset.classes, DRAWN, draws)
-                terms = pag_objective(
-                    classifier, images, labels, drawn, targets(indices, drawn), weight=WEIGHT, classes=dataset.classes,
-                    output=output, scaling=scaling, differentiation=mode, batch_norm="repeat",
+                form = ObjectiveParams(
+                    output=output, scaling=scaling, differentiation=mode, batch_norm="repeat", classes_per_step=None,
+                    weight_warmup=None,
                 )  # fmt: skip
+                batch = AlignedBatch(images, labels, drawn, targets(indices, drawn))
+                terms = pag_objective(classifier, batch, form, weight=WEIGHT, classes=dataset.classes)
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()

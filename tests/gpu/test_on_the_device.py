@@ -5,18 +5,18 @@ import contextlib
 import pytest
 import torch
 
-from pag_core.checkpoint import RunFolder
-from pag_core.device import prepare_device
+from pag_core.compute.device import prepare_device
 from pag_core.diffusion.network import architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.evaluation.autoattack import attack_shard
 from pag_core.evaluation.fitness import require_fit_for_attack
-from pag_core.gradients.precision import in_precision
+from pag_core.gradient_store.targets import DenseGradients
+from pag_core.gradients.distillation_precision import in_precision
 from pag_core.gradients.score_based import score_based_gradients
-from pag_core.gradients.targets import DenseGradients
 from pag_core.objective.input_gradient import input_gradients
+from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
-from pag_core.training.step import Alignment
+from pag_core.training.step import AlignmentTerm
 from tests.samples import Killed, KilledFolder, cosines
 
 CUDA = pytest.param(
@@ -57,7 +57,7 @@ def trainer(tmp_path, dataset, make_params, make_classifier, device):
         (tmp_path / name).mkdir(exist_ok=True)
         return Trainer(
             classifier=make_classifier().to(device), train=dataset.splits["train"], classes=3, params=params.train,
-            alignment=Alignment(targets, 2.0, params.objective), seed=5, device=device, folder=kind(tmp_path / name),
+            term=AlignmentTerm(targets, 2.0, params.objective), seed=5, device=device, folder=kind(tmp_path / name),
         )  # fmt: skip
 
     return make

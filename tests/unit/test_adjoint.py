@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pag_core.classifiers.building import build_classifier
 from pag_core.errors import AdjointUnavailable, CompilerMissing
 from pag_core.objective.input_gradient import input_gradients
-from pag_core.objective.pag import pag_objective
+from tests.samples import objective_terms
 
 BATCH, CLASSES, DRAWN = 3, 4, 2
 ARCHITECTURES = {
@@ -145,7 +145,7 @@ def test_parameter_gradients_against_a_loop(arch, meaning, output):
     images, labels, class_indices, targets = samples(side)
     expected = parameter_gradient(network, loop_loss(network, images, labels, class_indices, targets, output, meaning))
     for differentiation in ("adjoint", "autograd"):
-        terms = pag_objective(
+        terms = objective_terms(
             network, images, labels, class_indices, targets, weight=0.7, classes=CLASSES, output=output, scaling="drawn",
             differentiation=differentiation, batch_norm=meaning,
         )  # fmt: skip
@@ -365,7 +365,7 @@ def test_flops_are_33_forward_passes_for_ten_classes():
         network(images)
 
     def step():
-        pag_objective(
+        objective_terms(
             network, images, torch.tensor([1, 2]), every, torch.randn(2, 10, 3, 32, 32), weight=1.0, classes=10,
             output="log_softmax", scaling="all", differentiation="adjoint", batch_norm="frozen",
         ).total.backward()  # fmt: skip
@@ -387,7 +387,7 @@ def test_half_precision_keeps_the_direction():
     options = {"output": "log_softmax", "differentiation": "adjoint", "batch_norm": "frozen"}
     _, expected = input_gradients(network, images, class_indices, **options)
     with torch.autocast("cpu", torch.bfloat16):
-        terms = pag_objective(
+        terms = objective_terms(
             network, images, labels, class_indices, targets, weight=1.0, classes=CLASSES, scaling="all", **options
         )
         _, found = input_gradients(network, images, class_indices, **options)
@@ -416,7 +416,7 @@ def test_the_compiled_step_has_the_same_gradients(meaning):
     found = []
     for compiled in (False, True):
         one = copy.deepcopy(network)
-        terms = pag_objective(
+        terms = objective_terms(
             one, images, labels, class_indices, targets, weight=0.7, classes=CLASSES, output="log_softmax",
             scaling="drawn", differentiation="adjoint", batch_norm=meaning, compiled=compiled,
         )  # fmt: skip

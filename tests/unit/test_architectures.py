@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg11_bn, vgg13_bn, vgg16_bn
 
-from pag_core.checkpoint import RunFolder
 from pag_core.classifiers.building import OPTIONS, build_classifier, load_classifier, save_classifier
 from pag_core.errors import ParamsError
-from pag_core.gradients.store import RepresentativeGradients
-from pag_core.params import Params
+from pag_core.gradient_store.store import RepresentativeGradients
+from pag_core.params.sections import Params
+from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
-from pag_core.training.step import Alignment
+from pag_core.training.step import AlignmentTerm
 from tests.samples import ROOT
 
 # options that make each architecture quick; resnet18 has one size only
@@ -256,7 +256,7 @@ def test_trained_saved_and_loaded_it_answers_the_same(tmp_path, make_dataset, ma
     targets = RepresentativeGradients(torch.rand(3, *shape), dataset.splits["train"])
     trainer = Trainer(
         classifier=classifier, train=dataset.splits["train"], classes=3, params=params.train,
-        alignment=Alignment(targets, 1.0, params.objective), seed=1, device=cpu, folder=RunFolder(tmp_path / "run"),
+        term=AlignmentTerm(targets, 1.0, params.objective), seed=1, device=cpu, folder=RunFolder(tmp_path / "run"),
     )  # fmt: skip
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     history = trainer.run(tmp_path / "curves")

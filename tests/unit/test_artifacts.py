@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pag_core.artifacts import (
+from pag_core.pipeline.artifacts import (
     canonical_json,
     digest,
     file_digest,

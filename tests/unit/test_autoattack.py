@@ -7,10 +7,10 @@ import torch
 from pyautoattack.autoattack import AutoAttack
 from torch import nn
 
-from pag_core.checkpoint import RunFolder
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation import autoattack as autoattack_module
 from pag_core.evaluation.autoattack import attack_name, attack_shard, run_autoattack
+from pag_core.pipeline.checkpoint import RunFolder
 from tests.samples import Changed, labelled_images
 
 

@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-from pag_core.gradients.targets import GradientBatch, TargetGradients
-from pag_core.objective.pag import drawn_classes, pag_objective
-from pag_core.randomness import generator
+from pag_core.compute.randomness import generator
+from pag_core.gradient_store.targets import GradientBatch, TargetGradients
+from pag_core.objective.pag import drawn_classes
 from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
 from pag_core.training.batches import Batches
+from tests.samples import objective_terms
 
 
 def moved_by_hand(plane, drawn):
@@ -88,7 +89,7 @@ def test_augmentation_equals_differentiating_through_it(make_classifier, output,
         "differentiation": differentiation,
         "batch_norm": "repeat",
     }
-    found = pag_objective(
+    found = objective_terms(
         classifier, move(images), labels, every, rows.with_codes(move(rows.codes)).dequantised(), mask=move.mask,
         target_norm=rows.norms(), **options,
     ).total  # fmt: skip
@@ -97,7 +98,7 @@ def test_augmentation_equals_differentiating_through_it(make_classifier, output,
     flat, flat_expected = (torch.cat([g.flatten() for g in part]) for part in (found_gradients, expected_gradients))
     assert (flat - flat_expected).norm() <= 1e-12 * flat_expected.norm()
     # the border matters: without mask and norm it is another loss
-    plain = pag_objective(classifier, move(images), labels, every, move(targets), **options).total
+    plain = objective_terms(classifier, move(images), labels, every, move(targets), **options).total
     assert abs(plain.item() - expected.item()) > 1e-3
 
 
@@ -135,6 +136,12 @@ def taken(batches, step=0, state=None):
     return found
 
 
+def parts_of(batch):
+    """Everything in a batch by name; its images and labels stand in `aligned` again."""
+    parts = {name: value for name, value in vars(batch).items() if name != "aligned"}
+    return parts | ({} if batch.aligned is None else {f"aligned.{n}": v for n, v in batch.aligned._asdict().items()})
+
+
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
 @pytest.mark.parametrize("ahead", [0, 3])
 def test_batches_against_a_loop_by_hand(dataset, make_params, augmentation, ahead):
@@ -153,7 +160,9 @@ def test_batches_against_a_loop_by_hand(dataset, make_params, augmentation, ahea
         targets = stored.codes[chosen[:, None], class_indices].float()
         targets *= stored.scales[chosen[:, None], class_indices][..., None, None, None]
         norms = targets.flatten(2).norm(dim=2)
-        assert torch.equal(batch.labels, train.labels[chosen]) and torch.equal(batch.class_indices, class_indices)
+        assert torch.equal(batch.labels, train.labels[chosen]) and torch.equal(
+            batch.aligned.class_indices, class_indices
+        )
         if augmentation == "crop_flip":
             drawn = draw_crops_and_flips(len(chosen), draws)
             images, targets = (
@@ -161,10 +170,12 @@ def test_batches_against_a_loop_by_hand(dataset, make_params, augmentation, ahea
                 for part in (images, targets)
             )
             mask = torch.stack([moved_by_hand(torch.ones(1, 8, 8), row) for row in drawn])
-            assert torch.equal(batch.mask.float(), mask) and torch.allclose(batch.target_norm, norms)
+            assert torch.equal(batch.aligned.mask.float(), mask) and torch.allclose(batch.aligned.target_norm, norms)
         else:
-            assert batch.mask is None and batch.target_norm is None
-        assert torch.equal(batch.images, images) and torch.allclose(batch.targets, targets, rtol=1e-6)
+            assert batch.aligned.mask is None and batch.aligned.target_norm is None
+        assert torch.equal(batch.images, images) and torch.equal(batch.aligned.images, images)
+        assert torch.equal(batch.aligned.labels, batch.labels)
+        assert torch.allclose(batch.aligned.targets, targets, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ahead", [0, 2, 20])
@@ -178,8 +189,8 @@ def test_batches_go_on_from_any_step(dataset, make_params, ahead, targets):
         for (_, batch), (_, expected) in zip(
             taken(make_batches(dataset, params, ahead, targets), step, ahead_of[step][0]), whole[step:], strict=True
         ):
-            for name, value in vars(expected).items():
-                other = getattr(batch, name)
+            for name, value in parts_of(expected).items():
+                other = parts_of(batch)[name]
                 same = torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
                 assert same, name
 

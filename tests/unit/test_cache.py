@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from pag_core import cache
-from pag_core.checkpoint import cache_root, run_folder
-from pag_core.gradients.feed import mapped_codes
+from pag_core.gradient_store.feed import mapped_codes
+from pag_core.pipeline import cache
+from pag_core.pipeline.checkpoint import cache_root, run_folder
 from tests.samples import ROOT
 
 HOLDING = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from pag_core.checkpoint import run_folder
+from pag_core.pipeline.checkpoint import run_folder
 with run_folder("train", {"seed": 2}, torch.device("cpu")) as folder:
     folder.save_unit("first", {"done": 1})
     print(folder.path.name, flush=True)
@@ -83,7 +83,11 @@ def test_the_command_lists_and_clears(root):
 
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "pag_core.cache", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-m", "pag_core.pipeline.cache", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
     listed = run()

@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from pag_core import checkpoint
-from pag_core.checkpoint import RunFolder, run_folder
 from pag_core.errors import TrainingDiverged
-from pag_core.loop import CheckpointClock, LossWatch
+from pag_core.pipeline import checkpoint
+from pag_core.pipeline.checkpoint import RunFolder, run_folder
+from pag_core.pipeline.loop import CheckpointClock, LossWatch
 from tests.samples import ROOT
 
 
@@ -146,7 +146,7 @@ import sys, types
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from pag_core import checkpoint
+from pag_core.pipeline import checkpoint
 with checkpoint.run_folder("stage", {"seed": 1}, torch.device("cpu")) as folder:
     Path(sys.argv[2]).write_text("entered" if folder.path.exists() else "gone")
 """
@@ -182,7 +182,7 @@ def test_two_processes_of_one_identity_exclude_each_other(root, tmp_path, cpu):
 
 def test_the_clock_saves_only_when_it_is_time(tmp_path, cpu, monkeypatch):
     folder, now = RunFolder(tmp_path), [100.0]
-    monkeypatch.setattr("pag_core.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pag_core.pipeline.loop.time.monotonic", lambda: now[0])
     clock = CheckpointClock(folder, 10)
     saved = []
     for moment in (105.0, 109.9, 110.0, 115.0, 120.5):

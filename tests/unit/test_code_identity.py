@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pag_core.provenance import code_digest
+from pag_core.pipeline.code_identity import code_fingerprint
 from tests.samples import ROOT
 
 # as a stage does: opens its run folder before it loads the architecture, and is killed within
@@ -16,7 +16,7 @@ import os, sys
 from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
-from pag_core.checkpoint import run_folder
+from pag_core.pipeline.checkpoint import run_folder
 with run_folder("train", {"seed": 1}, torch.device("cpu")) as folder:
     from pag_core.classifiers.building import build_classifier
     print(folder.path.name, "resumed" if folder.load_unit("begun") else "new", flush=True)
@@ -52,7 +52,7 @@ def test_an_edit_of_what_is_loaded_later_voids_the_checkpoint(checkout):
         ("stages/killed.py", False),
     ):
         with (checkout / edited).open("a") as file:
-            file.write("\n# edited\n")
+            file.write("\nEDITED = True\n")
         before, (name, how) = name, run(checkout)
         assert (name == before, how) == (same, "resumed" if same else "new"), edited
 
@@ -64,20 +64,48 @@ def test_the_code_of_a_stage_does_not_depend_on_what_is_loaded():
 
     programs = sorted((ROOT / "stages").glob("*.py"))
     command = (
-        "import sys; from pathlib import Path; from pag_core.provenance import code_digest\n"
-        "for program in sys.argv[1:]: print(code_digest(Path(program)))"
+        "import sys; from pathlib import Path; from pag_core.pipeline.code_identity import code_fingerprint\n"
+        "for program in sys.argv[1:]: print(code_fingerprint(Path(program)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", command, *programs], cwd=ROOT, capture_output=True, text=True, check=True
     )
     digests = done.stdout.split()
-    assert digests == [code_digest(program) for program in programs] and len(set(digests)) == len(programs)
+    assert digests == [code_fingerprint(program) for program in programs] and len(set(digests)) == len(programs)
 
 
 def test_a_program_from_elsewhere_has_the_whole_package_as_its_code(checkout, tmp_path_factory):
     notebook = tmp_path_factory.mktemp("elsewhere") / "notebook.py"
     notebook.write_text("print('nothing of the project')\n")
-    before = code_digest(notebook, checkout)
+    before = code_fingerprint(notebook, checkout)
     with (checkout / "pag_core/report/verdict.py").open("a") as file:
-        file.write("\n# edited\n")
-    assert code_digest(notebook, checkout) != before
+        file.write("\nEDITED = True\n")
+    assert code_fingerprint(notebook, checkout) != before
+
+
+@pytest.mark.parametrize(
+    ("edit", "same"),
+    [
+        (lambda code: code + "\n# a comment\n", True),
+        (lambda code: code.replace('"""', '"""Other words. ', 1), True),
+        (lambda code: code.replace("    ", "      "), True),
+        (lambda code: code.replace("REPORT_EVERY = 50", "REPORT_EVERY = 51"), False),
+        (lambda code: code + "\nEDITED = True\n", False),
+    ],
+)
+def test_comments_docstrings_and_layout_are_no_part_of_it(checkout, edit, same):
+    program, edited = checkout / "stages/diffusion.py", checkout / "pag_core/diffusion/training.py"
+    shutil.copy(ROOT / "stages/diffusion.py", program)
+    before, code = code_fingerprint(program, checkout), edited.read_text()
+    edited.write_text(edit(code))
+    assert edited.read_text() != code
+    assert (code_fingerprint(program, checkout) == before) == same
+
+
+def test_a_template_beside_a_module_is_part_of_it(checkout):
+    program = checkout / "stages/report.py"
+    shutil.copy(ROOT / "stages/report.py", program)
+    before = code_fingerprint(program, checkout)
+    page = checkout / "pag_core/report/page.html"
+    page.write_text(page.read_text() + "<!-- edited -->")
+    assert code_fingerprint(program, checkout) != before

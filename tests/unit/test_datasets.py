@@ -255,7 +255,7 @@ def test_images_of_two_splits_are_counted():
 def test_equal_data_are_equal_whatever_the_number_of_threads(monkeypatch):
     import torch
 
-    from pag_core.provenance import provenance
+    from pag_core.pipeline.provenance import provenance
 
     def record(device):
         return provenance(params={}, seed=1, inputs={}, device=device)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pag_core.device import prepare_device
+from pag_core.compute.device import prepare_device
 from tests.samples import ROOT
 
 PAGE = 4096
@@ -16,7 +16,7 @@ TENSOR = 64 * 2**20
 FAULTS = f"""
 import json, resource, threading
 import torch
-from pag_core.device import prepare_device
+from pag_core.compute.device import prepare_device
 
 prepare_device("cpu", 1)
 make = lambda: torch.zeros({TENSOR} // 4).sum().item()

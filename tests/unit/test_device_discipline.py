@@ -10,19 +10,19 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pag_core.checkpoint import RunFolder
 from pag_core.classifiers.building import build_classifier
+from pag_core.compute.precision import computing_in
 from pag_core.diffusion.network import architecture, build_network
 from pag_core.diffusion.training import train_diffusion
-from pag_core.gradients.precision import in_precision
+from pag_core.gradient_store.store import RepresentativeGradients
+from pag_core.gradient_store.targets import GradientBatch
+from pag_core.gradients.distillation_precision import in_precision
 from pag_core.gradients.score_based import score_based_gradients
-from pag_core.gradients.store import RepresentativeGradients
-from pag_core.gradients.targets import GradientBatch
 from pag_core.objective.cosine_alignment import cosine_alignment_loss
 from pag_core.objective.input_gradient import input_gradients
-from pag_core.precision import computing_in
+from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
-from pag_core.training.step import Alignment
+from pag_core.training.step import AlignmentTerm
 
 CPU = torch.device("cpu")
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
@@ -69,7 +69,7 @@ def train_classifier(tmp_path, dataset, make_params, make_classifier):
         targets = RepresentativeGradients(torch.rand(3, 1, 8, 8), split)
         Trainer(
             classifier=classifier or make_classifier(), train=split, classes=3, params=params.train,
-            alignment=Alignment(targets, 2.0, params.objective), seed=5, device=CPU,
+            term=AlignmentTerm(targets, 2.0, params.objective), seed=5, device=CPU,
             folder=RunFolder(tmp_path / f"run-{steps}"),
         ).run(tmp_path / f"curves-{steps}")  # fmt: skip
 

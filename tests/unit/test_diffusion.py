@@ -10,18 +10,18 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, Mod
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule as beta_schedule
 from guided_diffusion.unet import AttentionBlock
 
-from pag_core.checkpoint import RunFolder
 from pag_core.diffusion import training as training_module
 from pag_core.diffusion.network import (
     architecture,
     build_network,
-    build_process,
+    build_noising,
     load_noise_predictor,
     to_diffusion_range,
 )
 from pag_core.diffusion.training import diffusion_labels, train_diffusion
 from pag_core.errors import ParamsError, TrainingDiverged, WeightsError
-from pag_core.weights import save_network
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.saved_network import save_network
 from tests.samples import Killed, KilledFolder
 
 
@@ -86,7 +86,7 @@ def test_the_range_is_that_of_diffusion_models():
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_the_process_matches_the_loss(make_params, learn_sigma):
-    process = build_process(architecture(make_params({"diffusion.learn_sigma": learn_sigma}).diffusion))
+    process = build_noising(architecture(make_params({"diffusion.learn_sigma": learn_sigma}).diffusion))
     assert process.model_mean_type == ModelMeanType.EPSILON
     assert (process.model_var_type == ModelVarType.LEARNED_RANGE) == learn_sigma
     assert (process.loss_type == LossType.RESCALED_MSE) == learn_sigma

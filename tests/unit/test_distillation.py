@@ -5,13 +5,13 @@ import threading
 import pytest
 import torch
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.randomness import generator
+from pag_core.gradient_store.store import DenseStoreWriter, open_gradients
 from pag_core.gradients import distillation
-from pag_core.gradients.distillation import distill
+from pag_core.gradients.distillation import Distillation, distill
 from pag_core.gradients.score_based import averaged_score_based_gradients
-from pag_core.gradients.store import DenseStoreWriter, open_gradients
-from pag_core.params import GradientStoreParams, ScoreBasedParams
-from pag_core.randomness import generator
+from pag_core.params.sections import GradientStoreParams, ScoreBasedParams
+from pag_core.pipeline.checkpoint import RunFolder
 from tests.samples import MADE_FROM, Killed, cosines
 
 
@@ -23,8 +23,8 @@ def run_distill(dataset, make_predictor):
 
     def run(path, folder, seed=7):
         distill(
-            path, predictor, dataset, sbg=sbg, store=store, seed=seed, folder=folder, made_from=MADE_FROM,
-            provenance={"seed": seed}, measured={},
+            path, predictor, dataset, Distillation(sbg, store, seed), folder=folder,
+            provenance={"seed": seed, "inputs": MADE_FROM}, measured={},
         )  # fmt: skip
 
     run.predictor = predictor

@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pag_core.checkpoint import RunFolder
 from pag_core.errors import EvaluationRefused
-from pag_core.evaluation.alignment import pag_score
 from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
 from pag_core.evaluation.foolbox_suite import (
     _median,
@@ -20,8 +18,10 @@ from pag_core.evaluation.foolbox_suite import (
     table_6_attacks,
 )
 from pag_core.evaluation.masking import masking_checks
+from pag_core.evaluation.pag_score import pag_score
 from pag_core.evaluation.pgd import pgd_accuracy, pgd_images, targeted_images
-from pag_core.gradients.store import RepresentativeGradients
+from pag_core.gradient_store.store import RepresentativeGradients
+from pag_core.pipeline.checkpoint import RunFolder
 from tests.samples import Changed, labelled_images
 
 

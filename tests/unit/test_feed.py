@@ -7,16 +7,16 @@ import pytest
 import torch
 import zarr
 
-from pag_core.checkpoint import RunFolder
 from pag_core.errors import ParamsError, StoreError
-from pag_core.gradients import feed as feed_module
-from pag_core.gradients.feed import open_feed
-from pag_core.gradients.store import write_small_store
-from pag_core.gradients.window import WindowGradients
-from pag_core.params import FeedParams
+from pag_core.gradient_store import feed as feed_module
+from pag_core.gradient_store.feed import open_feed
+from pag_core.gradient_store.store import SmallStore, write_small_store
+from pag_core.gradient_store.window import WindowGradients
+from pag_core.params.sections import FeedParams
+from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.batches import Batches
 from pag_core.training.classifier import Trainer
-from pag_core.training.step import Alignment
+from pag_core.training.step import AlignmentTerm
 from tests.samples import MADE_FROM, Killed, KilledFolder, flip, gaussian, write_dense
 
 MODES = ("resident", "memory_map", "window")
@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 def opened(store, dataset, folder, mode, **options):
     return open_feed(
-        store, dataset, CPU, params=feed_params(mode, **options), folder=folder, made_from=MADE_FROM
+        store, dataset, CPU, params=feed_params(mode, **options), folder=folder, inputs=MADE_FROM
     )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_stores_of_other_origin_are_refused(store, dataset, make_dataset, folder
     with pytest.raises(StoreError, match="made from other data"):
         opened(store, make_dataset(seed=99), folder, "auto")
     with pytest.raises(StoreError, match="another teacher"):
-        open_feed(store, dataset, CPU, params=feed_params(), folder=folder, made_from={"teacher": "b" * 64})
+        open_feed(store, dataset, CPU, params=feed_params(), folder=folder, inputs={"teacher": "b" * 64})
 
 
 # --- the cache
@@ -282,7 +282,11 @@ def test_a_budget_too_small_for_the_store_is_told(store, dataset, folder):
 
 def test_sources_that_are_not_dense_are_computed(tmp_path, dataset, folder, capsys):
     write_small_store(
-        tmp_path / "cm.zarr", dataset, "cm", "representatives", {"representatives": torch.rand(3, 1, 8, 8)}, {}
+        tmp_path / "cm.zarr",
+        dataset,
+        "cm",
+        SmallStore("representatives", {"representatives": torch.rand(3, 1, 8, 8)}),
+        {},
     )
     feed = open_feed(tmp_path / "cm.zarr", dataset, CPU, params=feed_params("memory_map"), folder=folder)
     assert feed.ahead == 0 and not capsys.readouterr().out and not list(folder.path.parent.glob("*.raw"))
@@ -307,7 +311,7 @@ def train(tmp_path, store, dataset, make_params, make_classifier, monkeypatch):
         classifier = make_classifier()
         trainer = Trainer(
             classifier=classifier, train=dataset.splits["train"], classes=3, params=params.train,
-            alignment=Alignment(feed, 2.0, params.objective), seed=5, device=CPU, folder=folder,
+            term=AlignmentTerm(feed, 2.0, params.objective), seed=5, device=CPU, folder=folder,
         )  # fmt: skip
         history = trainer.run(tmp_path / f"curves-{name}")
         return history, {key: value.clone() for key, value in classifier.state_dict().items()}
@@ -352,7 +356,7 @@ def test_window_gradients_say_their_window(store, dataset, folder):
 
 
 def test_processes_of_a_machine_share_its_memory(store, dataset, folder, monkeypatch):
-    monkeypatch.setattr("pag_core.gradients.budget.available_host_memory", lambda: 2 * 9000)
-    options = {"params": feed_params(), "folder": folder, "made_from": MADE_FROM}
+    monkeypatch.setattr("pag_core.gradient_store.budget.available_host_memory", lambda: 2 * 9000)
+    options = {"params": feed_params(), "folder": folder, "inputs": MADE_FROM}
     assert open_feed(store, dataset, CPU, **options).ahead == 0
     assert open_feed(store, dataset, CPU, **options, processes=2).ahead > 0

@@ -13,8 +13,8 @@ from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.figures.training_curves import training_curves
+from pag_core.gradient_store.store import RepresentativeGradients
 from pag_core.gradients.class_mean import class_mean_representatives
-from pag_core.gradients.store import RepresentativeGradients
 
 MASKING = {
     "images": 40,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pag_core.datasets.prepared import Split
-from pag_core.diffusion.network import NoisePredictor, build_process
+from pag_core.diffusion.network import NoisePredictor, build_noising
 from pag_core.errors import DatasetError, LabelIgnored
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.label_effect import label_effect, require_label_effect
@@ -158,14 +158,14 @@ def test_eq_8_by_hand(dataset, make_predictor, learn_sigma, timesteps):
 class ExactMixture(nn.Module):
     """The exact noise prediction of a mixture of Gaussians N(mean_c, width^2) in [-1, 1], label C for no class."""
 
-    def __init__(self, means, width, process):
+    def __init__(self, means, width, noising):
         super().__init__()
-        self.means, self.width, self.process = means, width, process
+        self.means, self.width, self.noising = means, width, noising
 
     def moments(self, timesteps):
-        index = round(timesteps[0].item() * self.process.num_timesteps / 1000)
-        keep = float(self.process.sqrt_alphas_cumprod[index])
-        spread = float(self.process.sqrt_one_minus_alphas_cumprod[index])
+        index = round(timesteps[0].item() * self.noising.num_timesteps / 1000)
+        keep = float(self.noising.sqrt_alphas_cumprod[index])
+        spread = float(self.noising.sqrt_one_minus_alphas_cumprod[index])
         return keep, spread, keep**2 * self.width**2 + spread**2
 
     def log_joint(self, x_t, timesteps):
@@ -189,7 +189,7 @@ def mixture(make_params):
     draws = torch.Generator().manual_seed(7)
     means = 0.5 * torch.randn(3, 1, 4, 4, generator=draws)
     params = make_params().diffusion.model_dump(mode="json")
-    network = ExactMixture(means, 0.3, build_process(params))
+    network = ExactMixture(means, 0.3, build_noising(params))
     return NoisePredictor({**params, "class_names": ["a", "b", "c"]}, network, torch.device("cpu")), means, draws
 
 
@@ -282,7 +282,7 @@ def test_label_effect_against_a_loop(mixture):
     measured = label_effect(predictor, split, timestep=300, batch_size=9, seed=1)
     assert measured == pytest.approx(label_effect(predictor, split, timestep=300, batch_size=9, seed=1))
     assert measured["images"] == 9 and measured["timestep"] == 300
-    from pag_core.randomness import generator
+    from pag_core.compute.randomness import generator
 
     draws = generator("cpu", 1, "label effect")
     first, second = (torch.randn(9, 1, 4, 4, generator=draws) for _ in range(2))

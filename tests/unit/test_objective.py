@@ -11,7 +11,8 @@ from torch import nn
 from pag_core.errors import ShapeMismatch
 from pag_core.objective.cosine_alignment import cosine_alignment_loss, cosine_similarity
 from pag_core.objective.input_gradient import input_gradients
-from pag_core.objective.pag import drawn_classes, pag_objective, vanilla_objective
+from pag_core.objective.pag import drawn_classes, vanilla_objective
+from tests.samples import objective_terms
 
 BOTH = {
     "adjoint": {"differentiation": "adjoint", "batch_norm": "frozen"},
@@ -110,7 +111,7 @@ def test_zero_input_gradients_leave_finite_parameter_gradients(network, batch, m
             network[-1].weight.zero_()
         else:
             targets[0] = 0
-    terms = pag_objective(
+    terms = objective_terms(
         network, images, labels, class_indices, targets, weight=2.0, classes=CLASSES, output="logit", scaling="all",
         **BOTH[mode],
     )  # fmt: skip
@@ -172,7 +173,7 @@ def parameter_gradients(network, batch, mode, **options):
     images, labels, class_indices, targets = batch
     chosen = {"weight": 1.5, "classes": CLASSES, "output": "log_softmax", "scaling": "all", **options}
     network.zero_grad()
-    terms = pag_objective(network, images, labels, class_indices, targets, **BOTH[mode], **chosen)
+    terms = objective_terms(network, images, labels, class_indices, targets, **BOTH[mode], **chosen)
     terms.total.backward()
     return terms, torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
@@ -248,7 +249,7 @@ def preset_total(classes, drawn, scaling, weight):
     images, labels = torch.rand(5, 1, 4, 4, dtype=torch.float64), torch.arange(5) % classes
     class_indices = drawn_classes(5, classes, drawn, torch.Generator().manual_seed(1))
     targets = torch.randn(5, drawn, 1, 4, 4, dtype=torch.float64)
-    terms = pag_objective(
+    terms = objective_terms(
         network, images, labels, class_indices, targets, weight=weight, classes=classes, output="log_softmax",
         scaling=scaling, **BOTH["adjoint"],
     )  # fmt: skip
@@ -342,7 +343,7 @@ def test_attention_has_a_second_derivative(mode):
     torch.manual_seed(0)
     network = Attention()
     images, targets = torch.rand(2, 1, 6, 4), torch.randn(2, 2, 1, 6, 4)
-    terms = pag_objective(
+    terms = objective_terms(
         network, images, torch.tensor([0, 1]), torch.tensor([[0, 1], [2, 0]]), targets, weight=1.0, classes=3,
         output="logit", scaling="all", **BOTH[mode],
     )  # fmt: skip

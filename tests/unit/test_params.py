@@ -7,14 +7,14 @@ import pytest
 import yaml
 
 from pag_core.errors import ParamsError
-from pag_core.param_values import radius_value
-from pag_core.params import load_params, parse_params
+from pag_core.params.reading import load_params, parse_params
+from pag_core.params.values import radius_value
 from tests.samples import ROOT, changed
 
 
 def test_the_repositorys_params_are_valid():
     params = load_params(ROOT / "params.yaml")
-    assert params.weight == yaml.safe_load((ROOT / "params.yaml").read_text())["source_lambda"]["sbg"]
+    assert params.weight == yaml.safe_load((ROOT / "params.yaml").read_text())["source_defaults"]["sbg"]["lambda"]
 
 
 REFUSED_VALUES = [
@@ -108,7 +108,7 @@ REFUSED_VALUES = [
     ("foolbox.grid", {"L2": [1], "L1": [1], "L0": []}, ["foolbox.grid.L0"]),
     ("masking.radii", {"L2": []}, ["masking.radii.L2"]),
     ("masking.transfer_radii", {}, ["masking.transfer_radii"]),
-    ("alignment.reference", "sgb", ["alignment.reference", "did you mean 'sbg'"]),
+    ("pag_score.reference", "sgb", ["pag_score.reference", "did you mean 'sbg'"]),
     ("figures.targeted_radius", {"L2": 1, "Linf": 1}, ["figures.targeted_radius"]),
     ("figures.targeted_radius", {}, ["figures.targeted_radius"]),
 ]
@@ -236,19 +236,24 @@ def test_the_output_aligned_suits_the_source_unless_given(make_params, source, s
 
 
 def test_lambda_is_the_sources_own_unless_given(make_params, plain_params):
-    for source, own in plain_params["source_lambda"].items():
-        assert make_params({"source": source}).weight == own
+    for source, own in plain_params["source_defaults"].items():
+        assert make_params({"source": source}).weight == own["lambda"]
         assert make_params({"source": source, "lambda": 0.25}).weight == 0.25
-    assert make_params({"source": "cm"}).section("lambda") == {"lambda": plain_params["source_lambda"]["cm"]}
+    assert make_params({"source": "cm"}).section("lambda") == {
+        "lambda": plain_params["source_defaults"]["cm"]["lambda"]
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"source_lambda.oi": -1, "source": "oi"}, ["source_lambda.oi: -1", "lambda: -1"]),
-        ({"source_lambda.cm": "auto", "source": "cm"}, ["source_lambda.cm: 'auto'"]),
-        ({"source_lambda": None}, ["source_lambda"]),
-        ({"source_lambda": {"sbg": 1.0}}, ["source_lambda.oi is missing; allowed: none, oi, cm, nn, sbg"]),
+        ({"source_defaults.oi.lambda": -1, "source": "oi"}, ["source_defaults.oi.lambda: -1", "lambda: -1"]),
+        ({"source_defaults.cm.lambda": "auto", "source": "cm"}, ["source_defaults.cm.lambda: 'auto'"]),
+        ({"source_defaults": None}, ["source_defaults"]),
+        (
+            {"source_defaults": {"sbg": {"lambda": 1.0, "output": "logit"}}},
+            ["source_defaults.oi is missing; allowed: none, oi, cm, nn, sbg"],
+        ),
         ({"source": "sgb"}, ["source: 'sgb'"]),
         ({"source": ["sbg"]}, ["source: ['sbg']"]),
     ],

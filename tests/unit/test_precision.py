@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pag_core.compute.randomness import generator
 from pag_core.errors import ParamsError
-from pag_core.gradients.precision import direction_check, in_precision, require_direction
+from pag_core.gradients.distillation_precision import direction_check, in_precision, require_direction
 from pag_core.gradients.score_based import score_based_gradients
-from pag_core.randomness import generator
 from tests.samples import ROOT
 
 
@@ -72,8 +72,8 @@ def test_the_check_of_directions_against_numpy(predictor, dataset):
 
 GPU_MODES = """
 import torch
-from pag_core.precision import products_in
-from pag_core.randomness import require_determinism
+from pag_core.compute.precision import products_in
+from pag_core.compute.randomness import require_determinism
 
 gpu, backends = torch.device("cuda"), torch.backends
 older = lambda: [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]
@@ -131,9 +131,9 @@ import torch
 sys.path[:0] = [{root!r}]
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
 from pag_core.errors import ParamsError
-from pag_core.gradients.precision import in_precision
+from pag_core.gradients.distillation_precision import in_precision
 from pag_core.gradients.score_based import score_based_gradients
-from pag_core.params import load_params
+from pag_core.params.reading import load_params
 
 torch.set_num_threads(1)
 card = architecture(load_params().diffusion) | {{"channel_multipliers": [1]}}

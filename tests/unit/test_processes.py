@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pag_core import processes as processes_module
-from pag_core.checkpoint import RunFolder
+from pag_core.compute import processes as processes_module
 from pag_core.errors import CompanionLost
 from pag_core.evaluation.units import finished_units
+from pag_core.pipeline.checkpoint import RunFolder
 from tests.samples import ROOT
 
 # a stage in miniature: units that say which process did them
@@ -22,10 +22,10 @@ from pathlib import Path
 sys.path[0] = {root!r}
 import torch
 torch.set_num_threads(1)  # torchrun sets it so, and the number of threads belongs to the identity of a work folder
-from pag_core.checkpoint import run_folder
+from pag_core.pipeline.checkpoint import run_folder
 from pag_core.evaluation.units import finished_units
-from pag_core import processes
-from pag_core.stage import stage
+from pag_core.compute import processes
+from pag_core.pipeline.stage import stage
 
 if {stubborn} and "RANK" not in os.environ:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,7 +129,7 @@ def test_a_stage_that_cannot_share_its_work_refuses_torchrun(tmp_path):
 
 
 def test_the_processes_of_one_machine_are_counted(monkeypatch):
-    from pag_core.processes import processes_here
+    from pag_core.compute.processes import processes_here
 
     assert (processes_here(None), processes_here(3)) == (1, 3)
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "5"), ("WORLD_SIZE", "16"), ("LOCAL_WORLD_SIZE", "8")):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pag_core.randomness import (
+from pag_core.compute.randomness import (
     derived_seed,
     generator,
     global_state,
@@ -138,7 +138,7 @@ def test_a_run_on_the_cpu_takes_no_state_of_a_gpu(gpus):
 
 DETERMINISM = """
 import torch
-from pag_core.randomness import require_determinism
+from pag_core.compute.randomness import require_determinism
 
 require_determinism(torch.device("cuda"))
 print(torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)

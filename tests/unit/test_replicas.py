@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from pag_core.processes import Process
-from pag_core.replicas import Replicas
+from pag_core.compute.processes import Process
+from pag_core.compute.replicas import Replicas
 from tests.samples import ROOT
 
 # 36 images in uneven shares; the last batch of an epoch has one image, fewer than there are processes

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pag_core.errors import PagError
-from pag_core.gradients.store import write_small_store
+from pag_core.gradient_store.store import SmallStore, write_small_store
 from pag_core.report.page import foolbox_tables, render_page
 from pag_core.report.results import FIGURES, Results, read_results
 from pag_core.report.verdict import alarms, percent, points, verdict
@@ -74,7 +74,7 @@ def results(make_params):
             "square": {"L2 0.75": 0.666},
             "verdict": {"reaches_zero": True, "square_weaker": True, "transfer_weaker": True},
         },
-        alignment={
+        pag_score={
             "images": 200,
             "model": {"class means": 0.6704, "sbg": 0.8187},
             "baseline": {"class means": 0.3432, "sbg": -0.0441},
@@ -85,7 +85,12 @@ def results(make_params):
         },
         label_effect=LABEL_EFFECT,
         card={"class_names": names, "sha256": "c" * 64, "provenance": origin},
-        manifest={"source": "sbg", "kind": "dense", "made_from": {"diffusion model": "f" * 64}, "files": {"x": 1}},
+        manifest={
+            "source": "sbg",
+            "kind": "dense",
+            "provenance": {"inputs": {"diffusion model": "f" * 64}},
+            "files": {"x": 1},
+        },
         figures={name: f"png of {name}".encode() for name in FIGURES},
     )
 
@@ -225,9 +230,9 @@ def test_percent_and_points():
 def test_results_are_read_from_the_folder(results, dataset, make_params, tmp_path):
     params = make_params({"source": "none"})
     origin = results.card["provenance"]
-    write_small_store(tmp_path / "data" / "gradients" / "none.zarr", dataset, "none", "none", {}, origin)
-    written = {f"metrics/{name}.json": getattr(results, name) for name in
-               ("autoattack", "foolbox", "masking", "alignment", "training")}  # fmt: skip
+    write_small_store(tmp_path / "data" / "gradients" / "none.zarr", dataset, "none", SmallStore("none"), origin)
+    written = {f"metrics/details/{name}.json": getattr(results, name) for name in
+               ("autoattack", "foolbox", "masking", "pag_score", "training")}  # fmt: skip
     for name, content in {**written, "data/classifier/card.json": results.card}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
@@ -237,9 +242,9 @@ def test_results_are_read_from_the_folder(results, dataset, make_params, tmp_pat
     found = read_results(params, tmp_path)
     assert found.autoattack == results.autoattack and found.figures == results.figures and found.label_effect is None
     assert "96.5" in render_page(found)
-    (tmp_path / "metrics" / "masking.json").write_text("{", encoding="utf-8")
+    (tmp_path / "metrics/details/masking.json").write_text("{", encoding="utf-8")
     with pytest.raises(PagError, match=r"masking\.json is damaged"):
         read_results(params, tmp_path)
-    (tmp_path / "metrics" / "masking.json").unlink()
+    (tmp_path / "metrics/details/masking.json").unlink()
     with pytest.raises(PagError, match=r"masking\.json does not exist"):
         read_results(params, tmp_path)

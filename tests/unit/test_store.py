@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pag_core.errors import StoreError
-from pag_core.gradients.manifest import read_manifest
-from pag_core.gradients.store import open_gradients, quantised, write_small_store
+from pag_core.gradient_store.manifest import read_manifest
+from pag_core.gradient_store.store import SmallStore, open_gradients, quantised, write_small_store
 from tests.samples import MADE_FROM, cosines, flip, gaussian, write_dense
 
 
@@ -66,10 +66,13 @@ def test_dense_round_trip(tmp_path, dataset, gradients, cpu, dtype):
     assert not (tmp_path / "work").exists()
     manifest = read_manifest(tmp_path / "sbg.zarr")
     assert manifest["kind"] == "dense" and manifest["measured"] == {"draw_cosine": 0.5}
-    assert manifest["provenance"] == {"seed": 1} and manifest["images"] == {"train": 36, "test": 10}
+    assert manifest["provenance"] == {"seed": 1, "inputs": MADE_FROM} and manifest["images"] == {
+        "train": 36,
+        "test": 10,
+    }
     indices, class_indices = torch.tensor([9, 0, 7]), torch.tensor([[2, 0], [1, 2], [0, 1]])
     for split, whole in gradients.items():
-        found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu, made_from=MADE_FROM)(indices, class_indices)
+        found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu, inputs=MADE_FROM)(indices, class_indices)
         assert found.dtype == torch.float32 and found.shape == (3, 2, 1, 8, 8)
         expected = dequantised(whole, dtype)
         for b in range(3):
@@ -79,7 +82,7 @@ def test_dense_round_trip(tmp_path, dataset, gradients, cpu, dtype):
 
 def read_everything(path, dataset, cpu):
     for split in ("train", "test"):
-        open_gradients(path, dataset, split, cpu, made_from=MADE_FROM)
+        open_gradients(path, dataset, split, cpu, inputs=MADE_FROM)
 
 
 def test_a_flipped_byte_in_any_file_is_refused(dense, dataset, cpu):
@@ -140,9 +143,9 @@ def test_stores_of_other_origin_are_refused(dense, dataset, make_dataset, cpu):
     with pytest.raises(StoreError, match="made for the classes class 0, class 1, class 2"):
         open_gradients(dense, make_dataset(classes=4), "train", cpu)
     with pytest.raises(StoreError, match="made with another diffusion model"):
-        open_gradients(dense, dataset, "train", cpu, made_from={"diffusion model": "b" * 64})
+        open_gradients(dense, dataset, "train", cpu, inputs={"diffusion model": "b" * 64})
     with pytest.raises(StoreError, match="made with another teacher"):
-        open_gradients(dense, dataset, "train", cpu, made_from={"teacher": "b" * 64})
+        open_gradients(dense, dataset, "train", cpu, inputs={"teacher": "b" * 64})
 
 
 def test_unfinished_and_missing_stores_are_refused(tmp_path, dataset, gradients, cpu):
@@ -172,18 +175,18 @@ def test_manifests_that_are_json_but_no_manifest_are_refused(dense, content):
 
 
 def test_a_manifest_of_another_format_is_refused(dense):
-    from pag_core.artifacts import digest
+    from pag_core.pipeline.artifacts import digest
 
     content = json.loads((dense / "manifest.json").read_text())
     content.pop("checksum")
-    content["format"] = 2
+    content["format"] = 3
     (dense / "manifest.json").write_text(json.dumps({**content, "checksum": digest(content)}))
-    with pytest.raises(StoreError, match="has the format 2, this version reads 1"):
+    with pytest.raises(StoreError, match="has the format 3, this version reads 2"):
         read_manifest(dense)
 
 
 def test_the_vanilla_store_holds_no_gradients(tmp_path, dataset, cpu):
-    write_small_store(tmp_path / "none.zarr", dataset, "none", "none", {}, {})
+    write_small_store(tmp_path / "none.zarr", dataset, "none", SmallStore("none"), {})
     assert read_manifest(tmp_path / "none.zarr")["kind"] == "none"
     with pytest.raises(StoreError, match="vanilla training"):
         open_gradients(tmp_path / "none.zarr", dataset, "train", cpu)
@@ -192,7 +195,9 @@ def test_the_vanilla_store_holds_no_gradients(tmp_path, dataset, cpu):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_representatives_give_r_minus_x(tmp_path, dataset, cpu, split):
     representatives = torch.rand(3, 1, 8, 8)
-    write_small_store(tmp_path / "cm.zarr", dataset, "cm", "representatives", {"representatives": representatives}, {})
+    write_small_store(
+        tmp_path / "cm.zarr", dataset, "cm", SmallStore("representatives", {"representatives": representatives}), {}
+    )
     found = open_gradients(tmp_path / "cm.zarr", dataset, split, cpu)(
         torch.tensor([4, 1]), torch.tensor([[0, 2], [1, 1]])
     )
@@ -209,7 +214,7 @@ def test_neighbours_give_r_minus_x_from_the_training_split(tmp_path, dataset, cp
         f"{name}/neighbours": torch.randint(36, (len(dataset.splits[name]), 3), generator=draws, dtype=torch.int32)
         for name in ("train", "test")
     }
-    write_small_store(tmp_path / "nn.zarr", dataset, "nn", "neighbours", arrays, {})
+    write_small_store(tmp_path / "nn.zarr", dataset, "nn", SmallStore("neighbours", arrays), {})
     found = open_gradients(tmp_path / "nn.zarr", dataset, split, cpu)(
         torch.tensor([4, 1]), torch.tensor([[0, 2], [1, 1]])
     )
@@ -222,7 +227,9 @@ def test_neighbours_give_r_minus_x_from_the_training_split(tmp_path, dataset, cp
 
 def test_a_flipped_byte_in_a_small_store_is_refused(tmp_path, dataset, cpu):
     path = tmp_path / "cm.zarr"
-    write_small_store(path, dataset, "cm", "representatives", {"representatives": torch.rand(3, 1, 8, 8)}, {})
+    write_small_store(
+        path, dataset, "cm", SmallStore("representatives", {"representatives": torch.rand(3, 1, 8, 8)}), {}
+    )
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         whole = file.read_bytes()
         for position in (0, len(whole) // 2, len(whole) - 2):

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.randomness import generator
 from pag_core.errors import ParamsError, TrainingDiverged
-from pag_core.gradients.targets import RepresentativeGradients
-from pag_core.randomness import generator
+from pag_core.gradient_store.targets import RepresentativeGradients
+from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training import classifier as classifier_module
 from pag_core.training import step as step_module
 from pag_core.training.classifier import Trainer
 from pag_core.training.curves import read_curves
 from pag_core.training.optimization import build_optimizer, build_schedule
-from pag_core.training.step import Alignment
+from pag_core.training.step import AlignmentTerm
 from tests.samples import Killed, KilledFolder
 
 # --- schedules
@@ -59,15 +59,15 @@ def make_trainer(dataset, make_params, make_classifier, cpu):
     def make(folder, *, weight=2.0, seed=5, **changes):
         options = {"train.epochs": 2, "train.batch_size": 8, "train.checkpoint_seconds": 0, **changes}
         params = make_params(options)
-        alignment = None
+        term = None
         if weight is not None:
             targets = RepresentativeGradients(
                 torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), dataset.splits["train"]
             )
-            alignment = Alignment(targets, weight, params.objective)
+            term = AlignmentTerm(targets, weight, params.objective)
         return Trainer(
             classifier=make_classifier(), train=dataset.splits["train"], classes=3, params=params.train,
-            alignment=alignment, seed=seed, device=cpu, folder=folder,
+            term=term, seed=seed, device=cpu, folder=folder,
         )  # fmt: skip
 
     return make

@@ -8,7 +8,7 @@ import torch
 from pag_core.classifiers.building import build_classifier, load_classifier, save_classifier
 from pag_core.diffusion.network import load_noise_predictor
 from pag_core.errors import ParamsError, WeightsError
-from pag_core.weights import load_network, save_network
+from pag_core.pipeline.saved_network import load_network, save_network
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pag_core.errors import ParamsError
-from pag_core.params import parse_params
+from pag_core.params.reading import parse_params
 from tests.samples import ROOT, changed
 
 PLAIN = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

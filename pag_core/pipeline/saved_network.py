@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from pag_core.artifacts import file_digest, read_sealed_json, replacing_folder, write_sealed_json
 from pag_core.errors import WeightsError
+from pag_core.pipeline.artifacts import file_digest, read_sealed_json, replacing_folder, write_sealed_json
 
 
 @dataclass(frozen=True)

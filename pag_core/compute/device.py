@@ -5,8 +5,8 @@ import os
 
 import torch
 
+from pag_core.compute.randomness import require_determinism
 from pag_core.errors import ParamsError
-from pag_core.randomness import require_determinism
 
 # mallopt's names for what it sets (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

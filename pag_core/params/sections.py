@@ -1,14 +1,10 @@
-"""params.yaml as frozen, validated objects: one class for each section, with its choices and bounds."""
+"""params.yaml as frozen objects: one class for each section, with its choices and bounds."""
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pag_core.errors import ParamsError
-from pag_core.param_values import (
+from pag_core.params.values import (
     BatchSize,
     LayerSize,
     NonNegativeReal,
@@ -18,20 +14,11 @@ from pag_core.param_values import (
     Radii,
     RadiusLabel,
     Real,
-    UniqueKeyLoader,
 )
 
 Source = Literal["none", "oi", "cm", "nn", "sbg"]
 
-# The output whose input-gradient a source's targets suit: class means and neighbours aligned with the log-probability
-# cost most of the clean accuracy; score-based gradients, themselves differences to the unconditional score, gain by it.
-SUITED_OUTPUT: dict[Source, Literal["logit", "log_softmax"]] = {
-    "none": "log_softmax",
-    "oi": "logit",
-    "cm": "logit",
-    "nn": "logit",
-    "sbg": "log_softmax",
-}
+Output = Literal["logit", "log_softmax"]
 
 
 class Section(BaseModel):
@@ -49,14 +36,29 @@ class PrepareParams(Section):
     image_size: LayerSize | None
 
 
-class SourceLambdaParams(Section):
-    """The lambda of each source where `lambda` is auto."""
+class SourceDefault(Section):
+    """What `lambda: auto` and `objective.output: auto` stand for with one source."""
 
-    none: NonNegativeReal
-    oi: NonNegativeReal
-    cm: NonNegativeReal
-    nn: NonNegativeReal
-    sbg: NonNegativeReal
+    weight: NonNegativeReal = Field(alias="lambda")
+    output: Output
+
+
+class SourceDefaults(Section):
+    """The suited lambda and output of each source.
+
+    Class means and neighbours aligned with the log-probability cost most of the clean accuracy; score-based gradients,
+    themselves differences to the unconditional score, gain by it.
+    """
+
+    none: SourceDefault
+    oi: SourceDefault
+    cm: SourceDefault
+    nn: SourceDefault
+    sbg: SourceDefault
+
+
+class NoSourceParams(Section):
+    """Vanilla training has no options."""
 
 
 class OneImageParams(Section):
@@ -178,7 +180,7 @@ class WeightWarmupParams(Section):
 class ObjectiveParams(Section):
     """How the alignment term of Eq. 4 is computed; parsed parameters hold the output that `auto` stands for."""
 
-    output: Literal["auto", "logit", "log_softmax"]
+    output: Output | Literal["auto"]
     classes_per_step: PositiveInt | None
     scaling: Literal["all", "drawn"]
     differentiation: Literal["adjoint", "autograd"]
@@ -223,7 +225,7 @@ class MaskingParams(Section):
     transfer_radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
 
 
-class AlignmentParams(Section):
+class PagScoreParams(Section):
     """The PAG score."""
 
     images: PositiveInt
@@ -246,7 +248,7 @@ class Params(Section):
     arch: Literal["small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer"]
     # `lambda` is a keyword of Python
     weight: NonNegativeReal = Field(alias="lambda")
-    source_lambda: SourceLambdaParams
+    source_defaults: SourceDefaults
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     processes: ProcessCount | None
@@ -254,6 +256,7 @@ class Params(Section):
     diffusion_checkpoint: Annotated[str, Field(min_length=1)]
     image_folder: Annotated[str, Field(min_length=1)]
     prepare: PrepareParams
+    none: NoSourceParams
     oi: OneImageParams
     cm: ClassMeanParams
     nn: NearestNeighborParams
@@ -267,84 +270,10 @@ class Params(Section):
     autoattack: AutoAttackParams
     foolbox: FoolboxParams
     masking: MaskingParams
-    alignment: AlignmentParams
+    pag_score: PagScoreParams
     figures: FiguresParams
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named parameters as plain data, spelled as in params.yaml: what a stage's result depends on."""
         plain = self.model_dump(mode="json", by_alias=True)
         return {name: plain[name] for name in names}
-
-
-def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and validate params.yaml.
-
-    Raises ParamsError that names each refused key or value, its place, what is allowed and the nearest name.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist; run the stage from the folder that holds it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ParamsError(f"{path} must hold keys and values, not {type(content).__name__}")
-    return parse_params(content, str(path))
-
-
-def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
-    """Validate parameters given as plain data; raises ParamsError as `load_params` does.
-
-    `auto` becomes what suits the source: `lambda` its value in `source_lambda`, `objective.output` its SUITED_OUTPUT.
-    """
-    try:
-        parsed = Params.model_validate(_with_lambda(content))
-    except ValidationError as error:
-        lines = [_explained(dict(problem), content) for problem in error.errors()]
-        raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-    if parsed.objective.output == "auto":
-        suited = parsed.objective.model_copy(update={"output": SUITED_OUTPUT[parsed.source]})
-        parsed = parsed.model_copy(update={"objective": suited})
-    return parsed
-
-
-def _with_lambda(content: dict[str, Any]) -> dict[str, Any]:
-    """The parameters with the source's lambda in place of auto; what cannot be looked up is left for validation to refuse."""
-    weights, source = content.get("source_lambda"), content.get("source")
-    if content.get("lambda") == "auto" and isinstance(weights, dict) and isinstance(source, str) and source in weights:
-        return {**content, "lambda": weights[source]}
-    return content
-
-
-def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
-    location = problem["loc"]
-    place = ".".join(str(part) for part in location)
-    if problem["type"] == "missing" and isinstance(location[-1], int):
-        return f"{'.'.join(str(part) for part in location[:-1])}: {problem['input']!r} has too few values"
-    if problem["type"] in ("extra_forbidden", "missing"):
-        keys = _keys_at(location[:-1])
-        kind = "is an unknown key" if problem["type"] == "extra_forbidden" else "is missing"
-        text = f"{place} {kind}; allowed: {', '.join(keys)}"
-        return text + (_nearest(str(location[-1]), keys) if problem["type"] == "extra_forbidden" else "")
-    if problem["type"] == "literal_error":
-        if location[-1] == "[key]":
-            place = ".".join(str(part) for part in location[:-2])
-        allowed = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}" + _nearest(
-            str(problem["input"]), allowed
-        )
-    return f"{place}: {problem['input']!r} is refused: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Params
-    for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        # an optional section is a union with None
-        section = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _nearest(name: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

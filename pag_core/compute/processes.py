@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pag_core import process_group
+from pag_core.compute import process_group
 from pag_core.errors import CompanionLost, PagError
 
 COMPANION = "PAG_COMPANION"

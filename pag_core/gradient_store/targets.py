@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
-from pag_core.randomness import generator
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,56 @@
-"""What every stage does around its one function: read params.yaml, print errors as a user reads them, time itself."""
+"""What every stage does around its one function: open parameters and device, print errors as a user reads them, time itself."""
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 import typer
 
-from pag_core.artifacts import write_json
+from pag_core.compute.device import prepare_device
 from pag_core.errors import LaunchRefused, PagError
+from pag_core.params.reading import load_params
+from pag_core.params.sections import Params
+from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.provenance import provenance
 
 TIMINGS = Path("timings")
 
 
+class OpenStage:
+    """A running stage: its parameters and its device, each read when it is first asked for."""
+
+    @functools.cached_property
+    def params(self) -> Params:
+        """What params.yaml says; raises ParamsError."""
+        return load_params()
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """The device of `device`, prepared; raises ParamsError where there is none such."""
+        return prepare_device(self.params.device, self.params.threads)
+
+    def provenance(
+        self, *sections: str, inputs: dict[str, str], on_device: bool = True, processes: int = 1
+    ) -> dict[str, Any]:
+        """The record of an artifact that the named parameters and `inputs` (fingerprints by name) made on this device."""
+        return provenance(
+            params=self.params.section(*sections),
+            seed=self.params.seed,
+            inputs=inputs,
+            device=self.device if on_device else None,
+            processes=processes,
+        )
+
+
 @contextlib.contextmanager
-def stage(name: str, *, shared: bool = False) -> Iterator[None]:
+def stage(name: str, *, shared: bool = False) -> Iterator[OpenStage]:
     """Run a stage's body; a PagError ends it with its message and exit code 1, without a traceback.
 
     Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run. Only a
@@ -29,7 +62,7 @@ def stage(name: str, *, shared: bool = False) -> Iterator[None]:
             raise LaunchRefused(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes of a stage that runs in one; start it with python"
             )
-        yield
+        yield OpenStage()
     except PagError as error:
         print(f"\n{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What lies in `.cache`, and what of it can go: `python -m pag_core.cache`, with `--clear` to remove it.
+"""What lies in `.cache`, and what of it can go: `python -m pag_core.pipeline.cache`, with `--clear` to remove it.
 
 A run folder goes when its work ends well. One that stays belongs to work that was broken off; only the same parameters,
 inputs, code and versions take it up again. The raw copy of a gradient store (`feed.mode: memory_map`) stays for the next
@@ -17,9 +17,9 @@ from typing import Annotated
 import filelock
 import typer
 
-from pag_core.artifacts import readable_bytes
-from pag_core.checkpoint import cache_root
-from pag_core.gradients.feed import is_held, remove_unheld
+from pag_core.pipeline.artifacts import readable_bytes
+from pag_core.pipeline.checkpoint import cache_root
+from pag_core.pipeline.raw_copies import is_held, remove_unheld
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """A PAG score: the mean cosine between a classifier's input-gradients and held-out target gradients.
 
-The paper knows no quantitative measure of perceptual alignment; this is ours. It is the cosine of Eq. 5, over test images
+The paper has no quantitative measure of perceptual alignment; this one is ours. It is the cosine of Eq. 5, over test images
 and all classes, between the input-gradients of the log-probabilities and target gradients that training never saw.
 """
 
 import torch
 from torch import nn
 
-from pag_core.gradients.store import TargetGradients
+from pag_core.gradient_store.store import TargetGradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 from pag_core.objective.input_gradient import input_gradients
 

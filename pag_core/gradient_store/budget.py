@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pag_core.artifacts import GIGABYTE, readable_bytes
 from pag_core.errors import ParamsError
+from pag_core.pipeline.artifacts import GIGABYTE, readable_bytes
 
 # of the memory that is free when training begins; the rest is for the training itself and for other work
 SHARE = 0.5

@@ -18,11 +18,12 @@ from typing import Any
 import filelock
 import torch
 
-from pag_core import process_group
-from pag_core.artifacts import digest, replacing_file, write_json
-from pag_core.device import device_description
-from pag_core.processes import this_process, under_torchrun
-from pag_core.provenance import code_digest, versions
+from pag_core.compute import process_group
+from pag_core.compute.device import device_description
+from pag_core.compute.processes import this_process, under_torchrun
+from pag_core.pipeline.artifacts import digest, replacing_file, write_json
+from pag_core.pipeline.code_identity import code_fingerprint
+from pag_core.pipeline.provenance import versions
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 # where companions, whose number of threads differs, find the folder of the process that started them
@@ -105,7 +106,12 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
         return
     root = cache_root()
     (root / "locks").mkdir(parents=True, exist_ok=True)
-    whole = {"identity": identity, "code": code_digest(), "versions": versions(), "device": device_description(device)}
+    whole = {
+        "identity": identity,
+        "code": code_fingerprint(),
+        "versions": versions(),
+        "device": device_description(device),
+    }
     path = root / f"{stage}-{digest(whole)[:20]}"
     lock = filelock.FileLock(root / "locks" / path.name)
     try:

@@ -6,32 +6,29 @@ in one order, so that free memory does not decide a result. On request shards ar
 mixed within a window. The other sources are computed on the device.
 """
 
-import fcntl
 import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-import filelock
 import numpy as np
 import torch
 
-from pag_core.artifacts import read_sealed_json, readable_bytes, replacing_file, write_sealed_json
-from pag_core.checkpoint import RunFolder
 from pag_core.datasets.prepared import Dataset
-from pag_core.gradients.budget import Choice, Need, choose, measured_room
-from pag_core.gradients.manifest import file_record, read_manifest, require_same_origin
-from pag_core.gradients.shards import ShardedArray
-from pag_core.gradients.store import open_gradients
-from pag_core.gradients.targets import DenseGradients, TargetGradients
-from pag_core.gradients.window import WindowGradients
-from pag_core.params import FeedParams
+from pag_core.gradient_store.budget import Choice, Need, choose, measured_room
+from pag_core.gradient_store.manifest import read_manifest, require_made_from
+from pag_core.gradient_store.shards import ShardedArray
+from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.targets import DenseGradients, TargetGradients
+from pag_core.gradient_store.window import WindowGradients
+from pag_core.params.sections import FeedParams
+from pag_core.pipeline.artifacts import readable_bytes
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.raw_copies import hold_raw_copy
 
 # batches that a background thread fetches before they are trained on
 AHEAD = 4
-# the maps that this process reads, open and locked so that no other run removes them
-_held: list[BinaryIO] = []
 
 
 def open_feed(
@@ -41,7 +38,7 @@ def open_feed(
     *,
     params: FeedParams,
     folder: RunFolder,
-    made_from: dict[str, str] | None = None,
+    inputs: dict[str, str] | None = None,
     processes: int = 1,
 ) -> TargetGradients:
     """The target gradients of the training split in the way that `params` asks for or memory allows, said in one line.
@@ -51,8 +48,8 @@ def open_feed(
     """
     manifest = read_manifest(path)
     if manifest["kind"] != "dense":
-        return open_gradients(path, dataset, "train", device, made_from=made_from)
-    require_same_origin(path, manifest, dataset, made_from)
+        return open_gradients(path, dataset, "train", device, inputs=inputs)
+    require_made_from(path, manifest, dataset, inputs)
     codes, scales = (ShardedArray(path, f"train/{name}") for name in ("gradient", "scale"))
     cache = cache_path(path, folder)
     choice = _chosen(codes, scales, cache, device, params, processes)
@@ -104,69 +101,15 @@ def choice_line(shape: tuple[int, ...], choice: Choice, params: FeedParams) -> s
 
 
 def mapped_codes(codes: ShardedArray, cache: Path) -> torch.Tensor:
-    """The codes as a read-only map of the raw file `cache`, which is made, whole or not at all, where it is not there.
+    """The codes as a read-only map of the raw copy `cache`, which this process holds from here on."""
 
-    One whose SHA-256 is not the one stated beside it is made anew. The file is locked for as long as this process lives;
-    those of earlier stores of that name are removed unless another process holds them.
-    """
-    name = cache.name.rsplit("-", 1)[0]
-    (cache.parent / "locks").mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(cache.parent / "locks" / f"{name}.raw"):
-        for stale in cache.parent.glob(f"{name}-*.raw"):
-            if stale != cache:
-                remove_unheld(stale)
-        if cache.exists() and not _is_as_written(cache):
-            print(f"{cache} is not what was written; it is made anew.", flush=True)
-            cache.unlink()
-        if not cache.exists():
-            with replacing_file(cache) as partial:
-                with partial.open("wb") as file:
-                    for _, values in codes:
-                        np.ascontiguousarray(values).tofile(file)
-                # first: a map without its record would be made anew, one with another's believed
-                write_sealed_json(_record_of(cache), file_record(partial))
-        held = cache.open("rb")
-        fcntl.flock(held, fcntl.LOCK_SH)
-        _held.append(held)
-        mapped = np.memmap(cache, dtype=codes.array.dtype, mode="r", shape=codes.shape)
+    def write(file: BinaryIO) -> None:
+        for _, values in codes:
+            np.ascontiguousarray(values).tofile(file)
+
+    hold_raw_copy(cache, write)
+    mapped = np.memmap(cache, dtype=codes.array.dtype, mode="r", shape=codes.shape)
     with warnings.catch_warnings():
         # torch knows no read-only tensors; nothing writes to this one
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(mapped)
-
-
-def _record_of(cache: Path) -> Path:
-    return cache.with_suffix(".raw.json")
-
-
-def _is_as_written(cache: Path) -> bool:
-    """Whether the map has the size and SHA-256 that were stated when it was written: one sequential read of it."""
-    try:
-        stated = read_sealed_json(_record_of(cache))
-    except (OSError, ValueError):
-        return False
-    return {**file_record(cache), "checksum": stated["checksum"]} == stated
-
-
-def remove_unheld(cache: Path) -> bool:
-    """Remove a raw map with its record unless a process reads it; whether it was removed."""
-    with cache.open("rb") as file:
-        if not _locked_alone(file):
-            return False
-        cache.unlink()
-    _record_of(cache).unlink(missing_ok=True)
-    return True
-
-
-def is_held(cache: Path) -> bool:
-    """Whether a process reads a raw map."""
-    with cache.open("rb") as file:
-        return not _locked_alone(file)
-
-
-def _locked_alone(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -6,13 +6,13 @@ from typing import cast
 import torch
 from torch import nn
 
+from pag_core.compute.precision import AUTOCAST, computing_in, require_precision
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import ParamsError
 from pag_core.gradients.score_based import score_based_gradients
 from pag_core.objective.cosine_alignment import cosine_similarity
-from pag_core.precision import AUTOCAST, computing_in, require_precision
-from pag_core.randomness import generator
 
 SAMPLE = 64  # images that the direction is checked on
 

@@ -6,21 +6,23 @@ that of the mean over the whole batch, however many processes share it.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, nn
 
-from pag_core import process_group
-from pag_core.checkpoint import RunFolder
+from pag_core.compute import process_group
+from pag_core.compute.processes import Process, companions, under_torchrun
+from pag_core.compute.randomness import restore_global_state, seed_global_streams
 from pag_core.errors import ParamsError
-from pag_core.processes import Process, companions, under_torchrun
-from pag_core.randomness import restore_global_state, seed_global_streams
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# from a device to a checkpoint whose tensors are on it, or None
+LoadCheckpoint = Callable[[torch.device], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,11 @@ class Replicas:
             distributed.all_reduce(values)
         return values
 
-    def load_checkpoint(self, folder: RunFolder, device: torch.device) -> dict[str, Any] | None:
-        """The checkpoint that rank 0 finds in `folder`, or None, on every process; all of them call it."""
+    def load_checkpoint(self, load: LoadCheckpoint, device: torch.device) -> dict[str, Any] | None:
+        """The checkpoint that `load` gives rank 0, or None, on every process; all of them call it."""
         if self._fabric is None:
-            return folder.load_checkpoint(device)
-        state = folder.load_checkpoint(torch.device("cpu")) if self.leads else None
+            return load(device)
+        state = load(torch.device("cpu")) if self.leads else None
         received: dict[str, Any] | None = process_group.current().from_leader(state)
         return received
 

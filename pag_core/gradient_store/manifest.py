@@ -6,17 +6,12 @@ A missing shard would read as zeros, so a store is what its manifest says and no
 from pathlib import Path
 from typing import Any
 
-from pag_core.artifacts import file_digest, read_sealed_json, write_sealed_json
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import StoreError
+from pag_core.pipeline.artifacts import file_digest, file_record, read_sealed_json, write_sealed_json
 
 MANIFEST = "manifest.json"
-FORMAT = 1
-
-
-def file_record(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a finished file."""
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+FORMAT = 2
 
 
 def write_manifest(store: Path, content: dict[str, Any], finished: dict[str, dict[str, Any]]) -> None:
@@ -64,10 +59,10 @@ def read_manifest(store: Path) -> dict[str, Any]:
     return content
 
 
-def require_same_origin(
-    store: Path, manifest: dict[str, Any], dataset: Dataset, made_from: dict[str, str] | None = None
+def require_made_from(
+    store: Path, manifest: dict[str, Any], dataset: Dataset, inputs: dict[str, str] | None = None
 ) -> None:
-    """Raise StoreError unless the store was made from `dataset` and from what `made_from` names (name: SHA-256)."""
+    """Raise StoreError unless the store was made from `dataset` and from these `inputs` (SHA-256 by name)."""
     if tuple(manifest["class_names"]) != dataset.class_names:
         raise StoreError(
             f"{store} was made for the classes {', '.join(manifest['class_names'])}, the dataset has "
@@ -78,8 +73,8 @@ def require_same_origin(
             f"{store} was made from other data (fingerprint {manifest['dataset'][:12]}, the dataset has "
             f"{dataset.fingerprint[:12]}); run its stage again"
         )
-    for name, fingerprint in (made_from or {}).items():
-        stated = manifest["made_from"].get(name)
+    for name, fingerprint in (inputs or {}).items():
+        stated = manifest["provenance"]["inputs"].get(name)
         if stated != fingerprint:
             raise StoreError(
                 f"{store} was made with another {name} (SHA-256 {str(stated)[:12]}, now {fingerprint[:12]}); "

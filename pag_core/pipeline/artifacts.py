@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pag_core.errors import ArtifactError
+
 GIGABYTE = 1e9
 
 
@@ -68,6 +70,17 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ArtifactError, with the remedy, where it is missing or damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged ({error}); run the stage that writes it again") from error
+    return content
+
+
 def digest(content: Any) -> str:
     """SHA-256 (hexadecimal) of the canonical JSON of `content`."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
@@ -93,6 +106,11 @@ def file_digest(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a finished file."""
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def readable_bytes(count: int) -> str:

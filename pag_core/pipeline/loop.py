@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pag_core.checkpoint import RunFolder
+from pag_core.compute.processes import this_process
 from pag_core.errors import TrainingDiverged
-from pag_core.processes import this_process
+from pag_core.pipeline.checkpoint import RunFolder
 
 
 class LossWatch:

@@ -6,6 +6,7 @@ images) and `dense` (SBG: every gradient, quantised, one shard per run of images
 """
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigLike
 
-from pag_core.artifacts import replacing_folder
 from pag_core.datasets.prepared import Dataset, consolidate_metadata
 from pag_core.errors import StoreError
-from pag_core.gradients.manifest import read_manifest, require_same_origin, write_manifest
-from pag_core.gradients.shards import ShardedArray, checked
-from pag_core.gradients.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
+from pag_core.gradient_store.manifest import read_manifest, require_made_from, write_manifest
+from pag_core.gradient_store.shards import ShardedArray, checked
+from pag_core.gradient_store.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
+from pag_core.pipeline.artifacts import replacing_folder
 
 # a chunk of zeros would otherwise not be written, and a missing file be no sign of damage
 WRITE_ZEROS: ArrayConfigLike = {"write_empty_chunks": True}
@@ -42,27 +43,48 @@ def quantised(gradients: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.
     return codes.to(getattr(torch, dtype)), scales.to(torch.float32)
 
 
-def _header(
-    dataset: Dataset, source: str, kind: str, made_from: dict[str, str], origin: dict[str, Any]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SmallStore:
+    """The content of a store whose gradients are computed when read: its kind, and its arrays by name.
+
+    `none` has no arrays; `representatives` float32 [classes, C, H, W]; `neighbours` has `SPLIT/neighbours` int32
+    [images, classes], indices of training images.
+    """
+
+    kind: str
+    arrays: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def gradients(self, dataset: Dataset, split: str, device: torch.device) -> TargetGradients:
+        """The target gradients of `split` on `device`; raises StoreError where there are none (vanilla training)."""
+        images = dataset.splits[split].to(device)
+        match self.kind:
+            case "representatives":
+                return RepresentativeGradients(self.arrays["representatives"].to(device), images)
+            case "neighbours":
+                train = dataset.splits["train"].to(device)
+                return NeighbourGradients(self.arrays[f"{split}/neighbours"].to(device), images, train)
+            case kind:
+                raise StoreError(f"a store of kind {kind!r} holds no gradients: it stands for vanilla training")
+
+
+def _header(dataset: Dataset, source: str, kind: str, provenance: dict[str, Any]) -> dict[str, Any]:
     return {
         "source": source,
         "kind": kind,
         "class_names": list(dataset.class_names),
         "dataset": dataset.fingerprint,
         "image_shape": list(dataset.image_shape),
-        "made_from": made_from,
-        "provenance": origin,
+        "provenance": provenance,
     }
 
 
 def write_small_store(
-    path: Path, dataset: Dataset, source: str, kind: str, arrays: dict[str, torch.Tensor], provenance: dict[str, Any]
+    path: Path, dataset: Dataset, source: str, content: SmallStore, provenance: dict[str, Any]
 ) -> None:
-    """Write a store of kind `none`, `representatives` or `neighbours`, whole or not at all."""
+    """Write a store whose gradients are computed when read, whole or not at all."""
     with replacing_folder(path) as partial:
         root = zarr.create_group(partial, zarr_format=3)
-        for name, tensor in arrays.items():
+        for name, tensor in content.arrays.items():
             values = tensor.cpu().numpy()
             array = root.create_array(
                 name,
@@ -74,7 +96,7 @@ def write_small_store(
             )
             array[:] = values
         consolidate_metadata(partial)
-        write_manifest(partial, _header(dataset, source, kind, {}, provenance), {})
+        write_manifest(partial, _header(dataset, source, content.kind, provenance), {})
 
 
 class DenseStoreWriter:
@@ -158,7 +180,6 @@ class DenseStoreWriter:
         self,
         path: Path,
         source: str,
-        made_from: dict[str, str],
         provenance: dict[str, Any],
         measured: dict[str, float],
         finished: dict[str, dict[str, Any]],
@@ -167,7 +188,7 @@ class DenseStoreWriter:
         expected = [name for split, number, _ in self.shards() for name in self.files_of(split, number)]
         if absent := [name for name in expected if name not in finished or not (self.folder / name).exists()]:
             raise StoreError(f"{len(absent)} of {len(expected)} shard files were not written, {absent[0]} the first")
-        header = _header(self.dataset, source, "dense", made_from, provenance)
+        header = _header(self.dataset, source, "dense", provenance)
         write_manifest(
             self.folder, {**header, "dtype": self.dtype, "images": self.images, "measured": measured}, finished
         )
@@ -177,27 +198,27 @@ class DenseStoreWriter:
 
 
 def open_gradients(
-    path: Path, dataset: Dataset, split: str, device: torch.device, *, made_from: dict[str, str] | None = None
+    path: Path, dataset: Dataset, split: str, device: torch.device, *, inputs: dict[str, str] | None = None
 ) -> TargetGradients:
     """The target gradients of `split` (`train` or `test`), resident on `device`.
 
     Raises StoreError where the store is damaged, incomplete, vanilla, or made from another dataset, other classes or
-    other inputs than `made_from` names.
+    other `inputs` (SHA-256 by name) than these.
     """
     manifest = read_manifest(path)
-    require_same_origin(path, manifest, dataset, made_from)
-    images = dataset.splits[split].to(device)
+    require_made_from(path, manifest, dataset, inputs)
     match manifest["kind"]:
-        case "representatives":
-            return RepresentativeGradients(_read_whole(path, "representatives", device), images)
-        case "neighbours":
-            neighbours = _read_whole(path, f"{split}/neighbours", device)
-            return NeighbourGradients(neighbours, images, dataset.splits["train"].to(device))
         case "dense":
             codes, scales = (ShardedArray(path, f"{split}/{name}").resident(device) for name in ("gradient", "scale"))
             return DenseGradients(codes, scales)
+        case "representatives" as kind:
+            names = [kind]
+        case "neighbours" as kind:
+            names = [f"{split}/{kind}"]
         case kind:
             raise StoreError(f"{path} holds no gradients (kind {kind!r}): it stands for vanilla training")
+    content = SmallStore(kind, {name: _read_whole(path, name, device) for name in names})
+    return content.gradients(dataset, split, device)
 
 
 def _read_whole(path: Path, name: str, device: torch.device) -> torch.Tensor:

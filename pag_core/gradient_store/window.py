@@ -4,9 +4,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from pag_core.gradients.shards import ShardedArray
-from pag_core.gradients.targets import GradientBatch, TargetGradients
-from pag_core.randomness import generator
+from pag_core.compute.randomness import generator
+from pag_core.gradient_store.shards import ShardedArray
+from pag_core.gradient_store.targets import GradientBatch, TargetGradients
 
 
 def shard_order(shards: int, *, seed: int, epoch: int) -> torch.Tensor:

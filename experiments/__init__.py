@@ -1,0 +1,1 @@
+"""Experiments of several classifiers, described as data, and the command that runs them."""

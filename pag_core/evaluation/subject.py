@@ -1,0 +1,75 @@
+"""What every attacking stage does around its attack: open networks and test images, keep what came out."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from pag_core.classifiers.building import load_classifier
+from pag_core.compute.processes import process_count
+from pag_core.datasets.prepared import read_dataset
+from pag_core.pipeline.artifacts import read_json, write_json
+from pag_core.pipeline.checkpoint import RunFolder, run_folder
+from pag_core.pipeline.places import DATA, classifier_place, dataset_place, write_metrics
+from pag_core.pipeline.stage import OpenStage
+
+BaselineOption = Annotated[bool, typer.Option("--baseline", help="Attack the vanilla baseline.")]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Networks in eval mode by name, and the images that they are attacked on, with where finished work is kept.
+
+    `images` float32 [B, C, H, W] in [0, 1], `labels` int64 [B]. `processes` share the work in `folder`.
+    """
+
+    networks: dict[str, nn.Module]
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: int
+    folder: RunFolder
+    processes: int
+
+
+@contextlib.contextmanager
+def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int) -> Iterator[Subject]:
+    """The networks `who` (`classifier`, `baseline`) and the first `images` test images for the attack `name`.
+
+    Raises ParamsError where there are not so many images.
+    """
+    params = opened.params
+    dataset = read_dataset(dataset_place(params.dataset))
+    test = dataset.splits["test"].to(opened.device)
+    rows = test.first(images, f"{name}.images")
+    loaded = {network: load_classifier(classifier_place(network), dataset, opened.device) for network in who}
+    inputs = {"dataset": dataset.fingerprint} | {network: saved.fingerprint for network, (_, saved) in loaded.items()}
+    processes = process_count(params.processes, opened.device)
+    record = opened.provenance(name, inputs=inputs, processes=processes)
+    networks: dict[str, nn.Module] = {network: module for network, (module, _) in loaded.items()}
+    with run_folder("_".join((name, *who)), record, opened.device) as folder:
+        yield Subject(networks, test.pixels(rows), test.labels[rows], dataset.classes, folder, processes)
+
+
+def keep_result(
+    name: str,
+    who: str,
+    found: dict[str, Any],
+    *,
+    head: dict[str, Any],
+    headline: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """Keep what an attack on the baseline found; of one on the classifier write the metrics, the baseline's beside them.
+
+    `head` tells of the attack itself. `headline` is what is compared between experiments, of all that was found: `head`,
+    `model` and `baseline`.
+    """
+    place = DATA / "attacks" / f"baseline_{name}.json"
+    if who == "baseline":
+        write_json(place, found)
+        return
+    details = {**head, "model": found, "baseline": read_json(place)}
+    write_metrics(name, details, headline(details))

@@ -1,0 +1,1 @@
+"""Target gradients on disk (Zarr) and on their way into the training."""

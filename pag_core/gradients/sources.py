@@ -1,0 +1,55 @@
+"""Every source of target gradients by the name that params.yaml gives it. A new source is registered here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pag_core.datasets.prepared import Dataset
+from pag_core.gradient_store.store import SmallStore
+from pag_core.gradients.class_mean import class_mean_representatives
+from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
+from pag_core.gradients.one_image import one_image_representatives
+from pag_core.params.sections import Params
+from pag_core.params.sections import Source as SourceName
+
+# from the dataset, the parameters, and images uint8 [N, C, H, W] by split to the store's content for those images
+MakeStore = Callable[[Dataset, Params, dict[str, torch.Tensor]], SmallStore]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as readers meet it: `title` in figures and tables, `phrase` within a sentence.
+
+    `store` makes the store of a heuristic source (Section 4.1); None is a source whose gradients are distilled.
+    """
+
+    title: str
+    phrase: str
+    store: MakeStore | None
+
+
+def _one_image(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
+    chosen = one_image_representatives(dataset.splits["train"], dataset.classes, seed=params.seed)
+    return SmallStore("representatives", {"representatives": chosen})
+
+
+def _class_mean(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
+    means = class_mean_representatives(dataset.splits["train"], dataset.classes, factor=params.cm.factor)
+    return SmallStore("representatives", {"representatives": means})
+
+
+def _nearest_neighbor(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
+    train = dataset.splits["train"]
+    samples = class_samples(train, dataset.classes, samples_per_class=params.nn.samples_per_class, seed=params.seed)
+    nearest = {f"{split}/neighbours": nearest_neighbor_indices(part, train, samples) for split, part in images.items()}
+    return SmallStore("neighbours", nearest)
+
+
+SOURCES: dict[SourceName, Source] = {
+    "none": Source("no target gradients", "no target gradients", lambda *_: SmallStore("none")),
+    "oi": Source("one image (OI)", "one-image gradients", _one_image),
+    "cm": Source("class mean (CM)", "class-mean gradients", _class_mean),
+    "nn": Source("nearest neighbor (NN)", "nearest-neighbor gradients", _nearest_neighbor),
+    "sbg": Source("score-based (SBG)", "score-based gradients", None),
+}

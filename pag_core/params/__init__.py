@@ -1,0 +1,1 @@
+"""params.yaml: the values that it may hold, its sections, and how it is read."""

@@ -1,0 +1,89 @@
+"""Reading params.yaml: every key and value is checked, and what is refused is explained."""
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from pag_core.errors import ParamsError
+from pag_core.params.sections import Params
+from pag_core.params.values import UniqueKeyLoader
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate params.yaml.
+
+    Raises ParamsError that names each refused key or value, its place, what is allowed and the nearest name.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; run the stage from the folder that holds it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path} must hold keys and values, not {type(content).__name__}")
+    return parse_params(content, str(path))
+
+
+def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
+    """Validate parameters given as plain data; raises ParamsError as `load_params` does.
+
+    `auto` becomes what suits the source, as `source_defaults` says.
+    """
+    try:
+        parsed = Params.model_validate(_without_auto(content))
+    except ValidationError as error:
+        lines = [_explained(dict(problem), content) for problem in error.errors()]
+        raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    return parsed
+
+
+def _without_auto(content: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with the source's values in place of auto; what cannot be looked up is left for validation to refuse."""
+    defaults, source, objective = (content.get(key) for key in ("source_defaults", "source", "objective"))
+    suited = defaults.get(source) if isinstance(defaults, dict) and isinstance(source, str) else None
+    if not isinstance(suited, dict):
+        return content
+    filled = dict(content)
+    if content.get("lambda") == "auto" and "lambda" in suited:
+        filled["lambda"] = suited["lambda"]
+    if isinstance(objective, dict) and objective.get("output") == "auto" and "output" in suited:
+        filled["objective"] = {**objective, "output": suited["output"]}
+    return filled
+
+
+def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
+    location = problem["loc"]
+    place = ".".join(str(part) for part in location)
+    if problem["type"] == "missing" and isinstance(location[-1], int):
+        return f"{'.'.join(str(part) for part in location[:-1])}: {problem['input']!r} has too few values"
+    if problem["type"] in ("extra_forbidden", "missing"):
+        keys = _keys_at(location[:-1])
+        kind = "is an unknown key" if problem["type"] == "extra_forbidden" else "is missing"
+        text = f"{place} {kind}; allowed: {', '.join(keys)}"
+        return text + (_nearest(str(location[-1]), keys) if problem["type"] == "extra_forbidden" else "")
+    if problem["type"] == "literal_error":
+        if location[-1] == "[key]":
+            place = ".".join(str(part) for part in location[:-2])
+        allowed = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}" + _nearest(
+            str(problem["input"]), allowed
+        )
+    return f"{place}: {problem['input']!r} is refused: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Params
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        # an optional section is a union with None
+        section = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

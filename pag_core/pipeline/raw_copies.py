@@ -1,0 +1,76 @@
+"""Raw copies of what a training reads, in `.cache`: written once, checked when opened, held while a process reads them."""
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import filelock
+
+from pag_core.pipeline.artifacts import file_record, read_sealed_json, replacing_file, write_sealed_json
+
+# the copies that this process reads, open and locked so that no other run removes them
+_held: list[BinaryIO] = []
+
+
+def hold_raw_copy(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Have the raw copy `path`, `NAME-CONTENT.raw`, and hold it for as long as this process lives.
+
+    `write` fills it, whole or not at all, where it is not there or its SHA-256 is not the one stated beside it. Copies of
+    other contents of that name are removed unless another process holds them.
+    """
+    name = path.name.rsplit("-", 1)[0]
+    (path.parent / "locks").mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.parent / "locks" / f"{name}.raw"):
+        for stale in path.parent.glob(f"{name}-*.raw"):
+            if stale != path:
+                remove_unheld(stale)
+        if path.exists() and not _is_as_written(path):
+            print(f"{path} is not what was written; it is made anew.", flush=True)
+            path.unlink()
+        if not path.exists():
+            with replacing_file(path) as partial:
+                with partial.open("wb") as file:
+                    write(file)
+                # first: a copy without its record would be made anew, one with another's believed
+                write_sealed_json(_record_of(path), file_record(partial))
+        held = path.open("rb")
+        fcntl.flock(held, fcntl.LOCK_SH)
+        _held.append(held)
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_suffix(".raw.json")
+
+
+def _is_as_written(path: Path) -> bool:
+    """Whether the copy has the size and SHA-256 that were stated when it was written: one sequential read of it."""
+    try:
+        stated = read_sealed_json(_record_of(path))
+    except (OSError, ValueError):
+        return False
+    return {**file_record(path), "checksum": stated["checksum"]} == stated
+
+
+def remove_unheld(path: Path) -> bool:
+    """Remove a raw copy with its record unless a process reads it; whether it was removed."""
+    with path.open("rb") as file:
+        if not _locked_alone(file):
+            return False
+        path.unlink()
+    _record_of(path).unlink(missing_ok=True)
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process reads a raw copy."""
+    with path.open("rb") as file:
+        return not _locked_alone(file)
+
+
+def _locked_alone(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

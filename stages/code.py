@@ -1,0 +1,21 @@
+"""Write what code each stage's result depends on, so that DVC rebuilds a stage only where code that it can load changed."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
+
+from pag_core.pipeline.artifacts import replacing_folder
+from pag_core.pipeline.code_identity import CHECKOUT, file_fingerprints
+
+
+def main() -> None:
+    """Write data/code/STAGE.txt for every program of stages/: a line for each file, with its fingerprint."""
+    with replacing_folder(Path("data/code")) as folder:
+        for program in sorted((CHECKOUT / "stages").glob("*.py")):
+            lines = [f"{fingerprint}  {path}\n" for path, fingerprint in file_fingerprints(program).items()]
+            (folder / f"{program.stem}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
