@@ -11,11 +11,11 @@ from pag_core.pipeline.artifacts import digest, file_digest, replacing_folder, w
 SPLITS = ("train", "test")
 
 
-def arrange_images(images: Path, work: Path, classes: list[str] | None) -> tuple[Path, str]:
+def arrange_images(images: Path, work: Path, classes: list[str] | None) -> Path:
     """Make an image folder of the classes from `images`, which holds train and test as folders or .tar.* files.
 
-    Returns the place, which is below `work` and bears the fingerprint of the images' content, and that fingerprint. Other
-    images get another place; none is ever removed. Raises BadParameter where `images` and `work` do not lie apart.
+    Returns the place, which is below `work` and bears the fingerprint of the images' content: other images get another
+    place, and none is ever removed. Raises BadParameter where `images` and `work` do not lie apart.
     """
     _require_apart(images, work)
     found = {split: [images / split, *sorted(images.glob(f"{split}.tar*"))] for split in SPLITS}
@@ -28,7 +28,7 @@ def arrange_images(images: Path, work: Path, classes: list[str] | None) -> tuple
     mark = digest({"content": content, "classes": classes})
     place = work / f"images-{mark[:16]}"
     if (place / "origin.json").exists():
-        return place, mark
+        return place
     if place.exists():
         raise typer.BadParameter(f"{place} exists and was not made by this program; move it away", param_hint="--work")
     with replacing_folder(place) as partial:
@@ -42,7 +42,7 @@ def arrange_images(images: Path, work: Path, classes: list[str] | None) -> tuple
             else:
                 _extract(path, partial, split, classes)
         write_json(partial / "origin.json", {"mark": mark, "classes": classes})
-    return place, mark
+    return place
 
 
 def _require_apart(images: Path, work: Path) -> None:

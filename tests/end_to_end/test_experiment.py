@@ -1,4 +1,4 @@
-"""The experiment runner: real stages on a handful of images, from archives, broken off and taken up again."""
+"""Experiments: real stages on a handful of images, from archives, broken off and resumed, by hand and through DVC."""
 
 import json
 import shutil
@@ -11,20 +11,26 @@ import typer
 import yaml
 from PIL import Image
 
+from experiments.by_hand import described_stages, outputs_of
+from experiments.description import base_params, read_experiment
 from experiments.images import arrange_images
-from experiments.run import CHECKOUT, identity, laid_over, stages, steps_of
+from experiments.with_dvc import overrides
+from pag_core.errors import ParamsError
+from pag_core.params.reading import parse_params
+from tests.project_copy import ProjectCopy, stages_run
 from tests.samples import ROOT, make_labelled
 
 NAMES = ("cat", "dog", "eel")
 DESCRIPTION = {
-    "params": {"dataset": "image_folder", "prepare": {"validation_fraction": 0.2}, "processes": 1},
+    "stages": ["autoattack", "pag_score"],
+    "params": {"prepare": {"validation_fraction": 0.2}, "processes": 1},
     "sizes": {
         "tiny": {
             "classes": ["cat", "dog"],
             "train": {"epochs": 1, "validation_attacked": 4},
             "objective": {"classes_per_step": None},
             "autoattack": {"images": 2, "radii": {"L2": [0.5]}},
-            "alignment": {"images": 4},
+            "pag_score": {"images": 4},
         }
     },
     "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
@@ -59,7 +65,7 @@ def run(tmp_path, archives, *arguments):
     return subprocess.run(
         [
             sys.executable, str(ROOT / "experiments/run.py"), "tiny.yaml", "--images", str(archives), "--work", "work",
-            "--out", "out", "--size", "tiny", *arguments,
+            "--size", "tiny", *arguments,
         ],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -70,71 +76,146 @@ def ran(output):
 
 
 @pytest.mark.slow
-def test_an_experiment_from_archives_broken_off_and_changed(tmp_path, archives):
-    first = run(tmp_path, archives, "--until", "vanilla train")
-    assert first.returncode == 0, first.stderr[-2000:]
-    assert ran(first.stdout) == ["prepare", "vanilla train"] and not (tmp_path / "out").exists()
+def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
+    def by_hand(*arguments):
+        return run(tmp_path, archives, "--by-hand", *arguments)
 
-    whole = run(tmp_path, archives)
+    failed = by_hand("--set", "autoattack.images=1000")
+    assert failed.returncode == 1 and "autoattack.images is 1000" in failed.stderr
+    assert ran(failed.stdout) == ["prepare", "heuristic@cm", "train", "baseline", "baseline_autoattack"]
+
+    whole = by_hand()
     assert whole.returncode == 0, whole.stderr[-2000:]
-    assert ran(whole.stdout) == ["vanilla autoattack", "cm", "cm train", "cm autoattack", "cm alignment"]
-    results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["size"] == "tiny" and len(results["seconds"]) == 7
-    for name in ("vanilla", "cm"):
-        attacked = results["classifiers"][name]
-        assert attacked["images"] == 2 and set(attacked["autoattack"]) >= {"clean", "L2 0.5"}
-        assert "clean" in attacked["validation"]
-    assert f"| cm | {100 * results['classifiers']['cm']['autoattack']['L2 0.5']:.1f} |" in whole.stdout
-    assert results["classifiers"]["cm"]["published"] == [81.41, 47.25, 11.24]
-    card = json.loads((tmp_path / "out/cm/classifier_card.json").read_text())
-    assert card["class_names"] == ["cat", "dog"]
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert ran(whole.stdout) == ["baseline_autoattack", "autoattack", "heuristic@none", "pag_score"]
+    results = tmp_path / "work/results/cm"
+    attacked = json.loads((results / "metrics/autoattack.json").read_text())
+    assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 0.5"}
+    assert f"| cm | {100 * attacked['model']['clean']:.1f} | {100 * attacked['model']['L2 0.5']:.1f} |" in whole.stdout
+    assert "81.41, 47.25, 11.24" in whole.stdout and "| vanilla |" in whole.stdout
+    assert (results / "metrics/details/training.json").exists() and len(
+        json.loads((results / "seconds.json").read_text())
+    ) == 8
 
-    # the record is not believed where an output is gone, or where it is no record
-    (tmp_path / "work/common/data/baseline_training.json").unlink()
-    shutil.rmtree(tmp_path / "work/cm/data/classifier")
-    assert ran(run(tmp_path, archives).stdout) == ["vanilla train", "cm train"]
-    record = tmp_path / "work/steps.json"
-    kept = record.read_text()
-    record.write_text(kept[: len(kept) // 2])
-    broken = run(tmp_path, archives)
-    assert broken.returncode == 2 and "no record of finished steps" in broken.stderr.replace("\n", " ")
-    record.write_text(kept)
+    # a stage whose output is gone runs again; equal inputs are not asked for again
+    (train,) = (path.parent for path in (tmp_path / "work").glob("train-*/ended.json"))
+    shutil.rmtree(train / "data/classifier")
+    again = by_hand()
+    assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 7
 
     # lambda changes one classifier; everything before it stays
-    changed = run(tmp_path, archives, "--set", "cm:lambda=0.5")
-    assert ran(changed.stdout) == ["cm train", "cm autoattack", "cm alignment"]
-    assert changed.stdout.count("done before") == 4
+    changed = by_hand("--set", "cm:lambda=0.5")
+    assert ran(changed.stdout) == ["train", "autoattack", "pag_score"] and changed.stdout.count("done before") == 5
 
-    failed = run(tmp_path, archives, "--set", "sbg.timestep=5", "--set", "cm:train.epochs=0")
-    assert failed.returncode == 1 and "train.epochs" in failed.stderr
-    for wrong in ("train.epoch=3", "cm:lamda=1", "lambda", "pet:lambda=1"):
-        refused = run(tmp_path, archives, "--set", wrong)
-        assert refused.returncode == 2 and "no such parameter" in refused.stderr, refused.stderr
+
+@pytest.mark.slow
+def test_the_same_experiment_through_dvc(tmp_path, archives):
+    project = ProjectCopy(tmp_path / "project", {})
+    (project.path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
+    command = [
+        sys.executable,
+        "experiments/run.py",
+        "tiny.yaml",
+        "--images",
+        str(archives),
+        "--work",
+        str(tmp_path / "work"),
+    ]
+    whole = project.run(*command, "--size", "tiny")
+    assert "tiny-tiny-cm" in project.run("dvc", "exp", "show", "--csv").stdout
+    by_hand = run(tmp_path, archives, "--by-hand")
+    # the numbers do not depend on who runs the stages
+    assert table_of(whole.stdout) == table_of(by_hand.stdout) != []
+
+    again = project.run(*command, "--size", "tiny")
+    assert table_of(again.stdout) == table_of(whole.stdout)
+    # a store that is made in seconds stays out of DVC's cache; the rest comes out of it
+    assert stages_run(last_log(project)) == ["heuristic@cm", "heuristic@none"]
+
+    failed = project.run(*command, "--size", "tiny", "--set", "autoattack.images=1000", check=False)
+    assert (
+        failed.returncode == 1
+        and "autoattack.images is 1000" in failed.stderr
+        and "tiny-tiny-cm failed" in failed.stderr
+    )
+
+
+def last_log(project):
+    tasks = project.run("dvc", "queue", "status").stdout.splitlines()
+    newest = [line.split()[0] for line in tasks if "tiny-tiny-cm" in line][-1]
+    return project.run("dvc", "queue", "logs", newest).stdout
+
+
+def table_of(output):
+    return [line for line in output.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("wrong", ["train.epoch=3", "cm:lamda=1", "lambda", "pet:lambda=1"])
+def test_a_change_of_no_parameter_is_refused(tmp_path, wrong):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
+    with pytest.raises(typer.BadParameter, match="no such parameter"):
+        read_experiment(tmp_path / "tiny.yaml", "tiny", [wrong])
+
+
+def test_a_wrong_value_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"tiny\.yaml \(tiny, cm\).*\n.*train\.epochs: 0 is refused"):
+        read_experiment(tmp_path / "tiny.yaml", "tiny", ["cm:train.epochs=0"])
+    with pytest.raises(typer.BadParameter, match="huge is not one of: tiny"):
+        read_experiment(tmp_path / "tiny.yaml", "huge", [])
+
+
+VALUES = [
+    None,
+    True,
+    3,
+    1e-4,
+    0.5,
+    "8/255",
+    "a b",
+    "it's",
+    "a\\b",
+    "",
+    [],
+    [1, "8/255"],
+    {"factor": 0.667, "epochs": 50},
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_overrides_are_read_as_they_were_meant(tmp_path, value):
+    """By DVC's own reading of `--set-param`, in a file that holds another value."""
+    from dvc.utils.hydra import apply_overrides
+
+    base = {"section": {"key": 1, "other": 2, "gone": 3}, "plain": 5}
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(base))
+    wanted = {"section": {"key": value, "other": 2}, "plain": 5, "new": value}
+    apply_overrides(file, overrides(wanted, base))
+    assert yaml.safe_load(file.read_text()) == wanted
 
 
 def test_images_are_arranged_anew_only_where_they_change(tmp_path, archives):
     work = tmp_path / "work"
-    place, mark = arrange_images(archives, work, ["cat", "dog"])
+    place = arrange_images(archives, work, ["cat", "dog"])
     assert sorted(path.name for path in (place / "train").iterdir()) == ["cat", "dog"]
     assert len(list((place / "train/cat").iterdir())) == 20
     marker = place / "train/cat/marker"
     marker.touch()
-    assert arrange_images(archives, work, ["cat", "dog"]) == (place, mark) and marker.exists()
-    other, other_mark = arrange_images(archives, work, None)
-    assert other != place and other_mark != mark and marker.exists()
+    assert arrange_images(archives, work, ["cat", "dog"]) == place and marker.exists()
+    other = arrange_images(archives, work, None)
+    assert other != place and marker.exists()
     assert sorted(path.name for path in (other / "test").iterdir()) == sorted(NAMES)
 
 
 def test_added_and_changed_images_are_seen(tmp_path):
     """Folders are linked, not copied, and known by their content."""
     images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
-    place, mark = arrange_images(images, work, ["eel", "dog"])
+    place = arrange_images(images, work, ["eel", "dog"])
     assert (place / "test/eel").is_symlink() and len(list((place / "test/eel").iterdir())) == 6
     shutil.copytree(images, tmp_path / "moved")
-    assert arrange_images(tmp_path / "moved", work, ["eel", "dog"])[1] == mark
+    assert arrange_images(tmp_path / "moved", work, ["eel", "dog"]) == place
     first = next((images / "train/dog").iterdir())
-    seen = {mark}
+    seen = {place}
     for change in (
         lambda: shutil.copy(first, images / "train/dog/another.png"),
         lambda: first.write_bytes(first.read_bytes()[:-1] + b"x"),
@@ -142,10 +223,10 @@ def test_added_and_changed_images_are_seen(tmp_path):
         lambda: (images / "test/eel" / next((images / "test/eel").iterdir()).name).unlink(),
     ):
         change()
-        seen.add(arrange_images(images, work, ["eel", "dog"])[1])
+        seen.add(arrange_images(images, work, ["eel", "dog"]))
     assert len(seen) == 5
     shutil.copy(images / "train/dog/renamed.png", images / "train/cat/unused.png")
-    assert arrange_images(images, work, ["eel", "dog"])[1] in seen
+    assert arrange_images(images, work, ["eel", "dog"]) in seen
 
 
 @pytest.mark.parametrize("nested", ["work", "work/images", "work/images/deeper", "."])
@@ -172,7 +253,7 @@ def test_a_link_into_the_working_folder_does_not_hide_it(tmp_path):
 
 def test_a_folder_of_the_users_is_never_replaced(tmp_path):
     images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
-    place, _ = arrange_images(images, work, None)
+    place = arrange_images(images, work, None)
     shutil.rmtree(place)
     place.mkdir()
     (place / "mine.txt").touch()
@@ -181,43 +262,19 @@ def test_a_folder_of_the_users_is_never_replaced(tmp_path):
     assert (place / "mine.txt").exists()
 
 
-def test_heuristic_sources_of_the_preset_align_logits():
-    from pag_core.params.reading import parse_params
-
-    described = yaml.safe_load((CHECKOUT / "experiments/cifar10_resnet18.yaml").read_text(encoding="utf-8"))
-    base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
-    outputs = {
-        name: parse_params(laid_over(base, described["params"], layer)).objective.output
-        for name, layer in described["classifiers"].items()
-    }
-    assert outputs == {"cm": "logit", "sbg": "log_softmax"}
+@pytest.mark.parametrize("size", ["full", "half_hour", "small"])
+def test_the_committed_experiment_is_valid(size):
+    experiment = read_experiment(ROOT / "experiments/cifar10_resnet18.yaml", size, [])
+    assert experiment.params.keys() == {"cm", "sbg"} and experiment.published.keys() == {"vanilla", "cm", "sbg"}
+    for name, params in experiment.params.items():
+        # heuristic targets aligned with the log-probability cost the clean accuracy
+        assert parse_params(params).objective.output == {"cm": "logit", "sbg": "log_softmax"}[name]
+        assert set(experiment.stages) <= described_stages(params).keys()
 
 
-def test_a_step_depends_on_its_own_parameters_code_and_predecessors():
-    described = stages()
-    base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
-    reference = identity(described["diffusion"], base, ["a"], "images")
-    for changes, stage, same in (
-        ({"train": {"epochs": 3}}, "diffusion", True),
-        ({"diffusion": {"steps": 3}}, "diffusion", False),
-        ({"seed": 1}, "diffusion", False),
-        ({"processes": 2}, "diffusion", True),
-    ):
-        assert (identity(described[stage], laid_over(base, changes), ["a"], "images") == reference) == same, changes
-    assert identity(described["diffusion"], base, ["b"], "images") != reference
-    assert identity(described["diffusion"], base, ["a"], "others") != reference
-    without = {**described["diffusion"], "deps": described["diffusion"]["deps"][:-1]}
-    assert identity(without, base, ["a"], "images") != reference
-
-
-def test_the_committed_experiment_names_what_exists():
-    described = yaml.safe_load((CHECKOUT / "experiments/cifar10_resnet18.yaml").read_text(encoding="utf-8"))
-    base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
-    names = [step.name for step in steps_of(described["classifiers"])]
-    assert len(names) == len(set(names)) and all(step.stage in stages() for step in steps_of(described["classifiers"]))
-    from pag_core.params.reading import parse_params
-
-    for size in described["sizes"].values():
-        layers = {key: value for key, value in size.items() if key != "classes"}
-        for chosen in described["classifiers"].values():
-            parse_params(laid_over(base, described["params"], layers, chosen))
+def test_stages_are_described_with_their_values():
+    params = {**base_params(), "source": "nn"}
+    stages = described_stages(params)
+    assert "data/gradients/nn.zarr" in stages["train"]["deps"] and "source_defaults.nn" in stages["train"]["params"]
+    assert outputs_of(stages["heuristic@nn"]) == ["data/gradients/nn.zarr"] and "code" not in stages
+    assert stages["heuristic@nn"]["cmd"] == "python stages/heuristic.py nn" and "nn" in stages["heuristic@nn"]["params"]

@@ -1,0 +1,89 @@
+"""An experiment through DVC: a queued experiment for each classifier, run one after the other."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import dvc.api
+
+from experiments.description import Experiment, Plain, base_params
+from pag_core.pipeline.code_identity import CHECKOUT
+
+
+def overrides(params: Plain, base: Plain, before: str = "") -> list[str]:
+    """`KEY=VALUE` for each value of `params` that is not that of `base`, `~KEY` for one that `params` lacks.
+
+    As `dvc exp run --set-param` takes them: it lays a section's values over those that are there.
+    """
+    found = [f"~{before}{key}" for key in base if key not in params]
+    for key, value in params.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and value:
+            found += overrides(value, base[key], f"{before}{key}.")
+        elif key not in base or value != base[key]:
+            found.append(f"{'' if key in base else '+'}{before}{key}={_spelled(value)}")
+    return found
+
+
+def _spelled(value: Any) -> str:
+    """A value in the grammar of overrides (Hydra's), in which words outside quotes may not hold every character."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            quoted = value.replace("'", "\\'")
+            return f"'{quoted}'"
+        case dict():
+            return "{" + ",".join(f"{key}:{_spelled(part)}" for key, part in value.items()) + "}"
+        case list():
+            return "[" + ",".join(_spelled(part) for part in value) + "]"
+        case _:
+            return str(value)
+
+
+def run_with_dvc(experiment: Experiment) -> dict[str, Plain]:
+    """Queue a DVC experiment for each classifier, run them, and return each one's metrics/autoattack.json.
+
+    What was made before comes out of DVC's cache; a stage that was killed goes on from its checkpoint. Ends the program
+    with exit code 1 where an experiment fails, and tells its last lines.
+    """
+    names = {classifier: f"{experiment.name}-{classifier}" for classifier in experiment.params}
+    # an experiment gives its name up, its results stay in the cache; --force would make everything anew
+    if earlier := _revisions().keys() & names.values():
+        _run("dvc", "exp", "remove", "--quiet", *sorted(earlier))
+    for classifier, name in names.items():
+        settings = [f"--set-param={text}" for text in overrides(experiment.params[classifier], base_params())]
+        _run("dvc", "exp", "run", "--queue", "--name", name, *settings, *experiment.stages)
+    # its exit code does not tell of a failure
+    _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
+    revisions = _revisions()
+    return {classifier: _metrics(name, revisions.get(name)) for classifier, name in names.items()}
+
+
+def _revisions() -> dict[str, str]:
+    """The revision of each experiment that has ended well, by name."""
+    rows = dvc.api.exp_show(repo=str(CHECKOUT))
+    return {row["Experiment"]: row["rev"] for row in rows if row["Experiment"] and row["State"] in (None, "Success")}
+
+
+def _run(*command: str) -> None:
+    code = subprocess.run([sys.executable, "-m", *command], cwd=CHECKOUT, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def _metrics(name: str, revision: str | None) -> Plain:
+    if revision is None:
+        print(f"\nThe experiment {name} failed; its last lines (dvc queue logs {name}):", file=sys.stderr, flush=True)
+        print(
+            "\n".join(_printed(sys.executable, "-m", "dvc", "queue", "logs", name).splitlines()[-10:]), file=sys.stderr
+        )
+        sys.exit(1)
+    metrics: Plain = json.loads(_printed("git", "show", f"{revision}:metrics/autoattack.json"))
+    return metrics
+
+
+def _printed(*command: str) -> str:
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
