@@ -29,6 +29,11 @@ bench: $(VENV)/.installed
 experiments: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
 
+# the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
+.PHONY: picture
+picture: repro
+	cp figures/targeted_pgd.png docs/images/targeted_digits.png
+
 lint: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" ruff check .
 	PATH="$(BIN):$$PATH" ruff format --check .
