@@ -16,8 +16,8 @@ repro: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" dvc repro
 	@echo "The page: $(CURDIR)/report.html"
 
-# The files of tests are dealt to two workers in order, the long ones first. Each computes with one thread: OpenMP's
-# threads wait for each other by spinning, so more of them than cores is many times slower. Failures are told as they come.
+# The test files are dealt to two workers in order, the long ones first. Each computes with one thread: OpenMP's
+# threads wait for each other by spinning, so more of them than cores is many times slower. Failures are shown as they come.
 test: lint
 	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --instafail
 
@@ -28,6 +28,11 @@ bench: $(VENV)/.installed
 # what differs between experiments, and the headline of each: `dvc exp show` alone has a column for every parameter
 experiments: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
+
+# the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
+.PHONY: picture
+picture: repro
+	cp figures/targeted_pgd.png docs/images/targeted_digits.png
 
 lint: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" ruff check .

@@ -1,7 +1,7 @@
 """An experiment on a machine without DVC: the stages that dvc.yaml describes, each run once for equal inputs.
 
 Every run of a stage has a folder of its own, named after all that its result depends on, with links to the outputs of the
-stages before it. So classifiers share what is equal, and a folder in which a stage has ended is not run again.
+stages before it. So classifiers share what is equal, and a stage that has finished is not run again.
 """
 
 import os
@@ -103,7 +103,7 @@ class ByHand:
         command = [sys.executable, str(CHECKOUT / script), *options]
         code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
         if code:
-            print(f"{name} ended with exit code {code}; the same command goes on from here", file=sys.stderr)
+            print(f"{name} ended with exit code {code}; the same command resumes from here", file=sys.stderr)
             sys.exit(code)
         write_json(folder / ENDED, {"seconds": round(time.perf_counter() - start, 1), "identity": identity})
         return folder

@@ -14,8 +14,8 @@ SPLITS = ("train", "test")
 def arrange_images(images: Path, work: Path, classes: list[str] | None) -> Path:
     """Make an image folder of the classes from `images`, which holds train and test as folders or .tar.* files.
 
-    Returns the place, which is below `work` and bears the fingerprint of the images' content: other images get another
-    place, and none is ever removed. Raises BadParameter where `images` and `work` do not lie apart.
+    Returns the place, which is below `work` and named after the fingerprint of the images' content: other images get
+    another place, and none is ever removed. Raises BadParameter where `images` and `work` overlap.
     """
     _require_apart(images, work)
     found = {split: [images / split, *sorted(images.glob(f"{split}.tar*"))] for split in SPLITS}
@@ -50,7 +50,7 @@ def _require_apart(images: Path, work: Path) -> None:
     if one.is_relative_to(other) or other.is_relative_to(one):
         raise typer.BadParameter(
             f"the images ({one}) and the working folder ({other}) are the same or one holds the other; give a --work "
-            "that lies apart from the images",
+            "that is apart from the images",
             param_hint="--images",
         )
 

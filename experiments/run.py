@@ -2,7 +2,7 @@
 
     python experiments/run.py experiments/cifar10_resnet18.yaml --images FOLDER --size small
 
-Give the same command again to go on after a kill: finished work is kept either way.
+Give the same command again to resume after an interruption: finished work is kept either way.
 """
 
 import importlib.util

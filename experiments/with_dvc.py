@@ -46,24 +46,24 @@ def _spelled(value: Any) -> str:
 def run_with_dvc(experiment: Experiment) -> dict[str, Plain]:
     """Queue a DVC experiment for each classifier, run them, and return each one's metrics/autoattack.json.
 
-    What was made before comes out of DVC's cache; a stage that was killed goes on from its checkpoint. Ends the program
-    with exit code 1 where an experiment fails, and tells its last lines.
+    What was made before comes out of DVC's cache; a stage that was killed resumes from its checkpoint. Ends the
+    program with exit code 1 if an experiment fails, and prints its last lines.
     """
     names = {classifier: f"{experiment.name}-{classifier}" for classifier in experiment.params}
-    # an experiment gives its name up, its results stay in the cache; --force would make everything anew
+    # removing an experiment frees its name, and its results stay in the cache; --force would make everything again
     if earlier := _revisions().keys() & names.values():
         _run("dvc", "exp", "remove", "--quiet", *sorted(earlier))
     for classifier, name in names.items():
         settings = [f"--set-param={text}" for text in overrides(experiment.params[classifier], base_params())]
         _run("dvc", "exp", "run", "--queue", "--name", name, *settings, *experiment.stages)
-    # its exit code does not tell of a failure
+    # its exit code does not report a failure
     _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
     revisions = _revisions()
     return {classifier: _metrics(name, revisions.get(name)) for classifier, name in names.items()}
 
 
 def _revisions() -> dict[str, str]:
-    """The revision of each experiment that has ended well, by name."""
+    """The revision of each experiment that has succeeded, by name."""
     rows = dvc.api.exp_show(repo=str(CHECKOUT))
     return {row["Experiment"]: row["rev"] for row in rows if row["Experiment"] and row["State"] in (None, "Success")}
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 from pag_core.evaluation.autoattack import attack_name, headline, run_autoattack
 from pag_core.evaluation.subject import BaselineOption, keep_result, open_subject

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 import torch
 
@@ -39,7 +39,7 @@ def _pictured(params: Params) -> slice:
 
 
 def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
-    """Every source at hand; the heuristic ones are computed here, for their stores may not have been built."""
+    """Every source that there is; the heuristic ones are computed here, because their stores may not have been built."""
     pictured, cpu = {"test": dataset.splits["test"].images[_pictured(params)]}, torch.device("cpu")
     found: dict[str, TargetGradients] = {}
     for name, source in SOURCES.items():

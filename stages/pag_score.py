@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
@@ -27,7 +27,7 @@ def main() -> None:
         for source in {params.source, params.pag_score.reference} - {"none"}:
             targets[source] = open_gradients(gradients_place(source), dataset, "test", device)
         rows = test.first(params.pag_score.images, "pag_score.images")
-        # the store of sbg holds gradients of so many
+        # the store of sbg holds gradients of this many
         images = test.pixels(slice(0, min(rows.stop, params.gradient_store.held_out_images)))
         scores = {}
         for who, place in (("model", "classifier"), ("baseline", "baseline")):

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import write_dataset
@@ -31,7 +31,7 @@ def main() -> None:
         print(f"{path}: {sizes} images {splits['train'].images.shape[1:]} of {len(raw.class_names)} classes")
         for name, count in repeated_images(splits).items():
             if count:
-                print(f"{count} {name} images stand in the training split too, pixel for pixel")
+                print(f"{count} {name} images are in the training split too, pixel for pixel")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, also in a DVC copy; not the stages beside
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 from typing import Annotated, Any
 
@@ -101,7 +101,7 @@ def main(
     with stage(who, shared=True) as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
-        # before the training, not after it
+        # checked before the training, not after it
         dataset.splits["validation"].first(params.train.validation_attacked, "train.validation_attacked")
         provenance = _provenance(opened, dataset, baseline=baseline)
         options = params.classifier.model_dump()

@@ -1,1 +1,1 @@
-"""Classifiers: images float [0, 1] NCHW in, logits out; normalisation lies inside."""
+"""Classifiers: images float [0, 1] NCHW in, logits out; normalisation is inside."""

@@ -1,4 +1,4 @@
-"""The activations that `classifier.activation` chooses from, and their exchange in networks made by a library."""
+"""The activations that `classifier.activation` chooses from, and how they replace those of a library's network."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "ge
 def replace_relu(network: nn.Module, activation: type[nn.Module]) -> None:
     """Put `activation`, not in place, wherever `network` holds a ReLU.
 
-    torchvision's own work in place, which a transform over classes or a hook on their input does not survive.
+    torchvision's ReLUs work in place, which breaks a transform over classes or a hook on their input.
     """
     for module in list(network.modules()):
         for name, child in module.named_children():

@@ -50,7 +50,7 @@ def build_classifier(
     chosen = {"width": width, "depth": depth, "patch_size": patch_size}
     given = {name: value for name, value in chosen.items() if value is not None}
     if arch == "resnet18" and given.get("width") == 64:
-        del given["width"]  # its one width, spelled out
+        del given["width"]  # its only width, written out
     for name in given.keys() - OPTIONS[arch]:
         reason = "has 64" if (arch, name) == ("resnet18", "width") else f"has no option {name}"
         raise ParamsError(f"params.yaml: classifier.{name} is {given[name]}; {arch} {reason}: give null")

@@ -27,7 +27,7 @@ def mlp_mixer(
         raise ParamsError(f"params.yaml: classifier.width is {width}; mixer needs 2 or more (or null: 128)")
     channels, height, image_width = image_shape
     network = MlpMixer(
-        img_size=(height, image_width),  # type: ignore[arg-type]  # handed on to PatchEmbed, which takes both sides
+        img_size=(height, image_width),  # type: ignore[arg-type]  # passed on to PatchEmbed, which takes both sides
         patch_size=patch_side(patch_size, image_shape),
         in_chans=channels,
         num_classes=classes,

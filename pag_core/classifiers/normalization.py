@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-# method.md and the paper's recipe: inputs are mapped to [-1, 1]
+# the paper's recipe: inputs are mapped to [-1, 1]
 MEAN, DEVIATION = 0.5, 0.5
 
 
 class NormalizedClassifier(nn.Module):
     """`network((image - mean) / deviation)`: images float [B, C, H, W] in [0, 1] to logits [B, classes].
 
-    Input-gradients lie in memory as NCHW whatever the memory format of the network: AutoAttack takes views of them.
+    Input-gradients are NCHW in memory, whatever the memory format of the network, because AutoAttack takes views of them.
     """
 
     mean: torch.Tensor
@@ -23,7 +23,7 @@ class NormalizedClassifier(nn.Module):
         self.register_buffer("deviation", torch.full((1, channels, 1, 1), deviation))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # flat and back: no work for contiguous images, and the way back of the gradient makes it contiguous
+        # flattened and back: no work for contiguous images, and the backward pass makes the gradient contiguous
         images = images.flatten(1).unflatten(1, images.shape[1:])
         logits: torch.Tensor = self.network((images - self.mean) / self.deviation)
         return logits

@@ -27,7 +27,7 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
             f"params.yaml: device is {name!r}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
         )
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        # processes that share work take a GPU each, as far as there are any
+        # processes that share work take a GPU each, in turn if there are too few
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if device.index is not None:
         torch.cuda.set_device(device)  # libraries that ask for "cuda" mean this one
@@ -40,7 +40,7 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed tensors for the next ones; whether the C library (glibc) can.
+    """Let this process keep the memory of freed tensors for the next ones; returns whether the C library (glibc) can.
 
     Otherwise every tensor of 32 MiB or more is new memory, whose pages the system clears one by one on first use. The
     feature maps of ten classes are such tensors (docs/performance.md).

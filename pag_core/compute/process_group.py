@@ -14,7 +14,7 @@ from torch import distributed
 
 from pag_core.errors import CompanionLost
 
-# a peer that hangs (one that dies is noticed at once, its connections close) ends the work after so long
+# a peer that hangs for this long ends the work (one that dies is noticed at once, because its connections close)
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 # ranks may wait for one that is busy: with the last unit of work, or behind another run of the same work
 LONGEST_WAIT = datetime.timedelta(hours=24)
@@ -103,5 +103,5 @@ def telling_losses() -> Iterator[None]:
         if not isinstance(error, distributed.DistError) and "gloo" not in text and "NCCL" not in text:
             raise
         raise CompanionLost(
-            f"another process is gone or does not answer ({text.splitlines()[0]}); finished work is kept, run again to go on"
+            f"another process is gone or does not answer ({text.splitlines()[0]}); finished work is kept; run again to resume"
         ) from error

@@ -16,7 +16,7 @@ from pag_core.errors import CompanionLost, PagError
 
 COMPANION = "PAG_COMPANION"
 SECONDS_BETWEEN_LOOKS = 0.1  # at the companions
-SECONDS_TO_STOP = 15.0  # that a process is given whose companion failed, before it is ended whatever it does
+SECONDS_TO_STOP = 15.0  # for a process whose companion failed, before it is ended in any case
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def this_process() -> Process:
 
 
 def process_count(wanted: int | None, device: torch.device) -> int:
-    """Processes for independent units of work: `wanted`, or where it is None one a core of the CPU, one on a GPU.
+    """Processes for independent units of work: `wanted`, or if that is None one per core of the CPU, one on a GPU.
 
-    Under torchrun they are its ranks, whatever is wanted.
+    Under torchrun they are always its ranks.
     """
     if wanted is None:
         wanted = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
@@ -54,7 +54,7 @@ def process_count(wanted: int | None, device: torch.device) -> int:
 
 
 def replica_count(wanted: int | None) -> int:
-    """Processes for training one network: `wanted`, or where it is None one; under torchrun its ranks."""
+    """Processes for training one network: `wanted`, or one if that is None; under torchrun its ranks."""
     return this_process().count if under_torchrun() or COMPANION in os.environ else wanted or 1
 
 
@@ -69,12 +69,12 @@ def processes_here(wanted: int | None) -> int:
 def companions(count: int, *, device: torch.device | None = None, units: int | None = None) -> Iterator[Process]:
     """Start `count - 1` further processes of this very command and yield this one's place among them.
 
-    Not more than there are `units` of work, where their number is given; each has the threads of one of `count` then too,
-    so that results do not depend on how many units were left.
+    At most as many as there are `units` of work, if their number is given. Each still has the threads of one of `count`, so
+    that results do not depend on how many units were left.
     With `device` they form a process group for work on it. On leaving, a companion exits, and rank 0 waits for the
-    others; raises CompanionLost, also in the midst of the work, if one failed. They end when rank 0 dies, so that a
+    others; raises CompanionLost, also in the middle of the work, if one failed. They end when rank 0 dies, so that a
     killed run leaves nothing behind. On the CPU the processes share the cores. Under torchrun nothing is started, its
-    ranks enter together, and rank 0 goes on alone when all have left.
+    ranks enter together, and rank 0 continues alone when all have left.
     """
     if under_torchrun():
         yield from _ranks_of_torchrun(device or torch.device("cpu"))
@@ -99,7 +99,7 @@ def companions(count: int, *, device: torch.device | None = None, units: int | N
 
 def _ranks_of_torchrun(device: torch.device) -> Iterator[Process]:
     group = process_group.join(device)
-    # rank 0 has prepared the work (forgotten stale claims) before anybody begins
+    # rank 0 has prepared the work (forgotten stale claims) before any rank begins
     group.wait_for_all()
     yield this_process()
     group.wait_for_all()
@@ -156,9 +156,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 class _Watch:
-    """Looks at the companions from a thread; when one fails it ends the others and interrupts the main thread.
+    """Watches the companions from a thread; when one fails it ends the others and interrupts the main thread.
 
-    A main thread that cannot be interrupted (in a collective that waits for the dead) is ended after a while.
+    A main thread that cannot be interrupted (in a collective that waits for a dead process) is ended after a while.
     """
 
     def __init__(self, started: "list[subprocess.Popen[bytes]]") -> None:
@@ -186,14 +186,14 @@ class _Watch:
 
     def _failed(self) -> str | None:
         codes = {rank: process.poll() for rank, process in enumerate(self._started, start=1)}
-        # those that a signal ended (codes below 0) come first: others may have failed for want of them
+        # those that a signal ended (codes below 0) come first: others may have failed because these were gone
         failed = sorted((code, rank) for rank, code in codes.items() if code)
         if not failed:
             return None
         code, rank = failed[0]
         return (
             f"process {rank} of {len(self._started) + 1} ended with exit code {code} (its message, if it had one, is "
-            "above); finished work is kept, run again to go on"
+            "above); finished work is kept; run again to resume"
         )
 
     def wait_for_all(self) -> None:
@@ -209,7 +209,7 @@ class _Watch:
             self._stop()
             return None
         if isinstance(error, Exception):
-            # a broken connection may be felt before the companion behind it is seen to have ended
+            # a broken connection may be noticed before the companion behind it has ended
             with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 for process in self._started:
                     process.wait(timeout=1.0)
@@ -233,7 +233,7 @@ class _Watch:
 
 def _end_with_parent() -> None:
     def watch() -> None:
-        # not sys.stdin, whose lock a thread that waits in it would hold at the interpreter's end
+        # not sys.stdin: a thread that waits in it would hold its lock when the interpreter ends
         while os.read(0, 1):
             pass
         os._exit(1)

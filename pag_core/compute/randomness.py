@@ -57,7 +57,7 @@ def global_state(device: torch.device) -> dict[str, Any]:
 def restore_global_state(state: dict[str, Any], device: torch.device) -> None:
     """Put back what `global_state` returned, a GPU's part on `device`, whichever GPU it was before.
 
-    Between the CPU and a GPU nothing but the CPU's part goes over: they draw other numbers from the same state anyway.
+    Between the CPU and a GPU only the CPU's part is carried over: they draw different numbers from the same state anyway.
     """
     # a checkpoint may have been loaded onto a GPU; the states of generators live on the CPU
     torch.set_rng_state(state["cpu"].cpu())

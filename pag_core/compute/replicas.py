@@ -29,7 +29,7 @@ LoadCheckpoint = Callable[[torch.device], dict[str, Any] | None]
 class Share:
     """The `rows` of a batch of `whole` images that one process computes.
 
-    Their mean makes the `fraction` of the batch's mean gradient. Where all processes compute the same rows one alone
+    Their mean makes the `fraction` of the batch's mean gradient. If all processes compute the same rows, only one
     has them `counted` in sums over the batch.
     """
 
@@ -45,7 +45,7 @@ def undivided(whole: int) -> Share:
 
 
 class Replicas:
-    """The processes that train one network. A single one does nothing beside the plain work."""
+    """The processes that train one network. A single one adds nothing to the plain work."""
 
     def __init__(self, process: Process, fabric: "Fabric | None") -> None:
         self.process = process
@@ -69,7 +69,7 @@ class Replicas:
         return Share(rows, whole, (rows.stop - rows.start) / whole)
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """`module` with its gradients averaged over the processes in `backward`; rank 0's weights are everybody's."""
+        """`module` with its gradients averaged over the processes in `backward`; all start from rank 0's weights."""
         return module if self._fabric is None else self._fabric.setup_module(module, move_to_device=False)
 
     def backward(self, loss: torch.Tensor, share: Share) -> None:
@@ -102,12 +102,12 @@ class Replicas:
         return received
 
     def begin_step(self, seed: int, step: int) -> None:
-        """Give each process global random streams of its own in `step` (dropout), wherever a run was taken up."""
+        """Give each process global random streams of its own in `step` (dropout), whether or not the run was resumed."""
         if self._fabric is not None:
             seed_global_streams(seed, "replica", step, self.process.rank)
 
     def restore_global_state(self, state: dict[str, Any], device: torch.device) -> None:
-        """Put back the global random streams of a checkpoint; several processes need not, `begin_step` sets theirs."""
+        """Put back the global random streams of a checkpoint; with several processes `begin_step` sets them."""
         if self._fabric is None:
             restore_global_state(state, device)
 
@@ -142,7 +142,7 @@ def _require_a_gpu_each(wanted: int, device: torch.device) -> None:
 
 
 def _fabric(process: Process, device: torch.device) -> "Fabric":
-    # imported here: one process does without
+    # imported here: a single process does not need it
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy

@@ -13,7 +13,7 @@ from pag_core.errors import DatasetError
 def load(root: Path) -> RawDataset:
     """50,000 training and 10,000 test images uint8 [N, 3, 32, 32], downloaded into `root` unless verified copies are there.
 
-    Raises DatasetError where neither a verified copy nor the network is at hand.
+    Raises DatasetError if there is neither a verified copy nor a network.
     """
     try:
         parts = [CIFAR10(str(root), train=train, download=True) for train in (True, False)]

@@ -16,7 +16,7 @@ def load(folder: Path, *, image_size: int | None, images_per_class: int | None) 
     """Read every image as RGB uint8 [N, 3, H, W], its shorter side resized to `image_size` and the centre cropped.
 
     With `images_per_class` only the first images of each class, by file name, are read. Grey images of 16 bits are scaled
-    to 8, images are turned as their EXIF says, and both is said in a line.
+    to 8, images are turned as their EXIF orientation says, and a line of output says so.
     Raises DatasetError that names the folder or file: no such folder, fewer than two classes, a class without images,
     classes of the splits that differ, an unreadable image, one whose values have no stated range (floats, 32 bits), one that
     is transparent, or images of different sizes without `image_size`.
@@ -103,7 +103,7 @@ def _as_rgb(path: Path, image: Image.Image, changes: Counter[str]) -> Image.Imag
     if image.has_transparency_data and (
         image.mode.startswith("I") or np.asarray(image.convert("RGBA"))[..., 3].min() < 255
     ):
-        raise DatasetError(f"{path} is transparent in places; lay it on a background and save it without transparency")
+        raise DatasetError(f"{path} is transparent in places; put it on a background and save it without transparency")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         changes["of 16 bits scaled to 8"] += 1
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")

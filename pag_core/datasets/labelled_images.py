@@ -36,7 +36,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A dataset as its publisher divides it; `test` is None where there is no such division."""
+    """A dataset as its publisher divides it; `test` is None if it is not divided."""
 
     class_names: tuple[str, ...]
     train: LabelledImages

@@ -16,7 +16,7 @@ from pag_core.datasets.labelled_images import SPLITS, LabelledImages
 from pag_core.errors import DatasetError, ParamsError
 from pag_core.pipeline.artifacts import replacing_folder
 
-# one shard a split up to here, so that DVC handles few files
+# up to this size a split is one shard, so that DVC handles few files
 IMAGES_PER_SHARD = 16384
 
 
@@ -35,10 +35,10 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device))
 
     def first(self, count: int, key: str) -> slice:
-        """The first `count` images; raises ParamsError, naming the parameter `key`, where there are not so many."""
+        """The first `count` images; raises ParamsError, naming the parameter `key`, if there are fewer."""
         if count > len(self):
             raise ParamsError(
-                f"params.yaml: {key} is {count}, and the split has {len(self)} images; set it to {len(self)} at most"
+                f"params.yaml: {key} is {count}, but the split has {len(self)} images; set it to at most {len(self)}"
             )
         return slice(0, count)
 

@@ -13,7 +13,7 @@ def split(
 ) -> dict[str, LabelledImages]:
     """The three splits, each in an order shuffled by `seed`, so that the first n images of one are a fair sample.
 
-    `test_fraction` is used only where `raw` has no test split of its own. Both divisions keep the class shares.
+    `test_fraction` is used only where `raw` has no test split of its own. Both divisions keep the proportions of the classes.
     Raises DatasetError where a class has too few images to be in every split.
     """
     train, test = raw.train, raw.test
@@ -29,7 +29,7 @@ def split(
 
 
 def repeated_images(splits: dict[str, LabelledImages]) -> dict[str, int]:
-    """How many images of the validation and of the test split stand in the training split too, pixel for pixel."""
+    """How many images of the validation and of the test split are in the training split too, pixel for pixel."""
     known = {image.tobytes() for image in splits["train"].images}
     return {name: sum(image.tobytes() in known for image in splits[name].images) for name in ("validation", "test")}
 

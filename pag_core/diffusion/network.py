@@ -72,7 +72,7 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
         model_channels=card["channels"],
         out_channels=channels * (2 if card["learn_sigma"] else 1),
         num_res_blocks=card["residual_blocks"],
-        # the library counts attention by the factor of reduction, we by the side in pixels
+        # the library names the levels that attend by their reduction factor, params.yaml by their side in pixels
         attention_resolutions=tuple(height // side for side in card["attention_resolutions"]),
         num_heads=heads,
         dropout=card["dropout"],
@@ -134,7 +134,7 @@ class NoisePredictor:
 
 
 def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -> tuple[NoisePredictor, SavedNetwork]:
-    """A trained model, ours or one brought along, for the classes and image shape of `dataset`.
+    """A trained model, from this pipeline or from elsewhere, for the classes and image shape of `dataset`.
 
     Raises WeightsError where it is damaged or made for other classes or images.
     """
@@ -150,8 +150,8 @@ def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -
         )
     if absent := [key for key in CARD_KEYS if key not in saved.card["architecture"]]:
         raise WeightsError(
-            f"{folder / 'card.json'} does not state {', '.join(absent)} of its architecture; make it anew by the diffusion "
-            "stage, or add what it was built with"
+            f"{folder / 'card.json'} does not state {', '.join(absent)} of its architecture; make it again with the "
+            "diffusion stage, or add the values that it was built with"
         )
     network = build_network(saved.card["architecture"], dataset.image_shape, dataset.classes)
     network.load_state_dict(saved.tensors)

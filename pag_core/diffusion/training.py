@@ -39,7 +39,7 @@ def train_diffusion(
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Train on `split`; return the EMA weights by name, and the curve: step and mean loss of each 50 steps.
 
-    Goes on from the checkpoint in `folder` where there is one, to the same result as an unbroken run. Several
+    Resumes from the checkpoint in `folder` if there is one, with the same result as an unbroken run. Several
     `processes` share each batch; rank 0 alone returns. Raises TrainingDiverged at a loss that is not finite, and
     CompanionLost where another process failed.
     """
@@ -65,7 +65,7 @@ def train_diffusion(
 
 
 def _resume(trainer: "_DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
-    # in a function of its own: the loaded state, three copies of the network, must not live as long as the training
+    # in a function of its own, so that the loaded state (three copies of the network) does not outlive it
     if state := team.load_checkpoint(folder.load_checkpoint, trainer.draws.device):
         trainer.restore(state, team)
 
@@ -130,7 +130,7 @@ class _DiffusionTrainer:
         return self.team.part_of_mean(loss, self.share)
 
     def snapshot(self) -> dict[str, Any]:
-        """All that a later run needs to go on."""
+        """All that a later run needs to resume."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -142,7 +142,7 @@ class _DiffusionTrainer:
         }
 
     def restore(self, state: dict[str, Any], team: Replicas) -> None:
-        """Take up what `snapshot` returned."""
+        """Restore what `snapshot` returned."""
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,6 +1,6 @@
-"""Auto-PGD (Croce and Hein, 2020) alone: the white-box part of AutoAttack, with as few steps as one can afford.
+"""Auto-PGD (Croce and Hein, 2020) alone: the white-box part of AutoAttack, with few steps.
 
-Cross-entropy alone overrates models whose target gradients were aligned with logits, so the targeted loss follows it.
+Cross-entropy alone overestimates models whose logits were aligned with target gradients, so the targeted loss follows it.
 """
 
 import logging
@@ -32,7 +32,7 @@ def standing_accuracy(
 def apgd_attacks(
     classifier: nn.Module, *, norm: str, radius: str, classes: int, steps: int, seed: int, device: torch.device
 ) -> list[Any]:
-    """APGD on cross-entropy, then towards each of up to nine other classes where there are four logits to compare."""
+    """APGD on cross-entropy, then towards each of up to nine other classes if there are at least four classes."""
     options = {
         "norm": norm,
         "eps": radius_value(radius),
@@ -58,7 +58,7 @@ def apgd_accuracy(
     steps: int,
     seed: int,
 ) -> dict[str, float]:
-    """Accuracy (fraction) under APGD at each `NORM RADIUS`: a fast proxy, an upper bound of AutoAttack's.
+    """Accuracy (fraction) under APGD at each `NORM RADIUS`: a fast proxy, an upper bound on AutoAttack's.
 
     Raises EvaluationRefused for a model that must not be evaluated.
     """

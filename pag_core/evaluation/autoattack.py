@@ -24,14 +24,14 @@ LOGGER = "auto-attack"
 AFTER_ATTACK = re.compile(r"robust accuracy after ([A-Z-]+): ([0-9.]+)%")
 # a perturbation may exceed its radius by the rounding of float32 only
 TOLERANCE = 1e-5
-# of a shard's images that may answer otherwise in batches of another size, as kernels that sum in another order do near a
-# boundary; one image always may. A model beyond it has no answer that could be attacked
+# the share of a shard's images whose class may change with the batch size, as it does near a boundary where kernels sum in
+# another order; one image always may. A model beyond it gives no answer that could be attacked
 DISAGREEMENT_LIMIT = 0.01
 
 
 @contextmanager
 def _captured_log(what: str) -> Iterator[list[logging.LogRecord]]:
-    """The records of AutoAttack's logger, the only place where it tells per-attack numbers and warnings.
+    """The records of AutoAttack's logger, the only place where it reports per-attack numbers and warnings.
 
     Each per-attack number is printed as it comes: a shard takes minutes on a slow machine.
     """
@@ -62,10 +62,10 @@ def _attack(
     attack = AutoAttack(classifier, norm=norm, eps=radius, seed=seed, device=device, version="standard")
     targets = classes - 1
     if targets < attack.fab.n_target_classes:
-        # the standard version assumes ten classes and would index beyond fewer
+        # the standard version assumes ten classes and would index past the end with fewer
         attack.fab.n_target_classes = targets
         attack.apgd_targeted.n_target_classes = min(targets, attack.apgd_targeted.n_target_classes)
-        if classes <= 3:  # its loss compares the largest logits but one and two with the third
+        if classes <= 3:  # its loss needs the third and fourth largest logits
             attack.attacks_to_run = [name for name in attack.attacks_to_run if name != "apgd-t"]
     return attack
 
@@ -91,7 +91,7 @@ def attack_shard(
 ) -> dict[str, Any]:
     """Attack one shard: counts of images, of those correct when clean, and of those robust after each attack in turn.
 
-    `robust` images are those that the library left unchanged and that are classified rightly again, in batches of another
+    `robust` images are those that the library left unchanged and that are classified correctly again, in batches of another
     size; `disagreements` are images about which the two differ. Distance and range of the images are checked too.
     Raises EvaluationRefused where more than DISAGREEMENT_LIMIT of them differ.
     """
@@ -106,16 +106,16 @@ def attack_shard(
         # once no image is left the library skips the other attacks
         remaining = round(float(stated[name]) / 100 * len(images)) if name in stated else remaining
         after[name] = remaining
-    # the library gives counts; which images it holds for robust shows in those that it left as they were
+    # the library gives counts only; the images that it considers robust are those that it left unchanged
     own = correct(classifier, images, labels, at_once=batch_size) & (adversarial == images).flatten(1).all(1)
     again = correct(classifier, adversarial, labels)
     disagreements = max(int((own != again).sum()), abs(int(own.sum()) - remaining))
     if disagreements > max(1, DISAGREEMENT_LIMIT * len(images)):
         raise EvaluationRefused(
             f"at {norm} {radius:g} AutoAttack and a recount differ on {disagreements} of {len(images)} images, more than "
-            f"{DISAGREEMENT_LIMIT:.0%}: the model does not answer alike in batches of {batch_size} and of other sizes. "
+            f"{DISAGREEMENT_LIMIT:.0%}: the model gives other answers in batches of {batch_size} than of other sizes. "
             f"Look for a layer that mixes the images of a batch; or set autoattack.batch_size: {IMAGES_AT_ONCE}, the "
-            "recount's own"
+            "recount's own size"
         )
     _require_within(adversarial - images, norm, radius)
     if adversarial.min() < 0 or adversarial.max() > 1:
@@ -148,8 +148,8 @@ def run_autoattack(
 ) -> dict[str, Any]:
     """AutoAttack at every radius of `params`: `clean` and one accuracy (fraction) for each `NORM RADIUS`.
 
-    Beside them `per_attack` (accuracy after each attack of the sequence), `disagreements` (images that the library holds
-    for robust and a recount does not, or the other way round; they count as not robust) and the library's `warnings`.
+    Beside them `per_attack` (accuracy after each attack of the sequence), `disagreements` (images that the library
+    considers robust and a recount does not, or the other way round; they count as not robust) and the library's `warnings`.
     Finished shards are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
     require_fit_for_attack(classifier, images, labels)
@@ -190,7 +190,7 @@ def run_autoattack(
 
 
 def headline(details: dict[str, Any]) -> dict[str, Any]:
-    """The attack, its images, and of `model` and `baseline` (from `run_autoattack`) the accuracies alone."""
+    """The attack, its number of images, and of `model` and `baseline` (from `run_autoattack`) only the accuracies."""
     accuracies = {
         who: {name: value for name, value in details[who].items() if isinstance(value, float)}
         for who in ("model", "baseline")

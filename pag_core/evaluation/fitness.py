@@ -1,4 +1,4 @@
-"""What must hold before an attack's result means anything; each breach would be a wrong number, so it is refused."""
+"""What must hold before an attack's result means anything; what breaks it would give a wrong number and is refused."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: 
     input-gradients; images contiguous float32 [B, C, H, W] in [0, 1]; labels int64 [B]; autocast and inference mode off.
     """
     if any(module.training for module in classifier.modules()):
-        raise EvaluationRefused("the model is in train mode, where it reads too robust; call .eval()")
+        raise EvaluationRefused("the model is in train mode, where it appears too robust; call .eval()")
     tensors = [*classifier.parameters(), *classifier.buffers()]
     if odd := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}:
         raise EvaluationRefused(

@@ -44,10 +44,10 @@ def table_6_attacks(params: FoolboxParams) -> dict[str, tuple[Literal["L0", "L1"
 def smallest_distances(
     classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, norm: str, attack: Any, seed: int
 ) -> list[float | None]:
-    """The distance at which `attack` fools the model for each image: 0 where it errs anyhow, None where it never does.
+    """The distance at which `attack` fools the model for each image: 0 if it is wrong anyway, None if it is never fooled.
 
-    The attack runs unbounded (`epsilons=None`) and its distance is measured on what it returns: a raw result that was
-    thresholded is bounded, one that was clipped to a radius would not be the attack's own.
+    The attack runs unbounded (`epsilons=None`) and its distance is measured on what it returns: a result that was
+    clipped to a radius would not be the attack's own.
     """
     seed_global_streams(seed, "foolbox")
     raw, _, _ = attack(foolbox_model(classifier, images.device), images, labels, epsilons=None)
@@ -119,7 +119,7 @@ def run_foolbox(
 
 
 def headline(details: dict[str, Any]) -> dict[str, float]:
-    """Of `model` and `baseline` (from `run_foolbox`) the mean over the attacks of the mean over each one's grid of radii."""
+    """For `model` and `baseline` (from `run_foolbox`) the mean over attacks of each one's mean over its grid of radii."""
     means = {}
     for who in ("model", "baseline"):
         grids = [

@@ -1,7 +1,7 @@
 """A PAG score: the mean cosine between a classifier's input-gradients and held-out target gradients.
 
-The paper has no quantitative measure of perceptual alignment; this one is ours. It is the cosine of Eq. 5, over test images
-and all classes, between the input-gradients of the log-probabilities and target gradients that training never saw.
+The paper has no quantitative measure of perceptual alignment; this one is this project's own. It is the cosine of Eq. 5, over
+test images and all classes, between the input-gradients of the log-probabilities and target gradients that training never saw.
 """
 
 import torch
@@ -20,7 +20,7 @@ def pag_score(
     for start in range(0, len(images), batch_size):
         indices = torch.arange(start, min(start + batch_size, len(images)), device=images.device)
         class_indices = torch.arange(classes, device=images.device).expand(len(indices), classes)
-        # in eval mode no image depends on another, so that all meanings of batch-norm are one
+        # in eval mode no image depends on another, so all meanings of batch-norm agree
         _, gradients = input_gradients(
             classifier,
             images[indices],

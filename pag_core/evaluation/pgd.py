@@ -50,7 +50,7 @@ def pgd_accuracy(
     steps: int,
     seed: int,
 ) -> dict[str, float]:
-    """Accuracy (fraction) under untargeted PGD at each `NORM RADIUS`: a fast proxy, an upper bound of robustness."""
+    """Accuracy (fraction) under untargeted PGD at each `NORM RADIUS`: a fast proxy, an upper bound on robustness."""
     require_fit_for_attack(classifier, images, labels)
     adversarial = {
         f"{norm} {radius}": pgd_images(classifier, images, labels, norm=norm, radius=radius, steps=steps, seed=seed)

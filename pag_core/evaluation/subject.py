@@ -1,4 +1,4 @@
-"""What every attacking stage does around its attack: open networks and test images, keep what came out."""
+"""What every attacking stage does around its attack: open networks and test images, keep the results."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class Subject:
 def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int) -> Iterator[Subject]:
     """The networks `who` (`classifier`, `baseline`) and the first `images` test images for the attack `name`.
 
-    Raises ParamsError where there are not so many images.
+    Raises ParamsError if there are fewer images.
     """
     params = opened.params
     dataset = read_dataset(dataset_place(params.dataset))
@@ -62,10 +62,10 @@ def keep_result(
     head: dict[str, Any],
     headline: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
-    """Keep what an attack on the baseline found; of one on the classifier write the metrics, the baseline's beside them.
+    """Keep the results of an attack on the baseline; for one on the classifier write the metrics, both results in them.
 
-    `head` tells of the attack itself. `headline` is what is compared between experiments, of all that was found: `head`,
-    `model` and `baseline`.
+    `head` describes the attack itself. `headline` picks what experiments are compared by from everything: `head`, `model`
+    and `baseline`.
     """
     place = DATA / "attacks" / f"baseline_{name}.json"
     if who == "baseline":

@@ -35,6 +35,6 @@ def _finished(folder: RunFolder, name: str) -> dict[str, Any]:
     if result is None:
         raise CompanionLost(
             f"no process has finished the unit {name} of {folder.path}; machines that share the work need one folder "
-            "for it. Finished work is kept, run again to go on"
+            "for it. Finished work is kept; run again to resume"
         )
     return result

@@ -36,7 +36,7 @@ def gradient_sources(dataset: Dataset, gradients: dict[str, TargetGradients], *,
     """Target gradients (Fig. 7) of the first `images` test images: a row per source, a column per target class.
 
     `gradients` maps a source's name to its target gradients of the test split, on the CPU. Each picture has its own
-    symmetric scale, for Eq. 5 sees directions only. The green frame marks the image's own class. More than ten classes
+    symmetric scale, since Eq. 5 depends on directions only. The green frame marks the image's own class. More than ten classes
     are cut to the first ten, and the title says so.
     """
     test = dataset.splits["test"]

@@ -1,4 +1,4 @@
-"""The one look of all figures: colours that colour-blind readers can tell apart, font sizes, and saving to equal bytes."""
+"""The common look of all figures: colours that colour-blind readers can tell apart, font sizes, and saving to equal bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

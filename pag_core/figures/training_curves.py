@@ -14,12 +14,12 @@ PANELS = {
     "accuracy": "Training accuracy",
     "alignment": "Alignment loss (Eq. 5)",
 }
-# so few points are told apart better by markers than by a line alone
+# this few points are easier to see with markers than as a line alone
 FEW_EPOCHS = 15
 
 
 def training_curves(classifier: Curves, baseline: Curves, *, model: str) -> Figure:
-    """The terms of Eq. 4 per epoch, one panel for each curve at hand; curves map a name to (epoch, value) pairs.
+    """The terms of Eq. 4 per epoch, one panel for each curve there is; curves map a name to (epoch, value) pairs.
 
     `model` names the classifier. The baseline has no alignment curve, nor has a vanilla classifier.
     """

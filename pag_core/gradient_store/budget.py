@@ -25,7 +25,7 @@ def available_host_memory(cgroup: Path = CGROUP) -> int:
         statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return available
-    # the page cache counts as used, and is given up when memory is asked for
+    # the page cache counts as used, and is released when memory is asked for
     return max(0, min(available, limit - used + int(statistics.get("inactive_file", 0))))
 
 
@@ -111,8 +111,8 @@ def _misfit(mode: str, need: Need, room: Room, window_shards: int | None, fittin
     )
     return (
         f"params.yaml: {asked} does not fit: resident needs {readable_bytes(need.resident())} of memory, memory_map "
-        f"{readable_bytes(need.codes)} of disk{window}; there may be used {gpu}{readable_bytes(room.host)} of host memory "
-        f"(feed.budget_gb) and {readable_bytes(room.disk)} of disk. "
+        f"{readable_bytes(need.codes)} of disk{window}; {gpu}{readable_bytes(room.host)} of host memory "
+        f"(feed.budget_gb) and {readable_bytes(room.disk)} of disk may be used. "
         + (
             "; ".join(remedies)
             or "Raise feed.budget_gb, or make the store with a smaller gradient_store.images_per_shard"

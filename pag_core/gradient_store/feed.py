@@ -41,9 +41,9 @@ def open_feed(
     inputs: dict[str, str] | None = None,
     processes: int = 1,
 ) -> TargetGradients:
-    """The target gradients of the training split in the way that `params` asks for or memory allows, said in one line.
+    """The target gradients of the training split in the way that `params` asks for or memory allows; one line says which.
 
-    Caches lie beside `folder`. `processes` of this machine share its memory, each with its own gradients. Raises
+    Caches are beside `folder`. `processes` of this machine share its memory, each with its own gradients. Raises
     StoreError as `open_gradients` does, and ParamsError where a mode does not fit.
     """
     manifest = read_manifest(path)
@@ -110,6 +110,6 @@ def mapped_codes(codes: ShardedArray, cache: Path) -> torch.Tensor:
     hold_raw_copy(cache, write)
     mapped = np.memmap(cache, dtype=codes.array.dtype, mode="r", shape=codes.shape)
     with warnings.catch_warnings():
-        # torch knows no read-only tensors; nothing writes to this one
+        # torch has no read-only tensors; nothing writes to this one
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(mapped)

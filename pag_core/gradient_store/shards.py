@@ -1,4 +1,4 @@
-"""Reading a dense store shard by shard: checksums are checked, and damage is told by its shard."""
+"""Reading a dense store shard by shard: checksums are checked, and damage is reported with its shard."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from pag_core.errors import StoreError
 
 
 def checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
-    """What `read` returns; raises StoreError where a checksum or the format tells of damage."""
+    """What `read` returns; raises StoreError where a checksum or the format shows damage."""
     try:
         return np.asarray(read())
     except (ValueError, RuntimeError, KeyError, OSError) as error:

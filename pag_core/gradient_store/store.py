@@ -24,7 +24,7 @@ from pag_core.gradient_store.shards import ShardedArray, checked
 from pag_core.gradient_store.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
 from pag_core.pipeline.artifacts import replacing_folder
 
-# a chunk of zeros would otherwise not be written, and a missing file be no sign of damage
+# otherwise a chunk of zeros would not be written, and a missing file would be no sign of damage
 WRITE_ZEROS: ArrayConfigLike = {"write_empty_chunks": True}
 
 

@@ -42,7 +42,7 @@ class TargetGradients(ABC):
     """Target gradients of one split.
 
     `ahead` is how many batches a reader should ask for in advance, in one background thread and in the order of training;
-    0 where they are at hand on the device. `window` is the number of shards within which an epoch's order mixes images; 0
+    0 if they are on the device already. `window` is the number of shards within which an epoch's order mixes images; 0
     stands for all.
     """
 
@@ -65,7 +65,7 @@ class TargetGradients(ABC):
         return plain_order(images, seed=seed, epoch=epoch)
 
     def close(self) -> None:  # noqa: B027
-        """End what runs in the background; a later `rows` begins it anew."""
+        """End what runs in the background; a later `rows` starts it again."""
 
 
 def plain_order(images: int, *, seed: int, epoch: int) -> torch.Tensor:

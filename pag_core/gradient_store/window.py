@@ -47,7 +47,7 @@ class WindowGradients(TargetGradients):
         return torch.cat(parts)
 
     def rows(self, image_indices: torch.Tensor, class_indices: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
-        """As the base says; the batches must be asked for in the order of the epochs, for earlier windows are dropped."""
+        """As the base says; the batches must be asked for in the order of the epochs, because earlier windows are dropped."""
         place = shard_order(len(self.codes), seed=self.seed, epoch=epoch).argsort()[
             image_indices // self.codes.per_shard
         ]

@@ -18,7 +18,7 @@ from pag_core.pipeline.artifacts import file_record
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import progress_bar
 
-# starting a process costs seconds: it must have this many shards to itself to be started unasked
+# starting a process takes seconds: without being asked for, one is started only for this many shards
 SHARDS_PER_PROCESS = 8
 
 Shard = tuple[str, int, slice]
@@ -34,7 +34,7 @@ class Distillation:
 
 
 def distilling_processes(wanted: int | None, device: torch.device, shards: int) -> int:
-    """How many processes share `shards`: `wanted`, or unasked one for each eight shards, at most one a core (or GPU)."""
+    """How many processes share `shards`: `wanted`, or if None one per eight shards, at most one a core (one on a GPU)."""
     if wanted is not None:
         return min(wanted, shards)
     return max(1, min(process_count(None, device), shards // SHARDS_PER_PROCESS))
@@ -53,11 +53,11 @@ def distill(
 ) -> None:
     """Write g(x, c) of Eq. 8 for every training image, and for the first held-out test images, to the store `path`.
 
-    `measured` is what was found out about the model; the store's manifest says it beside `provenance`.
+    `measured` is what was measured of the model; the store's manifest holds it beside `provenance`.
 
-    Each shard draws its noise from a stream of its own, so the store does not depend on where the work was broken off, nor
-    on who wrote which shard. Finished shards of a killed run are kept. Companions of `processes` take their share, and
-    only this process returns; raises CompanionLost if one of them failed.
+    Each shard draws its noise from a stream of its own, so the store does not depend on where the work was interrupted
+    or which process wrote which shard. Finished shards of a killed run are kept. Companions of `processes` take their share,
+    and only this process returns; raises CompanionLost if one of them failed.
     """
     store = work.store
     if this_process().leads:
@@ -141,14 +141,14 @@ def _distill_shard(
             whole[part].copy_(found, non_blocking=pinned)
     arrived = None
     if pinned:
-        # the writer waits for the copies; this thread goes on to the next shard
+        # the writer waits for the copies; this thread moves on to the next shard
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(device))
     background.write(shard, codes, scales, arrived)
 
 
 class _BackgroundWriter:
-    """Writes shards in one thread while the next is computed; an error of it is raised at the next shard or the end."""
+    """Writes shards in one thread while the next is computed; its error is raised at the next shard or at the end."""
 
     def __init__(self, writer: DenseStoreWriter, folder: RunFolder) -> None:
         self.writer = writer

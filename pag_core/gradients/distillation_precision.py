@@ -58,7 +58,7 @@ def in_precision(
     network = predictor.network
     if precision in AUTOCAST:
         network = copy.copy(network)
-        # of its own: the model given keeps its layers
+        # a dictionary of its own: the model given keeps its layers
         network._modules = {**network._modules, "out": _InFloat32(network.get_submodule("out"))}
     if compiled_for is not None:
         network = cast(nn.Module, torch.compile(network, fullgraph=True))
@@ -70,7 +70,7 @@ def in_precision(
 
 
 def _require_compiler(predictor: NoisePredictor, image_shape: tuple[int, int, int]) -> None:
-    """Compile on one image, so that a machine that cannot is told before the work begins."""
+    """Compile on two images, so that a machine that cannot compile fails before the work begins."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler, TritonMissing
 
@@ -121,7 +121,7 @@ def direction_check(
 
 
 def require_direction(measured: dict[str, float], precision: str, min_cosine: float) -> None:
-    """Raise ParamsError where the mean cosine with float32 is below `min_cosine`, or is no number."""
+    """Raise ParamsError where the mean cosine with float32 is below `min_cosine`, or is not a number."""
     mean = measured["precision_cosine_mean"]
     if not mean >= min_cosine:
         raise ParamsError(

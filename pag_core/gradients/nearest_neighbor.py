@@ -25,7 +25,7 @@ def class_samples(train: Split, classes: int, *, samples_per_class: int, seed: i
 
 
 def nearest_neighbor_indices(images: torch.Tensor, train: Split, samples: torch.Tensor) -> torch.Tensor:
-    """For each image the index into `train` of its L2-nearest sample of each class, an equal image apart (Eq. 6).
+    """For each image the index into `train` of its L2-nearest sample of each class, other than an equal image (Eq. 6).
 
     `images` uint8 [N, C, H, W]; `samples` int64 [classes, S] from `class_samples`; returns int32 [N, classes].
     Distances are exact (integers in float64). Raises DatasetError where all samples of a class equal an image.

@@ -120,7 +120,7 @@ def _replaced(classifier: nn.Module, forward: Callable[[Any, torch.Tensor], torc
 def _record(layer: _BatchNorm, features: torch.Tensor, statistics: dict[Any, Any]) -> torch.Tensor:
     if layer in statistics:
         raise ValueError(
-            f"the batch-norm layer {layer} runs twice in one forward pass, so that it has no one statistic"
+            f"the batch-norm layer {layer} runs twice in one forward pass, so it has no single mean and variance"
         )
     statistics[layer] = batch_statistics(features)[:2]
     output: torch.Tensor = type(layer).forward(layer, features)

@@ -44,10 +44,10 @@ class SourceDefault(Section):
 
 
 class SourceDefaults(Section):
-    """The suited lambda and output of each source.
+    """The lambda and output that suit each source.
 
-    Class means and neighbours aligned with the log-probability cost most of the clean accuracy; score-based gradients,
-    themselves differences to the unconditional score, gain by it.
+    Class means and neighbours aligned with the log-probability cost most of the clean accuracy. Score-based gradients, which
+    are differences from the unconditional score, gain from it.
     """
 
     none: SourceDefault
@@ -193,7 +193,7 @@ class AutoAttackParams(Section):
 
     images: PositiveInt
     radii: Annotated[dict[Literal["L1", "L2", "Linf"], Radii], Field(min_length=1)]
-    # the library tells its counts as percentages of two decimals
+    # the library reports its counts as percentages with two decimals
     images_per_shard: Annotated[int, Field(gt=0, le=5000, strict=True)]
     batch_size: BatchSize
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field
 
-# bool counts as a number in Python; `steps: true` is a slip, not a one. The bounds are far beyond any experiment: a slip
-# of the keyboard is refused here, and not where memory runs out or a loop does not end.
+# bool counts as a number in Python; `steps: true` is a mistake, not a 1. The bounds are far beyond any experiment: a
+# typing error is refused here, not where memory runs out or a loop never ends.
 PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]  # steps, epochs, images
 BatchSize = Annotated[int, Field(gt=0, le=10**6, strict=True)]
 LayerSize = Annotated[int, Field(gt=0, le=2**14, strict=True)]  # channels, blocks, pixels of a side
@@ -49,7 +49,7 @@ Radii = Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without its licence to give a key twice, of which the last would silently count."""
+    """YAML that refuses a key given twice, where plain YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

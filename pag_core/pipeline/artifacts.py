@@ -114,5 +114,5 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def readable_bytes(count: int) -> str:
-    """A number of bytes as people read it."""
+    """A number of bytes for people to read."""
     return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE / 10 else f"{count / 1e6:.2f} MB"

@@ -1,8 +1,8 @@
-"""What lies in `.cache`, and what of it can go: `python -m pag_core.pipeline.cache`, with `--clear` to remove it.
+"""What is in `.cache`, and what of it can be removed: `python -m pag_core.pipeline.cache`, with `--clear` to remove it.
 
-A run folder goes when its work ends well. One that stays belongs to work that was broken off; only the same parameters,
-inputs, code and versions take it up again. The raw copy of a gradient store (`feed.mode: memory_map`) stays for the next
-training. Either can go whenever no process holds it: the work begins anew, the copy is made again.
+A run folder is removed when its work succeeds. One that stays belongs to work that was interrupted; only a run with the same
+parameters, inputs, code and versions resumes it. The raw copy of a gradient store (`feed.mode: memory_map`) stays for the
+next training. Both can be removed whenever no process holds them: the work starts again, the copy is made again.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def clear(root: Path) -> list[Entry]:
-    """Remove what no process holds, and return it; a process that comes meanwhile waits, and begins anew."""
+    """Remove what no process holds, and return it; a process that arrives meanwhile waits, and starts again."""
     removed = []
     for entry in entries(root):
         if entry.kind == "raw copy":
@@ -87,7 +87,7 @@ def _locked(root: Path, name: str) -> Iterator[bool]:
         return
     try:
         yield True
-        # before it is released: who waits for it finds it gone, and makes a new one
+        # before it is released: a process that waits for it finds it gone, and makes a new one
         os.unlink(lock.lock_file)  # noqa: PTH108
     finally:
         lock.release()

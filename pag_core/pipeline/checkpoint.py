@@ -1,8 +1,8 @@
-"""Work in progress, so that a killed run goes on from where it was.
+"""Work in progress, so that a killed run resumes where it stopped.
 
 It lives in `.cache/<stage>-<fingerprint>/` of the main repository (DVC names it in DVC_ROOT, also for experiments that
 run in a temporary copy). The fingerprint covers parameters, input contents, code, versions and device: work
-that was begun under other conditions is never taken up again.
+that was begun under other conditions is never resumed.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class RunFolder:
         self.path = path
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint, atomically. Its SHA-256 goes before it: torch does not notice a changed weight."""
+        """Replace the checkpoint, atomically. Its SHA-256 comes first, because torch does not notice a changed weight."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
@@ -46,7 +46,7 @@ class RunFolder:
             file.write(content)
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint with its tensors on `device`, or None. A damaged one is moved aside, and said so."""
+        """The last checkpoint with its tensors on `device`, or None. A damaged one is moved aside, with a message."""
         path = self.path / "checkpoint.pt"
         if not path.exists():
             return None
@@ -55,7 +55,7 @@ class RunFolder:
         if hashlib.sha256(content).digest() != stated:
             aside = path.with_suffix(".unreadable")
             path.replace(aside)
-            print(f"The checkpoint {path} is damaged; kept as {aside.name}, starting anew.", flush=True)
+            print(f"The checkpoint {path} is damaged; it is kept as {aside.name}. Starting again.", flush=True)
             return None
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         return state
@@ -80,7 +80,7 @@ class RunFolder:
         return True
 
     def forget_claims(self) -> None:
-        """Forget who claimed what: the claims of a killed run bind nobody."""
+        """Drop all claims: those of a killed run no longer count."""
         shutil.rmtree(self.path / "claims", ignore_errors=True)
 
     def discard(self) -> None:
@@ -98,7 +98,7 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
     """The work folder of `stage` for `identity` (its params and the fingerprints of its inputs).
 
     Held by one process at a time, or by the processes that share the work; a second run with the same identity waits.
-    Removed when the body ends well. Raises CompanionLost if a rank of torchrun is gone.
+    Removed when the body succeeds. Raises CompanionLost if a rank of torchrun is gone.
     """
     if not this_process().leads:
         told = process_group.join(device).from_leader(None) if under_torchrun() else os.environ[RUN_FOLDER]

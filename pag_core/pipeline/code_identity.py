@@ -31,7 +31,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def import_closure(root: Path, program: Path) -> set[Path]:
-    """Files, relative to `root`, of every project module that `program` can load, whatever is loaded so far.
+    """Files, relative to `root`, of every project module that `program` can load, whatever is loaded already.
 
     Data files beside a module (a page's template) count with it; package __init__ files hold docs only.
     """

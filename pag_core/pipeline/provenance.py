@@ -9,7 +9,7 @@ import torch
 
 from pag_core.compute.device import device_description
 
-# what results are computed, drawn, read or stored with; the rest of the dependencies shows, checks or runs them
+# what results are computed, drawn, read or stored with; the other dependencies only show, check or run them
 LIBRARIES = (
     "torch", "torchvision", "timm", "lightning-fabric", "guided-diffusion-sdk", "pyautoattack", "foolbox",
     "numpy", "scipy", "scikit-learn", "pillow", "zarr", "numcodecs", "safetensors",
@@ -35,8 +35,8 @@ def provenance(
 
     `params` are the parameters that shaped it, `inputs` the fingerprints (SHA-256) of what it was made from, `device` is
     None for plain CPU work that is the same with any number of threads.
-    It holds neither time nor host, so equal work gives equal bytes. Several `processes` are told where they shared the
-    sums that made it.
+    It holds neither time nor host, so equal work gives equal bytes. The number of `processes` is recorded if
+    several shared the sums that made it.
     """
     record = {
         "params": params,

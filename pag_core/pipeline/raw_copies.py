@@ -14,10 +14,10 @@ _held: list[BinaryIO] = []
 
 
 def hold_raw_copy(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Have the raw copy `path`, `NAME-CONTENT.raw`, and hold it for as long as this process lives.
+    """Make sure that the raw copy `path`, `NAME-CONTENT.raw`, exists, and hold it for as long as this process lives.
 
-    `write` fills it, whole or not at all, where it is not there or its SHA-256 is not the one stated beside it. Copies of
-    other contents of that name are removed unless another process holds them.
+    `write` fills it, whole or not at all, if it is missing or its SHA-256 is not the one recorded beside it. Copies of that
+    name with other contents are removed unless another process holds them.
     """
     name = path.name.rsplit("-", 1)[0]
     (path.parent / "locks").mkdir(parents=True, exist_ok=True)
@@ -26,13 +26,13 @@ def hold_raw_copy(path: Path, write: Callable[[BinaryIO], None]) -> None:
             if stale != path:
                 remove_unheld(stale)
         if path.exists() and not _is_as_written(path):
-            print(f"{path} is not what was written; it is made anew.", flush=True)
+            print(f"{path} is not what was written; it is made again.", flush=True)
             path.unlink()
         if not path.exists():
             with replacing_file(path) as partial:
                 with partial.open("wb") as file:
                     write(file)
-                # first: a copy without its record would be made anew, one with another's believed
+                # the record first: a copy without one is made again, but one with another copy's record would be trusted
                 write_sealed_json(_record_of(path), file_record(partial))
         held = path.open("rb")
         fcntl.flock(held, fcntl.LOCK_SH)
@@ -44,7 +44,7 @@ def _record_of(path: Path) -> Path:
 
 
 def _is_as_written(path: Path) -> bool:
-    """Whether the copy has the size and SHA-256 that were stated when it was written: one sequential read of it."""
+    """Whether the copy has the size and SHA-256 that were recorded when it was written: one sequential read of it."""
     try:
         stated = read_sealed_json(_record_of(path))
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ class SavedNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the card, which holds that of the weights: it tells architecture and weights apart."""
+        """SHA-256 of the card, which includes that of the weights: another architecture or other weights change it."""
         return str(self.card["checksum"])
 
 
@@ -32,7 +32,7 @@ def save_network(folder: Path, tensors: dict[str, torch.Tensor], card: dict[str,
     """
     with replacing_folder(folder) as partial:
         weights = partial / "weights.safetensors"
-        # the library's own writing tells a full disk as an error of its own kind, Python's as an OSError
+        # the library reports a full disk as an error of its own kind, Python as an OSError
         weights.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
         body = {**card, "sha256": file_digest(weights)}
         write_sealed_json(partial / "card.json", body)

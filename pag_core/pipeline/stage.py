@@ -1,4 +1,4 @@
-"""What every stage does around its one function: open parameters and device, print errors as a user reads them, time itself."""
+"""What every stage does around its one function: open parameters and device, print errors for users, measure its time."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ class OpenStage:
 
     @functools.cached_property
     def device(self) -> torch.device:
-        """The device of `device`, prepared; raises ParamsError where there is none such."""
+        """The device of `device`, prepared; raises ParamsError if this machine lacks it."""
         return prepare_device(self.params.device, self.params.threads)
 
     def provenance(

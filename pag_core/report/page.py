@@ -85,7 +85,7 @@ def render_page(results: Results) -> str:
             (name, caption, base64.b64encode(results.figures[name]).decode("ascii"))
             for name, caption in FIGURES.items()
         ],
-        # where it ran is no part of the experiment, and the card below tells the device of training
+        # where it ran is not part of the experiment, and the card below names the device of training
         parameters=_yaml(params.model_dump(mode="json", by_alias=True, exclude={"device", "processes", "threads"})),
         origins=origin_rows(results),
         classifier_card=_yaml(results.card),

@@ -1,4 +1,4 @@
-"""What the page tells of: the metrics, pictures and records that the other stages wrote, read into one object."""
+"""What the page shows: the metrics, pictures and records that the other stages wrote, read into one object."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -45,9 +45,9 @@ class _Planned:
 class Batches:
     """Shuffled epochs of `train`, with `drawn` of `classes` target gradients for each image, drawn anew each step.
 
-    All draws are made on the CPU, so that runs on any device see the same. Targets that are not at hand are fetched by a
+    All draws are made on the CPU, so that runs on any device see the same. Targets that are not on the device are fetched by a
     background thread some steps ahead; the state of the draws that `draws_state` returns is that of the first step not yet
-    taken, so a run that goes on from it is the same as an unbroken one.
+    taken, so a run that resumes from it is the same as an unbroken one.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Batches:
     def start(self, step: int, draws_state: torch.Tensor | None, share: Callable[[int], Share] = undivided) -> None:
         """Begin with the batch of `step`, with the state of the draws that `draws_state` returned before it.
 
-        `share` gives this process's rows of a batch of so many images. All processes make the draws of the whole batch.
+        `share` gives this process's rows of a batch of that many images. All processes make the draws of the whole batch.
         """
         self.next_step = step
         self.share = share

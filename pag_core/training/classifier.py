@@ -20,7 +20,7 @@ from pag_core.training.curves import Curves
 from pag_core.training.optimization import build_optimizer, build_schedule
 from pag_core.training.step import AlignmentTerm, Objective
 
-STEPS_BETWEEN_READS = 100  # at most so many steps run before their losses are brought back and checked
+STEPS_BETWEEN_READS = 100  # at most this many steps run before their losses are brought back and checked
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
 
     def run(self, curves_folder: Path) -> list[dict[str, float]]:
-        """Train to the end, from the checkpoint where there is one; returns and logs the means of each epoch."""
+        """Train to the end, from the checkpoint if there is one; returns and logs the means of each epoch."""
         with replicas(self.processes, self.device) as self.team:
             draws = self._resume()
             self.batches.start(self.step, draws, self.team.share)
@@ -140,7 +140,7 @@ class Trainer:
         }  # fmt: skip
 
     def _resume(self) -> torch.Tensor | None:
-        """Take up the checkpoint where there is one; returns the state of the random draws."""
+        """Resume from the checkpoint if there is one; returns the state of the random draws."""
         state = self.team.load_checkpoint(self.folder.load_checkpoint, self.device)
         if state is None:
             return None

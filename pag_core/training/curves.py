@@ -9,7 +9,7 @@ from typing import Any
 class Curves:
     """Writes `FOLDER/plots/metrics/NAME.tsv`; a resumed run replays its history first, so no row is lost or doubled.
 
-    On a machine without DVC (stages run by hand) the same files are written without DVCLive, and this is said.
+    On a machine without DVC (stages run by hand) the same files are written without DVCLive, with a message.
     """
 
     def __init__(self, folder: Path, history: list[dict[str, float]]) -> None:

@@ -90,6 +90,6 @@ def _require_form(classifier: nn.Module, term: AlignmentTerm | None, params: Tra
         raise ParamsError("params.yaml: train.compile works in one process only; set it to false, or processes: 1")
     if term and term.form.differentiation == "autograd" and training_batch_norms(classifier):
         raise ParamsError(
-            "params.yaml: objective.differentiation autograd takes batch-norm's statistics of one process's images only; "
+            "params.yaml: objective.differentiation autograd takes batch-norm's statistics from one process's images only; "
             "set it to adjoint, or processes: 1"
         )

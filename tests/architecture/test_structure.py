@@ -21,6 +21,7 @@ STAGES = [
     for name, stage in yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))["stages"].items()
     if name != "code"  # it makes the fingerprints that the others depend on
 ]
+HEURISTIC = yaml.safe_load((ROOT / PIPELINES[1]).read_text(encoding="utf-8"))["stages"]["heuristic"]["matrix"]["source"]
 SOURCES = sorted(
     path for folder in ("pag_core", "stages", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
@@ -106,7 +107,7 @@ def _keys_declared(entries: list[Any]) -> set[str]:
         if isinstance(entry, dict):  # all of params.yaml
             return set.union(*(_keys_of(field) for field in Params.model_fields))
         if entry == "${item.source}":
-            declared |= set.union(*(_keys_of(source) for source in ("none", "oi", "cm", "nn")))
+            declared |= set.union(*(_keys_of(source) for source in HEURISTIC))
             continue
         name, _, key = entry.partition(".")
         whole = _keys_of("weight" if name == "lambda" else name)

@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pag_core.params.sections import Source
 from tests.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
@@ -33,7 +35,7 @@ def refusal(project: ProjectCopy, stage: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"source": "sgb"}, ["source", "'sgb'", "none, oi, cm, nn, sbg", "did you mean 'sbg'"]),
+        ({"source": "sgb"}, ["source", "'sgb'", ", ".join(get_args(Source)), "did you mean 'sbg'"]),
         ({"train.epoch": 3}, ["train.epoch is an unknown key", "epochs", "did you mean 'epochs'"]),
         ({"lambda": -1}, ["lambda", "-1"]),
     ],

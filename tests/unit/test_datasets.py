@@ -270,6 +270,6 @@ def test_more_images_than_a_split_has_are_refused(dataset):
     test = dataset.splits["test"]
     assert test.first(len(test), "autoattack.images") == slice(0, len(test))
     with pytest.raises(
-        ParamsError, match=r"autoattack.images is 16, and the split has 15 images; set it to 15 at most"
+        ParamsError, match=r"autoattack.images is 16, but the split has 15 images; set it to at most 15"
     ):
         test.first(16, "autoattack.images")

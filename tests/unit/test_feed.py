@@ -244,12 +244,12 @@ def test_a_flipped_byte_of_the_cache_is_seen(store, dataset, folder, capsys, dam
         flip(path, path.stat().st_size // 2)
     capsys.readouterr()
     feed = opened(store, dataset, folder, "memory_map")
-    assert "is not what was written; it is made anew" in capsys.readouterr().out
+    assert "is not what was written; it is made again" in capsys.readouterr().out
     assert cache.read_bytes() == whole
     chosen, labels = torch.arange(36), torch.tensor([[0, 1, 2]]).expand(36, 3)
     assert np.array_equal(feed.rows(chosen, labels).dequantised().numpy(), by_zarr(store, chosen, labels))
     opened(store, dataset, folder, "memory_map")
-    assert "made anew" not in capsys.readouterr().out
+    assert "made again" not in capsys.readouterr().out
 
 
 def test_a_killed_writer_of_the_cache_leaves_nothing(store, dataset, folder):
