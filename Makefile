@@ -1,4 +1,5 @@
-# make repro: the experiment of params.yaml, from data to page. make test: the checks.
+# make repro: the experiment of params.yaml, from data to page.
+# make quick: the checks that need no process of their own, for a person who waits. make test: all of them.
 # make bench: the speed, against plain implementations.
 # Each makes .venv on first use; a second run installs nothing.
 
@@ -9,17 +10,23 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { command -v $$name; break; }; done)
 
-.PHONY: repro test bench experiments lint environment
+.PHONY: repro quick test bench experiments lint environment
 .DEFAULT_GOAL := repro
 
 repro: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" dvc repro
 	@echo "The page: $(CURDIR)/report.html"
 
-# The test files are dealt to two workers in order, the long ones first. Each computes with one thread: OpenMP's
-# threads wait for each other by spinning, so more of them than cores is many times slower. Failures are shown as they come.
+# The test files are dealt to two workers in order, the long ones first (tests/conftest.py). Each computes with one
+# thread: OpenMP's threads wait for each other by spinning, so more of them than cores is many times slower. Failures are
+# shown as they come.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --instafail
+
+quick: lint
+	PATH="$(BIN):$$PATH" $(PYTEST) -m "not slow" tests/unit tests/golden tests/architecture
+
 test: lint
-	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --instafail
+	PATH="$(BIN):$$PATH" $(PYTEST)
 
 # ratios against plain implementations, on the CPU: benchmarks/README.md
 bench: $(VENV)/.installed

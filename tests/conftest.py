@@ -16,6 +16,12 @@ from tests.samples import ROOT, changed, make_labelled
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: dealt out last, one of them would keep a single worker busy at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def plain_params():
     """params.yaml of the repository as plain data, free to be changed."""

@@ -1,14 +1,18 @@
 """A training run in miniature as a command of its own, which tests start in one process, with companions or by torchrun.
 
-    python tests/shared_training.py '{"kind": "classifier", "processes": 2, ...}'
+    python tests/shared_training.py '{"kind": "classifier", "processes": 2, ...}' ...
 
-With the repository in PYTHONPATH. It writes what came out to result.pt in the folder it is run in.
+With the repository in PYTHONPATH. It writes what came out to result.pt in the folder it is run in, or in `folder`.
+Several trainings are led by one process one after another, whatever becomes of each: a process costs seconds of imports.
 """
 
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 import yaml
@@ -67,18 +71,18 @@ def _classifier(options, params, split, folder):
 
 
 def _diffusion(options, params, split, folder):
-    # Adam makes whole steps of gradients that are nothing but rounding, such as those of a bias before a norm
-    torch.optim.AdamW = lambda parameters, lr, weight_decay, fused: torch.optim.SGD(parameters, lr=lr)
     card = architecture(params.diffusion)
-    weights, curve = train_diffusion(
-        lambda: build_network(card, (1, 8, 8), 3), split, card=card, params=params.diffusion, classes=3, seed=5,
-        device=torch.device("cpu"), folder=folder, processes=options["processes"],
-    )  # fmt: skip
+    # Adam makes whole steps of gradients that are nothing but rounding, such as those of a bias before a norm
+    with mock.patch.object(torch.optim, "AdamW", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr=lr)):
+        weights, curve = train_diffusion(
+            lambda: build_network(card, (1, 8, 8), 3), split, card=card, params=params.diffusion, classes=3, seed=5,
+            device=torch.device("cpu"), folder=folder, processes=options["processes"],
+        )  # fmt: skip
     return {"weights": weights, "history": curve}
 
 
-def main() -> None:
-    options = json.loads(sys.argv[1])
+def _train(options: dict[str, Any]) -> None:
+    os.chdir(options.get("folder", "."))
     torch.set_num_threads(1)
     Path(f"pid-{this_process().rank}").write_text(str(os.getpid()))
     plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -91,6 +95,21 @@ def main() -> None:
         work = {"classifier": _classifier, "diffusion": _diffusion}[options["kind"]]
         result = work(options, params, split, folder)
         torch.save({**result, "fabric_loaded": "lightning_fabric" in sys.modules}, "result.pt")
+
+
+def main() -> None:
+    trainings = sys.argv[1:]
+    if len(trainings) == 1:
+        _train(json.loads(trainings[0]))
+        return
+    for training in trainings:
+        sys.argv[1:] = [training]  # the command with which companions are started
+        try:
+            _train(json.loads(training))
+        except SystemExit as refused:
+            Path("exit-code").write_text(str(refused.code))
+        except Exception:
+            traceback.print_exc()
 
 
 if __name__ == "__main__":

@@ -49,6 +49,22 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
     project.commit("first results")
 
 
+def test_stages_by_hand_give_the_same_bytes(project: ProjectCopy, tmp_path: Path) -> None:
+    """A second run from scratch, in another folder and without DVC."""
+    by_hand = ProjectCopy(tmp_path, SMALL)
+    for name in ("prepare", "diffusion", "sbg"):
+        by_hand.stage(name)
+    for name in ("train", "autoattack", "foolbox"):
+        by_hand.stage(name, "--baseline")
+        by_hand.stage(name)
+    by_hand.stage("masking")
+    by_hand.stage("pag_score")
+    detailed = {"training", "autoattack", "foolbox", "masking", "pag_score"}
+    found = by_hand.metrics_bytes()
+    assert set(found) == {f"{n}.json" for n in detailed | {"diffusion"}} | {f"details/{n}.json" for n in detailed}
+    assert found == project.metrics_bytes()
+
+
 def test_second_run_does_nothing(project: ProjectCopy) -> None:
     done = project.run("dvc", "repro")
     assert stages_run(done.stdout) == []

@@ -1,6 +1,7 @@
 """Stages on two processes: the files and numbers that one process makes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node", "2")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
-    """Class means, a vanilla baseline and a classifier, made by one process each."""
+    """Class means and a vanilla baseline, made by one process each."""
     overrides = {
         **SMALL,
         "source": "cm",
@@ -29,10 +30,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
         "autoattack.radii": {"Linf": [0.5]},
     }
     made = ProjectCopy(tmp_path_factory.mktemp("shared"), overrides)
+    made.stage("code")
     made.stage("prepare")
     made.stage("heuristic", "cm")
     made.stage("train", "--baseline")
-    made.stage("train")
     return made
 
 
@@ -44,14 +45,30 @@ def _differing(one: Any, two: Any) -> set[str]:
     return {key for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
 
 
-@pytest.mark.parametrize(
-    "command", [("dvc", "repro", "--single-item", "--force", "train"), (*TORCHRUN, "stages/train.py")]
-)
-def test_training_by_dvc_and_by_torchrun(project: ProjectCopy, command: tuple[str, ...]) -> None:
+@pytest.fixture(scope="module")
+def trained_alone(project: ProjectCopy) -> tuple[dict[str, list[str]], dict[str, Any], dict[str, Any]]:
+    """The files, the card and the metrics of the classifier that one process trains."""
     project.set({"processes": 1})
     project.stage("train")
     files = {name: _files(project.path / name) for name in ("data/classifier", "curves/classifier")}
-    card, metrics = json.loads((project.path / "data/classifier/card.json").read_text()), project.metrics("training")
+    return (
+        files,
+        json.loads((project.path / "data/classifier/card.json").read_text()),
+        project.metrics("details/training"),
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [("dvc", "repro", "--single-item", "--force", "train"), (*TORCHRUN, "stages/train.py")]
+)
+def test_training_by_dvc_and_by_torchrun(
+    project: ProjectCopy,
+    trained_alone: tuple[dict[str, list[str]], dict[str, Any], dict[str, Any]],
+    command: tuple[str, ...],
+) -> None:
+    files, card, metrics = trained_alone
+    for name in files:  # what is there afterwards is what this command made
+        shutil.rmtree(project.path / name)
     project.set({"processes": 2})
     project.run(*command)
     assert {name: _files(project.path / name) for name in files} == files
@@ -59,8 +76,9 @@ def test_training_by_dvc_and_by_torchrun(project: ProjectCopy, command: tuple[st
     assert _differing(card, shared) == {"provenance", "sha256", "checksum"}
     assert _differing(card["provenance"], shared["provenance"]) == {"processes"}
     assert shared["provenance"]["processes"] == 2
-    assert project.metrics("training")["train"] == pytest.approx(metrics["train"], rel=1e-3)
-    assert project.metrics("training")["validation"].keys() == metrics["validation"].keys()
+    shared_metrics = project.metrics("details/training")
+    assert shared_metrics["train"] == pytest.approx(metrics["train"], rel=1e-3)
+    assert shared_metrics["validation"].keys() == metrics["validation"].keys()
     assert [path.name for path in (project.path / ".cache").iterdir()] == ["locks"]
 
 
@@ -75,7 +93,7 @@ def test_diffusion_by_companions_and_by_torchrun(project: ProjectCopy) -> None:
     assert (project.path / "data/diffusion/weights.safetensors").read_bytes() == weights
 
 
-def test_attacks_give_identical_results(project: ProjectCopy) -> None:
+def test_attacks_give_identical_results(project: ProjectCopy, trained_alone: object) -> None:
     results = []
     for processes, launcher in ((1, ("python",)), (2, ("python",)), (1, TORCHRUN)):
         project.set({"processes": processes})

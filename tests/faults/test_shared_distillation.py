@@ -80,7 +80,7 @@ def test_a_lost_companion_ends_the_run_and_a_rerun_completes_the_store(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     # until both have claimed shards: a companion claims its first seconds after the leader
     while not (companion := children(process.pid)):
         assert time.monotonic() < deadline and process.poll() is None

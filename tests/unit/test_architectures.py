@@ -270,6 +270,7 @@ def test_trained_saved_and_loaded_it_answers_the_same(tmp_path, make_dataset, ma
     assert torch.equal(again(images), classifier(images)) and saved.card["options"] == options
 
 
+@pytest.mark.slow
 def test_the_default_network_loads_neither_torchvision_nor_timm():
     """They cost seconds, which the default run would pay in every stage."""
     program = (

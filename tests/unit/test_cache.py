@@ -47,6 +47,7 @@ def broken_off(seed):
     return folder.path
 
 
+@pytest.mark.slow
 def test_what_nobody_holds_goes_and_the_rest_stays(root):
     held_map, lost_map = root / "gradients-sbg-train-1.raw", root / "gradients-teacher-train-2.raw"
     left = broken_off(1)
@@ -78,6 +79,7 @@ def test_what_nobody_holds_goes_and_the_rest_stays(root):
     assert holder.returncode == 0 and not held.exists()
 
 
+@pytest.mark.slow
 def test_the_command_lists_and_clears(root):
     left = broken_off(1)
 

@@ -42,6 +42,7 @@ def run(checkout):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_an_edit_of_what_is_loaded_later_voids_the_checkpoint(checkout):
     name, how = run(checkout)
     assert how == "new"
@@ -57,6 +58,7 @@ def test_an_edit_of_what_is_loaded_later_voids_the_checkpoint(checkout):
         assert (name == before, how) == (same, "resumed" if same else "new"), edited
 
 
+@pytest.mark.slow
 def test_the_code_of_a_stage_does_not_depend_on_what_is_loaded():
     """A process that has loaded nothing but the digest's own needs gives what this one gives."""
     import pag_core.classifiers.vision_transformer

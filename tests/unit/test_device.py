@@ -34,6 +34,7 @@ print(json.dumps([faults, sums]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="keeping freed memory is glibc's, on Linux")
 def test_large_tensors_reuse_the_memory_of_those_before():
     done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)

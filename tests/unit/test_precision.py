@@ -90,6 +90,7 @@ modes()
 """
 
 
+@pytest.mark.slow
 def test_products_on_a_gpu_are_rounded_to_tf32_only_where_it_was_asked_for():
     """The switches are there without a GPU. In a process of its own: they are switches of the whole process."""
     command = [sys.executable, "-c", GPU_MODES]

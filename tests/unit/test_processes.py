@@ -76,10 +76,11 @@ def environment() -> dict[str, str]:
 
 def run(folder: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600, check=False
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "ranks"), [(1, "['0']"), (2, "['0', '1']")])
 def test_every_unit_is_done_once(tmp_path, processes, ranks):
     done = run(tmp_path, script(tmp_path, processes=processes, seconds=0, together=processes > 1))
@@ -165,6 +166,7 @@ def test_a_unit_that_nobody_finished_is_told(tmp_path):
     assert folder.load_unit("there") == {"number": 1}
 
 
+@pytest.mark.slow
 def test_a_failing_companion_is_told_at_once_and_finished_units_are_kept(tmp_path):
     failed = run(tmp_path, script(tmp_path, failing="1", seconds=15, together=True))
     assert failed.returncode == 1
@@ -190,6 +192,7 @@ def test_work_that_cannot_be_interrupted_ends_too(tmp_path):
     assert len(list(tmp_path.glob("started-*-0-*"))) < 5
 
 
+@pytest.mark.slow
 def test_companions_end_with_the_process_that_started_them(tmp_path):
     process = subprocess.Popen(
         script(tmp_path, seconds=30),
@@ -198,7 +201,7 @@ def test_companions_end_with_the_process_that_started_them(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (found := list(tmp_path.glob("started-*-1-*"))):
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -145,6 +145,7 @@ print(torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fi
 """
 
 
+@pytest.mark.slow
 def test_determinism_on_a_gpu_does_not_fill_every_new_tensor():
     """The switches are there without a GPU. In a process of its own: they are switches of the whole process."""
     command = [sys.executable, "-c", DETERMINISM]

@@ -49,25 +49,30 @@ def test_shares_make_up_the_batch(count, whole):
         assert share.fraction == pytest.approx(len(rows) / whole if whole >= count else 1 / count)
 
 
-def begin(folder, options, launcher=ALONE):
+def begin(folder, *trainings, launcher=ALONE):
     folder.mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "RANK", "WORLD_SIZE")}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [*launcher, str(ROOT / "tests" / "shared_training.py"), json.dumps(options)]
+    command = [*launcher, str(ROOT / "tests" / "shared_training.py"), *map(json.dumps, trainings)]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def start(folder, options, launcher=ALONE):
-    process = begin(folder, options, launcher)
-    output, errors = process.communicate(timeout=240)
+def start(folder, *trainings, launcher=ALONE):
+    process = begin(folder, *trainings, launcher=launcher)
+    output, errors = process.communicate(timeout=800)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def trained(folder, options, launcher=ALONE):
-    done = start(folder, options, launcher)
+    done = start(folder, options, launcher=launcher)
     assert done.returncode == 0, done.stderr[-3000:]
+    return finished(folder, done.stderr)
+
+
+def finished(folder, errors):
+    assert (folder / "result.pt").exists(), errors[-3000:]
     assert [path.name for path in (folder / ".cache").iterdir()] == ["locks"]
     return torch.load(folder / "result.pt")
 
@@ -87,14 +92,67 @@ def assert_equal(first, second):
         assert torch.equal(second["weights"][name], tensor), name
 
 
-@pytest.mark.parametrize("aligned", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_two_processes_train_the_classifier_that_one_trains(tmp_path, aligned):
-    options = {"kind": "classifier", "aligned": aligned, "params": CLASSIFIER}
-    one = trained(tmp_path / "1", {**options, "processes": 1})
-    two = trained(tmp_path / "2", {**options, "processes": 2})
+MEANINGS = ["repeat", "class", "frozen", None]
+VANILLA = {"kind": "classifier", "aligned": False, "params": CLASSIFIER}
+ALIGNED = {"kind": "classifier", "aligned": True, "params": CLASSIFIER}
+DENOISER = {"kind": "diffusion", "params": DIFFUSION}
+# with dropout: each process's own random draws, too, are those of an unbroken run
+DROPOUT = {"kind": "classifier", "processes": 2, "dropout": True, "params": CLASSIFIER}
+
+
+def normed(meaning):
+    changes = {"train.batch_size": 8, "train.epochs": 1, "objective.batch_norm": meaning or "frozen"}
+    aligned = meaning is not None
+    return {"kind": "classifier", "batch_norm": True, "aligned": aligned, "params": {**CLASSIFIER, **changes}}
+
+
+def refused(key, value):
+    return {"kind": "classifier", "batch_norm": True, "params": {**CLASSIFIER, key: value}}
+
+
+# those of one process come first: it must not have loaded what several need
+TRAININGS = {
+    "vanilla 1": {**VANILLA, "processes": 1},
+    "aligned 1": {**ALIGNED, "processes": 1},
+    "diffusion 1": {**DENOISER, "processes": 1},
+    **{f"batch norm {meaning} 1": {**normed(meaning), "processes": 1} for meaning in MEANINGS},
+    "vanilla 2": {**VANILLA, "processes": 2},
+    "aligned 2": {**ALIGNED, "processes": 2},
+    "aligned 3": {**ALIGNED, "processes": 3},
+    "diffusion 2": {**DENOISER, "processes": 2},
+    **{f"batch norm {meaning} 2": {**normed(meaning), "processes": 2} for meaning in MEANINGS},
+    "autograd": {**refused("objective.differentiation", "autograd"), "processes": 2},
+    "compiled": {**refused("train.compile", True), "processes": 2},
+    "dropout": DROPOUT,
+}
+
+
+@pytest.fixture(scope="module")
+def led_by_one(tmp_path_factory):
+    """The folder of each of TRAININGS by its name, and what all wrote to standard error."""
+    root = tmp_path_factory.mktemp("trainings")
+    folders = {name: root / name for name in TRAININGS}
+    for folder in folders.values():
+        folder.mkdir()
+    done = start(root, *({**options, "folder": str(folders[name])} for name, options in TRAININGS.items()))
+    return folders, done.stderr
+
+
+@pytest.fixture
+def outcome(led_by_one):
+    """`outcome(name)`: what came out of that of TRAININGS."""
+    folders, errors = led_by_one
+    return lambda name: finished(folders[name], errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vanilla", "aligned"])
+def test_two_processes_train_the_classifier_that_one_trains(led_by_one, outcome, kind):
+    one, two = outcome(f"{kind} 1"), outcome(f"{kind} 2")
     assert_close(one, two)
-    curves = [sorted(path.name for path in (tmp_path / name / "curves").rglob("*.tsv")) for name in "12"]
-    assert curves[0] == curves[1] and ("alignment.tsv" in curves[0]) == aligned
+    folders = [led_by_one[0][f"{kind} {count}"] for count in (1, 2)]
+    curves = [sorted(path.name for path in (folder / "curves").rglob("*.tsv")) for folder in folders]
+    assert curves[0] == curves[1] and ("alignment.tsv" in curves[0]) == (kind == "aligned")
     # batches are split: other sums, so not the very same bits
     assert any(not torch.equal(two["weights"][name], tensor) for name, tensor in one["weights"].items())
     # one process does not pay for what several need
@@ -102,58 +160,43 @@ def test_two_processes_train_the_classifier_that_one_trains(tmp_path, aligned):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("meaning", ["repeat", "class", "frozen", None])
-def test_batch_norm_takes_the_statistics_of_the_whole_batch(tmp_path, meaning):
+@pytest.mark.parametrize("meaning", MEANINGS)
+def test_batch_norm_takes_the_statistics_of_the_whole_batch(outcome, meaning):
     """In each meaning for the input-gradient, and (None) in vanilla training."""
-    changes = {**CLASSIFIER, "train.batch_size": 8, "train.epochs": 1, "objective.batch_norm": meaning or "frozen"}
-    options = {"kind": "classifier", "batch_norm": True, "aligned": meaning is not None, "params": changes}
-    one = trained(tmp_path / "1", {**options, "processes": 1})
-    two = trained(tmp_path / "2", {**options, "processes": 2})
+    one, two = outcome(f"batch norm {meaning} 1"), outcome(f"batch norm {meaning} 2")
     assert any("running_var" in name for name in one["weights"])
     assert_close(one, two)
 
 
 @pytest.mark.slow
-def test_several_processes_refuse_what_they_cannot_do(tmp_path):
-    for key, value, remedy in (
-        ("objective.differentiation", "autograd", "set it to adjoint"),
-        ("train.compile", True, "works in one process only"),
-    ):
-        options = {"kind": "classifier", "batch_norm": True, "processes": 2, "params": {**CLASSIFIER, key: value}}
-        refused = start(tmp_path / key, options)
-        assert refused.returncode == 1 and "ParamsError" in refused.stderr and remedy in refused.stderr
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("autograd", "set it to adjoint"), ("compiled", "works in one process only")]
+)
+def test_several_processes_refuse_what_they_cannot_do(led_by_one, name, remedy):
+    folders, errors = led_by_one
+    assert (folders[name] / "exit-code").read_text() == "1" and not (folders[name] / "result.pt").exists()
+    assert [line for line in errors.splitlines() if "ParamsError" in line and remedy in line], errors[-3000:]
 
 
 @pytest.mark.slow
-def test_three_processes_and_uneven_shares(tmp_path):
-    options = {"kind": "classifier", "params": CLASSIFIER}
-    assert_close(
-        trained(tmp_path / "1", {**options, "processes": 1}), trained(tmp_path / "3", {**options, "processes": 3})
-    )
-
-
-def test_two_processes_train_the_diffusion_model_that_one_trains(tmp_path):
-    options = {"kind": "diffusion", "params": DIFFUSION}
-    one = trained(tmp_path / "1", {**options, "processes": 1})
-    two = trained(tmp_path / "2", {**options, "processes": 2})
-    assert_close(one, two)
+def test_three_processes_and_uneven_shares(outcome):
+    assert_close(outcome("aligned 1"), outcome("aligned 3"))
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_diffusion_model_that_companions_train(tmp_path):
-    options = {"kind": "diffusion", "params": DIFFUSION}
-    companions = trained(tmp_path / "companions", {**options, "processes": 2})
+def test_two_processes_train_the_diffusion_model_that_one_trains(outcome):
+    assert_close(outcome("diffusion 1"), outcome("diffusion 2"))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_diffusion_model_that_companions_train(tmp_path, outcome):
     # under torchrun its ranks are the processes, whatever the parameter says
-    assert_equal(companions, trained(tmp_path / "ranks", {**options, "processes": 1}, TORCHRUN))
+    assert_equal(outcome("diffusion 2"), trained(tmp_path, {**DENOISER, "processes": 1}, TORCHRUN))
 
 
-# with dropout: each process's own random draws, too, are those of an unbroken run
-DROPOUT = {"kind": "classifier", "processes": 2, "dropout": True, "params": CLASSIFIER}
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("unbroken"), DROPOUT)
+@pytest.fixture
+def unbroken(outcome):
+    return outcome("dropout")
 
 
 @pytest.mark.slow
@@ -164,7 +207,7 @@ def test_torchrun_trains_the_classifier_that_companions_train(tmp_path, unbroken
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "victim"), [(ALONE, 1), (ALONE, 0), (TORCHRUN, 1), (TORCHRUN, 0)])
 def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same(tmp_path, unbroken, launcher, victim):
-    broken = start(tmp_path, {**DROPOUT, "survive": 2, "victim": victim}, launcher)
+    broken = start(tmp_path, {**DROPOUT, "survive": 2, "victim": victim}, launcher=launcher)
     assert broken.returncode != 0
     assert not (tmp_path / "result.pt").exists()
     if launcher is TORCHRUN:
@@ -181,8 +224,8 @@ def two_nodes(folder, options):
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     launcher = [*TORCHRUN[:3], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
-    nodes = [begin(folder, options, [*launcher, "--rdzv-endpoint", endpoint]) for _ in range(2)]
-    errors = [node.communicate(timeout=240)[1] for node in nodes]
+    nodes = [begin(folder, options, launcher=[*launcher, "--rdzv-endpoint", endpoint]) for _ in range(2)]
+    errors = [node.communicate(timeout=800)[1] for node in nodes]
     return [node.returncode for node in nodes], errors
 
 
