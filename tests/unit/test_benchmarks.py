@@ -13,8 +13,8 @@ from benchmarks.arithmetic import counted_flops, device_figures
 from benchmarks.interleaved import Rounds, interleaved
 from benchmarks.measurement import Measurement, report
 from benchmarks.pag_step import Batch
+from benchmarks.plain_methods import PLAIN_METHODS
 from benchmarks.synthetic_store import natural_gradients
-from benchmarks.training_step import plain_repeat_loss
 
 
 class Clock:
@@ -104,7 +104,8 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 4)).double()
 
 
-def test_the_plain_repeat_method_is_equation_4(batch, network):
+@pytest.mark.parametrize("name", PLAIN_METHODS)
+def test_the_plain_methods_are_equation_4(name, batch, network):
     expected = F.cross_entropy(network(batch.images), batch.labels)
     for row in range(3):
         for place, label in enumerate(batch.class_indices[row].tolist()):
@@ -114,7 +115,7 @@ def test_the_plain_repeat_method_is_equation_4(batch, network):
             gradient, target = jacobian[label].flatten(), batch.targets[row, place].flatten()
             # lambda is 1; the sum over 4 classes is estimated from 2
             expected = expected + (1 - gradient @ target / (gradient.norm() * target.norm())) / 3 * 2
-    torch.testing.assert_close(plain_repeat_loss(network, batch), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(PLAIN_METHODS[name][0](network, batch), expected, rtol=1e-10, atol=0)
 
 
 def test_the_plain_attack_stays_near_the_images_and_raises_the_loss(batch, network):
