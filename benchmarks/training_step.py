@@ -1,4 +1,4 @@
-"""A PAG training step of ResNet-18: time, FLOPs and peak memory against the plain method that repeats each image."""
+"""A PAG training step of ResNet-18: time, FLOPs and peak memory against plain methods, first that of repeated images."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,8 +8,6 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import nn
-from torch.nn import functional as F
 
 from benchmarks import peak_memory
 from benchmarks.arithmetic import PEAK_TFLOPS, counted_flops, device_figures
@@ -19,8 +17,6 @@ from benchmarks.measurement import TIMES_AS_FAST, Measurement, processor_flags, 
 from benchmarks.pag_step import (
     CHEAPEST,
     MEANINGS,
-    WEIGHT,
-    Batch,
     StepSize,
     TrainingStep,
     Variant,
@@ -29,6 +25,7 @@ from benchmarks.pag_step import (
     build_resnet18,
     pag_loss,
 )
+from benchmarks.plain_methods import PLAIN_METHODS
 from pag_core.compute.device import keep_freed_memory
 from pag_core.pipeline.stage import run
 
@@ -37,29 +34,19 @@ DEFAULT_MEMORY = f"{PLAIN}_default_memory"
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}
 NO_BF16 = "no bf16 unit"
 
-
-def plain_repeat_loss(classifier: nn.Module, batch: Batch) -> torch.Tensor:
-    """Eq. 4 written down directly: a pass for the cross-entropy, another over every image repeated for each class."""
-    count, drawn = batch.class_indices.shape
-    cross_entropy = F.cross_entropy(classifier(batch.images), batch.labels)
-    copies = batch.images.repeat_interleave(drawn, dim=0).requires_grad_()
-    log_probabilities = classifier(copies).log_softmax(1)
-    chosen = log_probabilities[torch.arange(count * drawn, device=copies.device), batch.class_indices.flatten()]
-    (gradient,) = torch.autograd.grad(chosen.sum(), copies, create_graph=True)
-    cosine = F.cosine_similarity(gradient.flatten(1), batch.targets.flatten(0, 1).flatten(1), dim=1)
-    alignment = (1 - cosine).sum() / count * (batch.classes / drawn)
-    return cross_entropy + WEIGHT * alignment
+# the project's variants, and the plain methods by their names
+Methods = dict[str, Variant | str]
 
 
-def build_step(size: StepSize, variant: Variant | None, threads: int) -> TrainingStep:
-    """The project's step in `variant`, or with None the plain one."""
+def build_step(size: StepSize, method: Variant | str, threads: int) -> TrainingStep:
+    """The project's step in a variant, or that of a plain method by its name."""
     prepare(size.device, threads)
-    return build_plain_step(size) if variant is None else build_pag_step(size, variant)
+    return build_pag_step(size, method) if isinstance(method, Variant) else build_plain_step(size, method)
 
 
-def build_plain_step(size: StepSize) -> TrainingStep:
-    """A step of the plain method on a new network."""
-    return TrainingStep(build_resnet18(size), build_batch(size), plain_repeat_loss)
+def build_plain_step(size: StepSize, name: str) -> TrainingStep:
+    """A step of a plain method on a new network."""
+    return TrainingStep(build_resnet18(size), build_batch(size), PLAIN_METHODS[name][0])
 
 
 def chosen_variants(device: torch.device, *, compiled: bool) -> tuple[dict[str, Variant], dict[str, str]]:
@@ -77,15 +64,30 @@ def chosen_variants(device: torch.device, *, compiled: bool) -> tuple[dict[str, 
     return variants, absent
 
 
-def gradient_difference(variant: Variant, size: StepSize) -> float:
-    """|g - r| / |r| over all parameters in float64, g of the project's loss and r of the plain one."""
+def gradient_difference(name: str, size: StepSize) -> float:
+    """|g - r| / |r| over all parameters in float64, r of the plain method `name` and g of the project's same meaning."""
+    plain, meaning = PLAIN_METHODS[name]
     batch, gradients = build_batch(size), []
     batch = replace(batch, images=batch.images.double(), targets=batch.targets.double())
-    for loss in (pag_loss(variant), plain_repeat_loss):
+    for loss in (pag_loss(Variant(meaning)), plain):
         network = build_resnet18(size).double()
         loss(network, batch).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+
+
+def measured_differences() -> dict[str, Measurement]:
+    """How far the parameter gradients of the project and of each plain method lie apart, under the name of the row."""
+    size = StepSize(2, 16, 10, 10, "cpu")
+    rows = {"repeat" if name == PLAIN else name: name for name in PLAIN_METHODS}
+    return {
+        f"{row}.gradient_difference": Measurement(
+            gradient_difference(name, size),
+            "relative",
+            f"parameter gradients of {name} and of the project's meaning `{PLAIN_METHODS[name][1]}`, float64",
+        )
+        for row, name in rows.items()
+    }
 
 
 def flops_in_forward_passes(steps: Mapping[str, Callable[[], None]], size: StepSize) -> dict[str, float]:
@@ -93,31 +95,24 @@ def flops_in_forward_passes(steps: Mapping[str, Callable[[], None]], size: StepS
     network, images = build_resnet18(size), build_batch(size).images
     forward = counted_flops(lambda: network(images))
     for name, step in steps.items():
-        if name != PLAIN:
+        if name not in PLAIN_METHODS:
             step()  # the project's first step lists the network's operations, by a pass that computes nothing
     return {name: counted_flops(step) / forward for name, step in steps.items()}
 
 
-def peaks(variants: dict[str, Variant], size: StepSize, threads: int) -> dict[str, int]:
-    """Bytes of memory at the peak of a step, for the plain one and each variant that is not compiled."""
-    device = torch.device(size.device)
-    plain = {PLAIN: None, **{name: variant for name, variant in variants.items() if not variant.compiled}}
-    return {
-        name: peak_memory.peak_of_step(build_step, size, variant, threads, device=device)
-        for name, variant in plain.items()
-    }
-
-
-def measured_memory(variants: dict[str, Variant], size: StepSize, threads: int, plain: str) -> dict[str, Measurement]:
-    """The peak of each variant as a share of the plain method's, whose own is in MiB."""
-    unit = "of its peak memory"
-    if not peak_memory.available(torch.device(size.device)):
+def measured_memory(methods: Methods, size: StepSize, threads: int, plain: str) -> dict[str, Measurement]:
+    """The peak of each method as a share of plain repeat's, whose own is in MiB."""
+    unit, device = "of its peak memory", torch.device(size.device)
+    if not peak_memory.available(device):
         return {
             f"{name}.peak_memory": Measurement(None, unit, plain, not_measured=peak_memory.UNAVAILABLE)
-            for name, variant in variants.items()
-            if not variant.compiled
+            for name in methods
+            if name != PLAIN
         }
-    bytes_of = peaks(variants, size, threads)
+    bytes_of = {
+        name: peak_memory.peak_of_step(build_step, size, method, threads, device=device)
+        for name, method in methods.items()
+    }
     found = {f"{PLAIN}.peak_memory": Measurement(bytes_of[PLAIN] / 2**20, "MiB", "what is held before the step")}
     for name, peak in bytes_of.items():
         if name != PLAIN:
@@ -170,7 +165,7 @@ def timed_steps(steps: Mapping[str, TrainingStep], size: StepSize, *, rounds: in
     device, all_steps = torch.device(size.device), dict[str, Callable[[], None]](steps)
     default = None
     if device.type == "cpu" and keep_freed_memory():
-        default = all_steps[DEFAULT_MEMORY] = DefaultMemoryStep(build_plain_step, size, threads=threads)
+        default = all_steps[DEFAULT_MEMORY] = DefaultMemoryStep(build_plain_step, size, PLAIN, threads=threads)
     # on a GPU the first steps choose kernels
     timed = interleaved(all_steps, rounds=rounds, warm_up=3 if device.type == "cuda" else 0, device=device)
     if default is not None:
@@ -186,31 +181,25 @@ def measure(
     """All measurements of a step of this size."""
     device = prepare(size.device, threads)
     variants, absent = chosen_variants(device, compiled=compiled)
-    steps = {name: build_step(size, variant, threads) for name, variant in {PLAIN: None, **variants}.items()}
+    methods: Methods = {**{name: name for name in PLAIN_METHODS}, **variants}
+    steps = {name: build_step(size, method, threads) for name, method in methods.items()}
     how = "TF32 allowed" if device.type == "cuda" else f"float32, CPU threads: {threads}"
     plain = f"the plain repeat method, {how}, {size.batch} images, {size.classes} classes"
+    # operations inside a compiled graph cannot be counted, and the peak of its first step is the compiler's
+    seen = {name: method for name, method in methods.items() if not (isinstance(method, Variant) and method.compiled)}
     # FLOPs of an image do not depend on how many there are
     few = replace(size, batch=min(size.batch, 2))
-    counted = {
-        name: variant for name, variant in {PLAIN: None, **variants}.items() if not (variant and variant.compiled)
-    }
-    flops = flops_in_forward_passes({name: build_step(few, variant, threads) for name, variant in counted.items()}, few)
-    found = {
-        "repeat.gradient_difference": Measurement(
-            gradient_difference(Variant("repeat"), StepSize(2, 16, 10, 10, "cpu")),
-            "relative",
-            "parameter gradients of the plain method, float64",
-        )
-    }
+    flops = flops_in_forward_passes({name: build_step(few, method, threads) for name, method in seen.items()}, few)
+    found = measured_differences()
     for name, step in steps.items():
-        if name != PLAIN:
+        if name not in PLAIN_METHODS:
             step()  # lists the network's operations, and compiles them
     timed = timed_steps(steps, size, rounds=rounds, threads=threads)
     found.update(measured_speed(timed, flops, absent, plain))
     found.update(measured_figures(timed, flops, size, peak_tflops))
     if memory:
         del steps, step
-        found.update(measured_memory(variants, size, threads, plain))
+        found.update(measured_memory(seen, size, threads, plain))
     return found
 
 
@@ -227,7 +216,7 @@ def main(
     smallest: Annotated[bool, typer.Option("--smallest", help="2 images of 8x8 pixels, 1 round: a trial.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
 ) -> None:
-    """Compare a PAG training step of ResNet-18 with ten classes against the plain repeat method."""
+    """Compare a PAG training step of ResNet-18 with ten classes against the plain methods."""
     on_gpu = device.startswith("cuda")
     size = StepSize(batch_size or (64 if on_gpu else 16), 32, 10, 10, device)
     if smallest:

@@ -18,11 +18,12 @@ pytestmark = pytest.mark.slow
 BF16 = f"{CHEAPEST}_bf16"
 # on a processor without a bf16 unit the benchmark says so in place of the speedup, and measures nothing else of it
 HAS_BF16 = bool(processor_flags() & BF16_UNITS)
-VARIANTS = [*MEANINGS, f"{CHEAPEST}_channels_last", *([BF16] if HAS_BF16 else [])]
+RIVALS = ["class_loop", "class_batched"]
+VARIANTS = [*RIVALS, *MEANINGS, f"{CHEAPEST}_channels_last", *([BF16] if HAS_BF16 else [])]
 EXPECTED = {
     "training_step": {
         f"{BF16}.speedup",
-        "repeat.gradient_difference",
+        *(f"{name}.gradient_difference" for name in ["repeat", *RIVALS]),
         *(f"{name}.{key}" for name in VARIANTS for key in ("speedup", "speedup_over_default_memory")),
         "plain_repeat_default_memory.speedup",
         "plain_repeat_default_memory.images_per_second",
@@ -120,7 +121,11 @@ def test_numbers_that_do_not_depend_on_the_machine(written):
     assert value[f"training_step.{CHEAPEST}.flops"] <= 34.2
     assert value["adversarial_training.batch_1.pgd_7.flops"] == pytest.approx(17, rel=0.01)
     assert value["adversarial_training.batch_1.pgd_20.flops"] == pytest.approx(43, rel=0.01)
-    # the project's form of `repeat` and the plain one are one function
-    assert value["training_step.repeat.gradient_difference"] < 1e-10
+    # the loop over classes and the batched derivative share the forward pass too
+    for name in RIVALS:
+        assert value[f"training_step.{name}.flops"] == pytest.approx(34, rel=0.01)
+    # the project's forms of `repeat` and `class` and the plain ones are the same functions
+    for name in ["repeat", *RIVALS]:
+        assert value[f"training_step.{name}.gradient_difference"] < 1e-10
     assert value["gradient_store.int8.direction_error_mean"] < 1e-4
     assert value["distillation.batched.difference"] < 1e-4

@@ -7,14 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks import adjoint_rules
 from benchmarks import interleaved as timing
 from benchmarks.adversarial_training import RADIUS, adversarial_loss, floor_of
 from benchmarks.arithmetic import counted_flops, device_figures
 from benchmarks.interleaved import Rounds, interleaved
 from benchmarks.measurement import Measurement, report
 from benchmarks.pag_step import Batch
+from benchmarks.plain_methods import PLAIN_METHODS
 from benchmarks.synthetic_store import natural_gradients
-from benchmarks.training_step import plain_repeat_loss
+from pag_core.objective.adjoint.cotangent import RULES
+from pag_core.objective.input_gradient import input_gradients
 
 
 class Clock:
@@ -104,7 +107,8 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 4)).double()
 
 
-def test_the_plain_repeat_method_is_equation_4(batch, network):
+@pytest.mark.parametrize("name", PLAIN_METHODS)
+def test_the_plain_methods_are_equation_4(name, batch, network):
     expected = F.cross_entropy(network(batch.images), batch.labels)
     for row in range(3):
         for place, label in enumerate(batch.class_indices[row].tolist()):
@@ -114,7 +118,41 @@ def test_the_plain_repeat_method_is_equation_4(batch, network):
             gradient, target = jacobian[label].flatten(), batch.targets[row, place].flatten()
             # lambda is 1; the sum over 4 classes is estimated from 2
             expected = expected + (1 - gradient @ target / (gradient.norm() * target.norm())) / 3 * 2
-    torch.testing.assert_close(plain_repeat_loss(network, batch), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(PLAIN_METHODS[name][0](network, batch), expected, rtol=1e-10, atol=0)
+
+
+class PartsAndPools(nn.Module):
+    """Operations of each group whose rules `by_vjp` stands for: of lists, of several outputs, one of which goes nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(4, 4)
+
+    def forward(self, images):
+        first, _, third = F.gelu(self.stem(images)).chunk(3, 1)
+        pooled = F.max_pool2d(torch.cat([third, torch.relu(first) + 1], 1), 2)
+        return self.head(F.adaptive_avg_pool2d(pooled, 1).flatten(1))
+
+
+@pytest.mark.parametrize("groups", [[], *([group] for group in adjoint_rules.GROUPS), list(adjoint_rules.GROUPS)])
+def test_autograd_of_each_operation_stands_for_the_rules_of_a_group(groups, batch, monkeypatch):
+    torch.manual_seed(3)
+    network, operations, by_vjp = PartsAndPools().double(), [], adjoint_rules.by_vjp
+    monkeypatch.setattr(adjoint_rules, "by_vjp", lambda call: operations.append(call.operation) or by_vjp(call))
+    kept, found = dict(RULES), []
+    for taken in (groups, []):
+        with adjoint_rules.replaced(taken):
+            gradients = input_gradients(
+                network,
+                batch.images,
+                batch.class_indices,
+                output="logit",
+                differentiation="adjoint",
+                batch_norm="class",
+            )[1]
+        found.append(torch.autograd.grad(gradients.sin().sum(), network.stem.weight)[0])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-15)
+    assert kept == RULES and bool(operations) == bool(groups)
 
 
 def test_the_plain_attack_stays_near_the_images_and_raises_the_loss(batch, network):
