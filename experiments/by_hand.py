@@ -74,7 +74,7 @@ class ByHand:
 
     def _run(self, name: str, stage: Plain, needed: dict[str, Path]) -> Path:
         _, script, *options = stage["cmd"].split()
-        # an entry that is no key is the file itself: all parameters
+        # an entry that is not a key is the file itself: all parameters
         tracked = {
             str(key): value_at(self.params, key) if isinstance(key, str) else self.params for key in stage["params"]
         }

@@ -15,7 +15,7 @@ def arrange_images(images: Path, work: Path, classes: list[str] | None) -> Path:
     """Make an image folder of the classes from `images`, which holds train and test as folders or .tar.* files.
 
     Returns the place, which is below `work` and named after the fingerprint of the images' content: other images get
-    another place, and none is ever removed. Raises BadParameter where `images` and `work` overlap.
+    another place, and none is ever removed. Raises BadParameter if `images` and `work` overlap.
     """
     _require_apart(images, work)
     found = {split: [images / split, *sorted(images.glob(f"{split}.tar*"))] for split in SPLITS}

@@ -31,14 +31,14 @@ def main(
         list[str] | None,
         typer.Option("--set", "-S", help="A parameter, as train.epochs=10; NAME:train.epochs=10 of one classifier."),
     ] = None,
-    work: Annotated[Path, typer.Option(help="Where images are arranged, and stages run where there is no DVC.")] = Path(
+    work: Annotated[Path, typer.Option(help="Where images are arranged, and where stages run without DVC.")] = Path(
         "work"
     ),
     by_hand: Annotated[
         bool, typer.Option("--by-hand", help="Run the stages one by one below --work, also where DVC is installed.")
     ] = False,
 ) -> None:
-    """Run what is not done yet, and print what came out beside the published numbers."""
+    """Run what is not done yet, and print the results beside the published numbers."""
     try:
         experiment = read_experiment(description, size, change or [])
     except PagError as error:

@@ -27,7 +27,7 @@ OPTIONS: dict[str, frozenset[str]] = {
     "vit": frozenset({"width", "depth", "patch_size"}),
     "mixer": frozenset({"width", "depth", "patch_size"}),
 }
-OWN_ACTIVATION = {"small_resnet": "silu", "vit": "gelu", "mixer": "gelu"}  # relu of all others
+OWN_ACTIVATION = {"small_resnet": "silu", "vit": "gelu", "mixer": "gelu"}  # relu for all others
 
 
 def build_classifier(
@@ -112,7 +112,7 @@ def save_classifier(
 def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tuple[NormalizedClassifier, SavedNetwork]:
     """A trained classifier in eval mode on `device`, and its card.
 
-    Raises WeightsError where it is damaged or was trained on other classes or image shapes than those of `dataset`.
+    Raises WeightsError if it is damaged or was trained on other classes or image shapes than those of `dataset`.
     """
     saved = load_network(folder, KIND)
     card = saved.card

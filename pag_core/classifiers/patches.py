@@ -10,7 +10,7 @@ PATCHES_A_SIDE = 8  # 64 tokens: patches of 4 pixels at 32x32, 8 at 64x64, 12 at
 def patch_side(patch_size: int | None, image_shape: tuple[int, int, int]) -> int:
     """The patch's side in pixels; None takes an eighth of the image's shorter side.
 
-    Raises ParamsError where such patches do not fill images of `image_shape` [C, H, W].
+    Raises ParamsError if such patches do not fill images of `image_shape` [C, H, W].
     """
     _, height, width = image_shape
     fitting = math.gcd(height, width)

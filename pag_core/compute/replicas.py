@@ -123,7 +123,7 @@ def replicas(count: int, device: torch.device) -> Iterator[Replicas]:
         return
     if device.type == "cuda":
         _require_a_gpu_each(int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
-    # around everything: DDP's forward, too, talks to the other processes (it broadcasts buffers)
+    # around everything: DDP's forward talks to the other processes too (it broadcasts buffers)
     with companions(count, device=device) as process, process_group.telling_losses():
         yield Replicas(process, _fabric(process, device))
 

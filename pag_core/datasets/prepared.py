@@ -115,7 +115,7 @@ def write_dataset(
 def read_dataset(path: Path) -> Dataset:
     """Read a prepared dataset into memory and check it against its fingerprint.
 
-    Raises DatasetError where it is missing, unreadable or changed since it was made.
+    Raises DatasetError if it is missing, unreadable or changed since it was made.
     """
     try:
         root = zarr.open_group(path, mode="r", use_consolidated=True)

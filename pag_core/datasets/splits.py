@@ -14,7 +14,7 @@ def split(
     """The three splits, each in an order shuffled by `seed`, so that the first n images of one are a fair sample.
 
     `test_fraction` is used only where `raw` has no test split of its own. Both divisions keep the proportions of the classes.
-    Raises DatasetError where a class has too few images to be in every split.
+    Raises DatasetError if a class has too few images to be in every split.
     """
     train, test = raw.train, raw.test
     if test is None:

@@ -136,7 +136,7 @@ class NoisePredictor:
 def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -> tuple[NoisePredictor, SavedNetwork]:
     """A trained model, from this pipeline or from elsewhere, for the classes and image shape of `dataset`.
 
-    Raises WeightsError where it is damaged or made for other classes or images.
+    Raises WeightsError if it is damaged or made for other classes or images.
     """
     saved = load_network(folder, KIND)
     if (

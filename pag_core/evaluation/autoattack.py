@@ -93,7 +93,7 @@ def attack_shard(
 
     `robust` images are those that the library left unchanged and that are classified correctly again, in batches of another
     size; `disagreements` are images about which the two differ. Distance and range of the images are checked too.
-    Raises EvaluationRefused where more than DISAGREEMENT_LIMIT of them differ.
+    Raises EvaluationRefused if more than DISAGREEMENT_LIMIT of them differ.
     """
     seed_global_streams(seed, "autoattack")
     attack = _attack(classifier, norm, radius, classes, seed % 2**31, images.device)

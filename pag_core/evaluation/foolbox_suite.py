@@ -62,7 +62,7 @@ def smallest_distances(
 
 
 def _median(values: list[float | None]) -> float | None:
-    """The median over images with never-fooled ones as infinitely far; None where it is infinite."""
+    """The median over images with never-fooled ones as infinitely far; None if it is infinite."""
     ordered = sorted(float("inf") if value is None else value for value in values)
     middle = (
         ordered[len(ordered) // 2]

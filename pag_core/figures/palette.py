@@ -30,7 +30,7 @@ LABEL_SIZE = 10
 SMALL_SIZE = 9
 
 DPI = 160
-# a picture of C classes in a row is readable up to so many columns
+# a picture of C classes in a row is readable up to this many columns
 MOST_CLASSES = 10
 
 # Any: matplotlib's own type of the keys is one long Literal
@@ -76,7 +76,7 @@ def style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write `figure` as PNG, atomically; equal figures give equal bytes, for the file names no date and no software."""
+    """Write `figure` as PNG, atomically; equal figures give equal bytes, because the file names no date and no software."""
     with replacing_file(path) as partial, style():
         figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
 

@@ -13,7 +13,7 @@ from pag_core.errors import StoreError
 
 
 def checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
-    """What `read` returns; raises StoreError where a checksum or the format shows damage."""
+    """What `read` returns; raises StoreError if a checksum or the format shows damage."""
     try:
         return np.asarray(read())
     except (ValueError, RuntimeError, KeyError, OSError) as error:
@@ -41,7 +41,7 @@ class ShardedArray:
         return slice(number * self.per_shard, min((number + 1) * self.per_shard, self.shape[0]))
 
     def read(self, number: int) -> NDArray[Any]:
-        """One shard; raises StoreError where it is damaged."""
+        """One shard; raises StoreError if it is damaged."""
         return checked(self.path, f"shard {number} of {self.name}", lambda: self.array[self.rows(number)])
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:

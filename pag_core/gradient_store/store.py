@@ -55,7 +55,7 @@ class SmallStore:
     arrays: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def gradients(self, dataset: Dataset, split: str, device: torch.device) -> TargetGradients:
-        """The target gradients of `split` on `device`; raises StoreError where there are none (vanilla training)."""
+        """The target gradients of `split` on `device`; raises StoreError if there are none (vanilla training)."""
         images = dataset.splits[split].to(device)
         match self.kind:
             case "representatives":
@@ -184,7 +184,7 @@ class DenseStoreWriter:
         measured: dict[str, float],
         finished: dict[str, dict[str, Any]],
     ) -> None:
-        """Write the manifest and move the store to `path`; raises StoreError where a shard was not written."""
+        """Write the manifest and move the store to `path`; raises StoreError if a shard was not written."""
         expected = [name for split, number, _ in self.shards() for name in self.files_of(split, number)]
         if absent := [name for name in expected if name not in finished or not (self.folder / name).exists()]:
             raise StoreError(f"{len(absent)} of {len(expected)} shard files were not written, {absent[0]} the first")
@@ -202,7 +202,7 @@ def open_gradients(
 ) -> TargetGradients:
     """The target gradients of `split` (`train` or `test`), resident on `device`.
 
-    Raises StoreError where the store is damaged, incomplete, vanilla, or made from another dataset, other classes or
+    Raises StoreError if the store is damaged, incomplete, vanilla, or made from another dataset, other classes or
     other `inputs` (SHA-256 by name) than these.
     """
     manifest = read_manifest(path)

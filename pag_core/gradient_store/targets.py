@@ -11,7 +11,7 @@ from pag_core.datasets.prepared import Split
 
 @dataclass(frozen=True)
 class GradientBatch:
-    """Target gradients as they are stored: codes [B, K, C, H, W], times a scale [B, K] where they are quantised."""
+    """Target gradients as they are stored: codes [B, K, C, H, W], times a scale [B, K] if they are quantised."""
 
     codes: torch.Tensor
     scales: torch.Tensor | None = None

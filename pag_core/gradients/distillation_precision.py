@@ -51,7 +51,7 @@ def in_precision(
     """The same model computing in `float32`, `tf32`, `bfloat16` or `float16`.
 
     With the shape [C, H, W] of the images in `compiled_for` it runs as one compiled graph. The last layer stays in float32.
-    Raises ParamsError where the device has no such mode or no compiler is found.
+    Raises ParamsError if the device has no such mode or no compiler is found.
     """
     device = predictor.device
     require_precision(precision, device, "sbg.precision")
@@ -121,7 +121,7 @@ def direction_check(
 
 
 def require_direction(measured: dict[str, float], precision: str, min_cosine: float) -> None:
-    """Raise ParamsError where the mean cosine with float32 is below `min_cosine`, or is not a number."""
+    """Raise ParamsError if the mean cosine with float32 is below `min_cosine`, or is not a number."""
     mean = measured["precision_cosine_mean"]
     if not mean >= min_cosine:
         raise ParamsError(

@@ -28,7 +28,7 @@ def nearest_neighbor_indices(images: torch.Tensor, train: Split, samples: torch.
     """For each image the index into `train` of its L2-nearest sample of each class, other than an equal image (Eq. 6).
 
     `images` uint8 [N, C, H, W]; `samples` int64 [classes, S] from `class_samples`; returns int32 [N, classes].
-    Distances are exact (integers in float64). Raises DatasetError where all samples of a class equal an image.
+    Distances are exact (integers in float64). Raises DatasetError if all samples of a class equal an image.
     """
     classes, per_class = samples.shape
     device = images.device

@@ -27,7 +27,7 @@ def shares_batch() -> bool:
 
 
 def over_processes(partial: torch.Tensor) -> torch.Tensor:
-    """The sum of `partial` over all processes; `partial` itself where there is one."""
+    """The sum of `partial` over all processes; `partial` itself if there is only one."""
     if not shares_batch():
         return partial
     total: torch.Tensor = _SumOverProcesses.apply(partial)

@@ -36,7 +36,7 @@ def input_gradients(
     gradient of one image is where batch-norm couples the batch: "repeat", "class" or "frozen" (see
     `adjoint.normalization`). `differentiation` "adjoint" computes all classes from one forward pass by the network's
     adjoint (`compiled` by torch.compile, with it); "autograd" has the same values for any network, more slowly.
-    Raises AdjointUnavailable where the network has no adjoint or autograd is to be compiled, CompilerMissing, and
+    Raises AdjointUnavailable if the network has no adjoint or autograd is to be compiled, CompilerMissing, and
     ValueError for a name that is none of these.
     """
     match differentiation:

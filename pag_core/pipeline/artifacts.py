@@ -71,7 +71,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises ArtifactError, with the remedy, where it is missing or damaged."""
+    """The object in a JSON file; raises ArtifactError, with the remedy, if it is missing or damaged."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed_json` wrote, its checksum included; raises ValueError where it has changed since."""
+    """What `write_sealed_json` wrote, its checksum included; raises ValueError if it has changed since."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")

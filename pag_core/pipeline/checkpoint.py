@@ -65,7 +65,7 @@ class RunFolder:
         write_json(self.path / "units" / f"{name}.json", result)
 
     def load_unit(self, name: str) -> dict[str, Any] | None:
-        """The result of the unit `name`, or None where it is not finished."""
+        """The result of the unit `name`, or None if it is not finished."""
         path = self.path / "units" / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

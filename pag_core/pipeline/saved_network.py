@@ -39,7 +39,7 @@ def save_network(folder: Path, tensors: dict[str, torch.Tensor], card: dict[str,
 
 
 def load_network(folder: Path, kind: str) -> SavedNetwork:
-    """Read a network that `save_network` wrote; raises WeightsError where it is missing, damaged or of another kind."""
+    """Read a network that `save_network` wrote; raises WeightsError if it is missing, damaged or of another kind."""
     try:
         card = read_sealed_json(folder / "card.json")
         found = file_digest(folder / "weights.safetensors")

@@ -122,7 +122,7 @@ def per_attack_rows(results: Results) -> list[tuple[str, list[tuple[str, str]]]]
 def foolbox_tables(foolbox: dict[str, Any]) -> list[dict[str, Any]]:
     """A table per norm: `norm`, `radii`, and `rows` (attack, model's cells, baseline's cells).
 
-    Cells are the accuracy at each radius and at any distance, and the median distance (`never` where it is null: half
+    Cells are the accuracy at each radius and at any distance, and the median distance (`never` if it is null: half
     of the images or more are never fooled).
     """
     tables: dict[str, dict[str, Any]] = {}
