@@ -1,5 +1,5 @@
 # make repro: the experiment of params.yaml, from data to page.
-# make quick: the checks that need no process of their own, for a person who waits. make test: all of them.
+# make quick: the checks that are done in a few minutes. make test: all of them.
 # make bench: the speed, against plain implementations.
 # Each makes .venv on first use; a second run installs nothing.
 
