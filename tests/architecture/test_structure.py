@@ -49,6 +49,14 @@ def test_dvc_depends_on_the_fingerprint_of_a_stages_code(name: str, stage: dict[
     ]
 
 
+def test_the_fingerprints_are_made_anew_after_an_edit_of_any_program() -> None:
+    (code,) = (
+        stage for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items() if name == "code"
+    )
+    programs = {f"stages/{path.name}" for path in (ROOT / "stages").glob("*.py")}
+    assert set(code["deps"]) == programs | {"pag_core"} and len(code["deps"]) == len(programs) + 1
+
+
 def test_both_pipelines_are_short() -> None:
     assert sum((ROOT / path).read_text(encoding="utf-8").count("\n") for path in PIPELINES) <= 250
 
