@@ -1,6 +1,8 @@
 """An experiment as data: parameters laid over params.yaml, several classifiers, published numbers beside them."""
 
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,15 @@ Plain = dict[str, Any]
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is run: the parameters of each classifier (as params.yaml holds them), and the stages that are wanted of it.
+    """What is run: the parameters of each run (as params.yaml holds them), and the stages that are wanted of it.
 
-    `classes` are the class folders taken of a folder of images, None takes all; `published` has clean accuracy and
-    robust accuracies by classifier, in percent.
+    `runs` has the names of each classifier's runs, one for each seed. `classes` are the class folders taken from a folder of
+    images, None takes all; `published` has clean accuracy and robust accuracies by classifier, in percent.
     """
 
     name: str
     params: dict[str, Plain]
+    runs: dict[str, list[str]]
     stages: tuple[str, ...]
     classes: list[str] | None
     published: dict[str, list[float]]
@@ -30,8 +33,7 @@ class Experiment:
     def on_images(self, folder: Path) -> "Experiment":
         """The same on the images of `folder`, as `image_folder` takes them."""
         chosen = {"dataset": "image_folder", "image_folder": str(folder.resolve())}
-        params = {name: {**plain, **chosen} for name, plain in self.params.items()}
-        return Experiment(self.name, params, self.stages, self.classes, self.published)
+        return replace(self, params={name: {**plain, **chosen} for name, plain in self.params.items()})
 
 
 def base_params() -> Plain:
@@ -65,10 +67,17 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     params = {name: laid_over(common, layer) for name, layer in described["classifiers"].items()}
     for change in changes:
         _set(params, change)
-    for name, plain in params.items():
-        parse_params(plain, f"{file} ({size}, {name})")
+    seeds = described.get("seeds")
+    runs = {name: [name] if seeds is None else [f"{name}-seed{seed}" for seed in seeds] for name in params}
+    every = {
+        run: plain if seeds is None else {**plain, "seed": seed}
+        for name, plain in params.items()
+        for run, seed in zip(runs[name], seeds or [None], strict=True)
+    }
+    for run, plain in every.items():
+        parse_params(plain, f"{file} ({size}, {run})")
     return Experiment(
-        f"{file.stem}-{size}", params, tuple(described["stages"]), classes, described.get("published", {})
+        f"{file.stem}-{size}", every, runs, tuple(described["stages"]), classes, described.get("published", {})
     )
 
 
@@ -89,18 +98,33 @@ def _set(params: dict[str, Plain], change: str) -> None:
 def table(experiment: Experiment, autoattack: dict[str, Plain]) -> str:
     """The accuracies of each classifier in percent, and the published ones, as Markdown.
 
-    `autoattack` has each classifier's metrics/autoattack.json; the vanilla baseline beside them is the same for all.
+    `autoattack` has each run's metrics/autoattack.json. Several seeds give a mean and a range; those of the baseline are
+    counted once for each seed.
     """
-    baselines = {"vanilla": next(iter(autoattack.values()))["baseline"]}
-    rows = baselines | {name: metrics["model"] for name, metrics in autoattack.items()}
-    settings = ["clean", *sorted(set(baselines["vanilla"]) - {"clean"})]
-    images = next(iter(autoattack.values()))["images"]
-    lines = [
-        f"| classifier ({images} test images) | {' | '.join(settings)} | published: clean, L2, Linf |",
-        "|---" * (len(settings) + 2) + "|",
-    ]
-    for name, accuracies in rows.items():
-        published = ", ".join(f"{value:.2f}" for value in experiment.published.get(name, []))
-        values = " | ".join(f"{100 * accuracies[setting]:.1f}" for setting in settings)
-        lines.append(f"| {name} | {values} | {published} |")
+    first = next(iter(experiment.runs.values()))
+    rows = {"vanilla": [autoattack[run]["baseline"] for run in first]}
+    rows |= {name: [autoattack[run]["model"] for run in runs] for name, runs in experiment.runs.items()}
+    settings = ["clean", *sorted(set(rows["vanilla"][0]) - {"clean"})]
+    images = autoattack[first[0]]["images"]
+    seeds = f", {len(first)} seeds: mean (range)" if len(first) > 1 else ""
+    head = [f"classifier ({images} test images{seeds})", *settings]
+    if experiment.published:
+        head.append("published: clean, L2, Linf")
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for name, found in rows.items():
+        cells = [name, *(_over_seeds(accuracies[setting] for accuracies in found) for setting in settings)]
+        if experiment.published:
+            cells.append(", ".join(f"{value:.2f}" for value in experiment.published.get(name, [])))
+        lines.append(_row(cells))
     return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _over_seeds(fractions: Iterable[float]) -> str:
+    percents = [100 * fraction for fraction in fractions]
+    if len(percents) == 1:
+        return f"{percents[0]:.1f}"
+    return f"{statistics.mean(percents):.1f} ({min(percents):.1f} to {max(percents):.1f})"

@@ -11,7 +11,7 @@ from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.evaluation.pgd import targeted_images
 from pag_core.figures.gradient_sources import gradient_sources
-from pag_core.figures.labels import BASELINE, model_label
+from pag_core.figures.labels import baseline_label, model_label
 from pag_core.figures.palette import MOST_CLASSES, save_figure
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
@@ -63,7 +63,10 @@ def _targeted(params: Params, dataset: Dataset, device: torch.device) -> dict[st
             radius=radius_value(radius),
             steps=params.figures.targeted_steps,
         )
-        for name, folder in ((BASELINE, "baseline"), (model_label(params.source, params.weight), "classifier"))
+        for name, folder in (
+            (baseline_label(params.baseline_method), "baseline"),
+            (model_label(params.source, params.weight, params.method), "classifier"),
+        )
     }
 
 
@@ -72,14 +75,18 @@ def main() -> None:
     with stage("figures") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
-        model = model_label(params.source, params.weight)
+        model = model_label(params.source, params.weight, params.method)
+        beside = baseline_label(params.baseline_method)
         test = dataset.splits["test"]
         rows = _pictured(params)
         ((norm, radius),) = params.figures.targeted_radius.items()
         masking, autoattack = (read_json(details_place(name)) for name in ("masking", "autoattack"))
         figures = {
             "training_curves": training_curves(
-                read_curves(curves_place("classifier")), read_curves(curves_place("baseline")), model=model
+                read_curves(curves_place("classifier")),
+                read_curves(curves_place("baseline")),
+                model=model,
+                beside=beside,
             ),
             "gradient_sources": gradient_sources(dataset, _sources(params, dataset), images=rows.stop),
             "targeted_pgd": targeted_pgd(
@@ -91,7 +98,7 @@ def main() -> None:
                 radius=radius,
                 steps=params.figures.targeted_steps,
             ),
-            "robustness_radius": robustness_radius(masking, autoattack, model=model),
+            "robustness_radius": robustness_radius(masking, autoattack, model=model, beside=beside),
         }
         with replacing_folder(FIGURES) as folder:
             for name, figure in figures.items():

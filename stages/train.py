@@ -18,6 +18,7 @@ from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.fitness import accuracy
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
+from pag_core.objective.methods import build_method
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.places import DATA, classifier_place, curves_place, dataset_place, gradients_place, write_metrics
@@ -32,12 +33,13 @@ VALIDATION_APGD_STEPS = 20
 def _provenance(opened: OpenStage, dataset: Dataset, *, baseline: bool) -> dict[str, Any]:
     params, inputs = opened.params, {"dataset": dataset.fingerprint}
     processes = replica_count(params.processes)
+    recipe = ("arch", "classifier", "train")
     if baseline:
-        return opened.provenance("arch", "classifier", "train", inputs=inputs, processes=processes)
+        method = ("baseline_method", params.baseline_method)
+        return opened.provenance(*recipe, *method, inputs=inputs, processes=processes)
     inputs["gradient store"] = read_manifest(gradients_place(params.source))["checksum"]
-    record = opened.provenance(
-        "arch", "classifier", "train", "source", "lambda", "objective", inputs=inputs, processes=processes
-    )
+    method = ("method", params.method)
+    record = opened.provenance(*recipe, *method, "source", "lambda", "objective", inputs=inputs, processes=processes)
     if params.feed.window_shards is not None:
         record["params"]["feed"] = {"window_shards": params.feed.window_shards}
     return record
@@ -121,6 +123,8 @@ def main(
                 device=device,
                 folder=folder,
                 processes=replica_count(params.processes),
+                method=build_method(params.baseline_method if baseline else params.method, params),
+                form=params.objective,
             )
             history = trainer.run(curves_place(who))
             classifier.eval().requires_grad_(False)

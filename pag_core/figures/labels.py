@@ -2,15 +2,24 @@
 
 from pag_core.params.values import radius_value
 
-BASELINE = "vanilla baseline"
+METHOD_TITLES = {"standard": "cross-entropy", "at": "AT", "trades": "TRADES", "gradient_norm": "gradient norm"}
 _NORM_SYMBOLS = {"L0": "L\N{SUBSCRIPT ZERO}", "L1": "L\N{SUBSCRIPT ONE}", "L2": "L\N{SUBSCRIPT TWO}", "Linf": "L∞"}
 
 
-def model_label(source: str, weight: float) -> str:
-    """The experiment's model, its source and lambda, for example `model (SBG, λ 3)`; `model (no alignment)` if vanilla."""
-    if source == "none" or weight == 0:
-        return "model (no alignment)"
-    return f"model ({source.upper()}, λ {weight:g})"
+def model_label(source: str, weight: float, method: str = "standard") -> str:
+    """The experiment's model, its method, source and lambda: `model (SBG, λ 3)`, `model (AT + SBG, λ 3)`, `model (AT)`.
+
+    Without method and alignment it is `model (no alignment)`.
+    """
+    parts = [METHOD_TITLES[method]] if method != "standard" else []
+    if source != "none" and weight != 0:
+        parts.append(f"{source.upper()}, λ {weight:g}")
+    return f"model ({' + '.join(parts) or 'no alignment'})"
+
+
+def baseline_label(method: str) -> str:
+    """The classifier that stands beside the model: `vanilla baseline`, `AT baseline`."""
+    return f"{METHOD_TITLES[method] if method != 'standard' else 'vanilla'} baseline"
 
 
 def norm_label(norm: str) -> str:

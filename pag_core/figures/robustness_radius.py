@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pag_core.figures.labels import BASELINE, norm_and_radius, norm_label, settings_by_norm
+from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
 from pag_core.figures.palette import (
     BASELINE_COLOUR,
     MODEL_COLOUR,
@@ -27,7 +27,7 @@ LINES: tuple[tuple[str, str, Literal["-", "--"]], ...] = (
 )
 
 
-def robustness_radius(masking: dict[str, Any], autoattack: dict[str, Any], *, model: str) -> Figure:
+def robustness_radius(masking: dict[str, Any], autoattack: dict[str, Any], *, model: str, beside: str) -> Figure:
     """Accuracy against radius, a panel per norm, from the contents of metrics/masking.json and metrics/autoattack.json.
 
     PGD curves start at the clean accuracy on their own images (radius 0); stars are AutoAttack. A sound curve falls to
@@ -48,7 +48,7 @@ def robustness_radius(masking: dict[str, Any], autoattack: dict[str, Any], *, mo
         panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         figure.suptitle("Accuracy against the radius of the attack", fontsize=TITLE_SIZE, fontweight="bold")
         note = f"PGD: {masking['images']} test images; AutoAttack: {autoattack['images']}"
-        legend = figure.legend(handles=_legend(model, masking["pgd_steps"]), title=note, **OUTSIDE_LEGEND)
+        legend = figure.legend(handles=_legend(model, beside, masking["pgd_steps"]), title=note, **OUTSIDE_LEGEND)
         legend.get_title().set(fontsize=SMALL_SIZE, color=MUTED_COLOUR)
         pad(figure)
     return figure
@@ -73,12 +73,12 @@ def _draw(axes: Axes, keys: list[str], masking: dict[str, Any], autoattack: dict
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
 
 
-def _legend(model: str, steps: int) -> list[Line2D]:
+def _legend(model: str, beside: str, steps: int) -> list[Line2D]:
     curves = [
         Line2D(
             [], [], color=colour, linestyle=line, linewidth=2, marker="o", markersize=4, label=f"{name}, PGD-{steps}"
         )
-        for (_, colour, line), name in zip(LINES, (BASELINE, model), strict=True)
+        for (_, colour, line), name in zip(LINES, (beside, model), strict=True)
     ]
     star = Line2D([], [], color=MUTED_COLOUR, linestyle="", marker="*", markersize=12, label="AutoAttack")
     return [*curves, star]

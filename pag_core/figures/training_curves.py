@@ -4,7 +4,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pag_core.figures.labels import BASELINE
 from pag_core.figures.palette import BASELINE_COLOUR, MODEL_COLOUR, OUTSIDE_LEGEND, TITLE_SIZE, pad, style, tidy
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -18,17 +17,17 @@ PANELS = {
 FEW_EPOCHS = 15
 
 
-def training_curves(classifier: Curves, baseline: Curves, *, model: str) -> Figure:
+def training_curves(classifier: Curves, baseline: Curves, *, model: str, beside: str) -> Figure:
     """The terms of Eq. 4 per epoch, one panel for each curve there is; curves map a name to (epoch, value) pairs.
 
-    `model` names the classifier. The baseline has no alignment curve, nor has a vanilla classifier.
+    `model` names the classifier, `beside` the baseline. The baseline has no alignment curve, nor has a vanilla classifier.
     """
     names = [name for name in PANELS if name in classifier or name in baseline]
     with style():
         figure = Figure(figsize=(3.6 * len(names) + 0.4, 3.6), layout="constrained")
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            _draw(axes, baseline.get(name, []), BASELINE, BASELINE_COLOUR, "--")
+            _draw(axes, baseline.get(name, []), beside, BASELINE_COLOUR, "--")
             _draw(axes, classifier.get(name, []), model, MODEL_COLOUR, "-")
             axes.set_title(PANELS[name], pad=8)
             axes.set_xlabel("epoch")

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,10 +30,12 @@ def input_gradients(
     batch_norm: str,
     create_graph: bool = True,
     compiled: bool = False,
+    with_loss: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [B, classes] and input-gradients [B, K, C, H, W] of the classes int64 [B, K], for images [0, 1].
 
-    The function differentiated is f_c (`output` "logit") or log p(c | x) ("log_softmax"). `batch_norm` says what the
+    The function differentiated is f_c (`output` "logit") or log p(c | x) ("log_softmax"); `with_loss`, an index
+    `-1 - y` stands for the cross-entropy with the label y. `batch_norm` says what the
     gradient of one image is where batch-norm couples the batch: "repeat", "class" or "frozen" (see
     `adjoint.normalization`). `differentiation` "adjoint" computes all classes from one forward pass by the network's
     adjoint (`compiled` by torch.compile, with it); "autograd" has the same values for any network, more slowly.
@@ -42,7 +45,9 @@ def input_gradients(
     match differentiation:
         case "adjoint":
             with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
-                return _adjoint_input_gradients(classifier, images, class_indices, output, batch_norm, compiled)
+                return _adjoint_input_gradients(
+                    classifier, images, class_indices, Seeds(output, with_loss), batch_norm, compiled
+                )
         case "autograd":
             if compiled:
                 raise AdjointUnavailable(
@@ -53,7 +58,7 @@ def input_gradients(
                 classifier,
                 images,
                 class_indices,
-                lambda logits, classes: logit_cotangents(logits, classes, output),
+                Seeds(output, with_loss),
                 batch_norm=batch_norm,
                 create_graph=create_graph,
             )
@@ -74,20 +79,39 @@ def _adjoint_input_gradients(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    output: str,
+    seeds: "Seeds",
     batch_norm: str,
     compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     parameters, buffers = list(classifier.parameters()), list(classifier.buffers())
     images = images.detach()
     if compiled:
-        compiled_function = _compiled(classifier, parameters, buffers, images, class_indices, output, batch_norm)
+        compiled_function = _compiled(classifier, parameters, buffers, images, class_indices, seeds, batch_norm)
         logits, gradients = compiled_function(parameters, buffers, images, class_indices)
     else:
         program = _program(classifier, images, Context(batch_norm))
         logits, steps = program.forward(parameters, buffers, images)
-        gradients = program.back(steps, logit_cotangents(logits, class_indices, output))
+        gradients = program.back(steps, seeds(logits, class_indices))
     return logits, gradients.transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The cotangents of the logits for indices int64 [B, K]: of classes, or `with_loss` `-1 - y` of the loss of y."""
+
+    output: str
+    with_loss: bool = False
+
+    def __call__(self, logits: torch.Tensor, class_indices: torch.Tensor) -> torch.Tensor:
+        """[K, B, classes]."""
+        if not self.with_loss:
+            return logit_cotangents(logits, class_indices, self.output)
+        is_loss = class_indices < 0
+        labels = torch.where(is_loss, -1 - class_indices, class_indices)
+        of_classes, of_log_probabilities = (
+            logit_cotangents(logits, labels, output) for output in (self.output, "log_softmax")
+        )
+        return torch.where(is_loss.T[..., None], -of_log_probabilities, of_classes)
 
 
 def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: str) -> torch.Tensor:
@@ -135,7 +159,7 @@ def _program(classifier: nn.Module, images: torch.Tensor, context: Context) -> A
 
 def _compiled(
     classifier: nn.Module, parameters: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor],
-    images: torch.Tensor, class_indices: torch.Tensor, output: str, batch_norm: str,
+    images: torch.Tensor, class_indices: torch.Tensor, seeds: "Seeds", batch_norm: str,
 ) -> Compiled:  # fmt: skip
     def make() -> Compiled:
         program = _program(classifier, images, Context(batch_norm, general=False))
@@ -145,8 +169,8 @@ def _compiled(
             buffers,
             images,
             class_indices,
-            lambda logits, classes: logit_cotangents(logits, classes, output),
+            seeds,
         )
 
-    compiled: Compiled = _cached(classifier, images, ("compiled", output, batch_norm, class_indices.shape[1]), make)
+    compiled: Compiled = _cached(classifier, images, ("compiled", seeds, batch_norm, class_indices.shape[1]), make)
     return compiled

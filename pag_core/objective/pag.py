@@ -1,14 +1,14 @@
-"""The PAG objective of Eq. 4: cross-entropy plus lambda times the cosine alignment summed over classes."""
+"""The PAG objective of Eq. 4: a classification part plus lambda times the cosine alignment summed over classes."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from pag_core.objective.cosine_alignment import cosine_alignment_loss
 from pag_core.objective.input_gradient import input_gradients, logits_of
+from pag_core.objective.methods import STANDARD, ClassificationStep, Method
 from pag_core.params.sections import ObjectiveParams
 
 
@@ -29,13 +29,14 @@ class AlignedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectiveTerms:
-    """The terms of Eq. 4 as scalars: `total = cross_entropy + lambda * alignment`, and the batch's logits [B, classes].
+    """The terms of Eq. 4 as scalars: `total = classification + lambda * alignment`, and the batch's logits [B, classes].
 
-    `alignment` estimates the sum over all C classes (`scaling: all`) or is the sum over the drawn K (`drawn`).
+    `classification` is cross-entropy, or what the method has in its place. `alignment` estimates the sum over all C classes
+    (`scaling: all`) or is the sum over the drawn K (`drawn`).
     """
 
     total: torch.Tensor
-    cross_entropy: torch.Tensor
+    classification: torch.Tensor
     alignment: torch.Tensor
     logits: torch.Tensor
 
@@ -53,31 +54,78 @@ def pag_objective(
     *,
     weight: float,
     classes: int,
+    method: Method = STANDARD,
+    start: torch.Tensor | None = None,
+    epoch: int = 0,
     compiled: bool = False,
 ) -> ObjectiveTerms:
     """Eq. 4 for a batch; `weight` is lambda, `form` how the alignment term is computed, `compiled` by torch.compile.
 
     With `scaling` "all" lambda multiplies the sum over all `classes` C, estimated as C/K times the sum over the K drawn
-    (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). Raises as `input_gradients` does.
+    (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). The classification part is that
+    of `method`, whose inner attack begins at `start`. Raises as `input_gradients` does.
     """
-    logits, gradients = input_gradients(
-        classifier,
-        batch.images,
-        batch.class_indices,
-        output=form.output,
-        differentiation=form.differentiation,
-        batch_norm=form.batch_norm,
-        compiled=compiled,
+    logits, gradients, loss_gradient = _shared_pass(
+        classifier, batch.images, batch.labels, batch.class_indices, form, method, compiled=compiled
     )
     alignment = cosine_alignment_loss(gradients, batch.targets, mask=batch.mask, target_norm=batch.target_norm)
     if form.scaling == "all":
         alignment = alignment * (classes / batch.class_indices.shape[1])
-    cross_entropy = F.cross_entropy(logits, batch.labels)
-    return ObjectiveTerms(cross_entropy + weight * alignment, cross_entropy, alignment, logits)
+    step = ClassificationStep(classifier, batch.images, batch.labels, logits, loss_gradient, start, epoch)
+    classification, counted = method.loss(step)
+    return ObjectiveTerms(classification + weight * alignment, classification, alignment, counted)
 
 
-def vanilla_objective(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> ObjectiveTerms:
-    """Eq. 4 with lambda 0: plain cross-entropy; the alignment is neither computed nor reported (NaN)."""
-    logits = logits_of(classifier, images)
-    cross_entropy = F.cross_entropy(logits, labels)
-    return ObjectiveTerms(cross_entropy, cross_entropy, torch.full_like(cross_entropy, torch.nan), logits)
+def plain_objective(
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    form: ObjectiveParams | None = None,
+    *,
+    method: Method = STANDARD,
+    start: torch.Tensor | None = None,
+    epoch: int = 0,
+) -> ObjectiveTerms:
+    """Eq. 4 with lambda 0: the classification part alone; the alignment is neither computed nor reported (NaN).
+
+    `form` says how a method's own input-gradient is computed; a method without one needs none.
+    """
+    logits = loss_gradient = None
+    if method.wants_gradient:
+        assert form is not None
+        no_class = labels[:, None][:, :0]
+        logits, _, loss_gradient = _shared_pass(classifier, images, labels, no_class, form, method)
+    elif method.wants_clean:
+        logits = logits_of(classifier, images)
+    step = ClassificationStep(classifier, images, labels, logits, loss_gradient, start, epoch)
+    classification, counted = method.loss(step)
+    return ObjectiveTerms(classification, classification, torch.full_like(classification, torch.nan), counted)
+
+
+def _shared_pass(
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    class_indices: torch.Tensor,
+    form: ObjectiveParams,
+    method: Method,
+    *,
+    compiled: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Logits, the input-gradients of the classes, and that of the cross-entropy where `method` wants it."""
+    wanted = class_indices
+    if method.wants_gradient:
+        wanted = torch.cat([class_indices, -1 - labels[:, None]], dim=1)
+    logits, gradients = input_gradients(
+        classifier,
+        images,
+        wanted,
+        output=form.output,
+        differentiation=form.differentiation,
+        batch_norm=form.batch_norm,
+        compiled=compiled,
+        with_loss=method.wants_gradient,
+    )
+    if not method.wants_gradient:
+        return logits, gradients, None
+    return logits, gradients[:, :-1], gradients[:, -1]

@@ -18,6 +18,7 @@ from pag_core.params.values import (
 
 Source = Literal["none", "oi", "cm", "nn", "sbg"]
 
+MethodName = Literal["standard", "at", "trades", "gradient_norm"]
 Output = Literal["logit", "log_softmax"]
 
 
@@ -188,6 +189,40 @@ class ObjectiveParams(Section):
     weight_warmup: WeightWarmupParams | None
 
 
+class StandardParams(Section):
+    """Cross-entropy has no options."""
+
+
+class InnerAttackParams(Section):
+    """The attack inside adversarial training: its ball, its steps, and the mode of batch-norm and dropout within it."""
+
+    norm: Literal["L2", "Linf"]
+    radius: RadiusLabel
+    steps: PositiveInt
+    step_size: RadiusLabel | None
+    mode: Literal["eval", "train"]
+
+
+class AdversarialTrainingParams(InnerAttackParams):
+    """AT (Madry et al., 2018)."""
+
+    random_start: Annotated[bool, Field(strict=True)]
+
+
+class TradesParams(InnerAttackParams):
+    """TRADES (Zhang et al., 2019)."""
+
+    beta: PositiveReal
+
+
+class GradientNormParams(Section):
+    """The norm of the cross-entropy's input-gradient as a penalty (Rodriguez-Munoz et al., 2024)."""
+
+    norm: Literal["L1", "L2"]
+    weight: NonNegativeReal
+    warmup_epochs: Annotated[int, Field(ge=0, le=10**6, strict=True)]
+
+
 class AutoAttackParams(Section):
     """Test images and radii of AutoAttack, and how its work is divided."""
 
@@ -246,6 +281,8 @@ class Params(Section):
     dataset: Literal["digits", "cifar10", "image_folder"]
     source: Source
     arch: Literal["small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer"]
+    method: MethodName
+    baseline_method: MethodName
     # `lambda` is a keyword of Python
     weight: NonNegativeReal = Field(alias="lambda")
     source_defaults: SourceDefaults
@@ -267,6 +304,10 @@ class Params(Section):
     classifier: ClassifierParams
     train: TrainParams
     objective: ObjectiveParams
+    standard: StandardParams
+    at: AdversarialTrainingParams
+    trades: TradesParams
+    gradient_norm: GradientNormParams
     autoattack: AutoAttackParams
     foolbox: FoolboxParams
     masking: MaskingParams

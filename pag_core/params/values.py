@@ -26,6 +26,10 @@ PositiveReal = Annotated[Real, Field(gt=0)]
 NonNegativeReal = Annotated[Real, Field(ge=0)]
 
 
+# beyond the L1 distance of any two images
+LARGEST_RADIUS = 1e6
+
+
 def radius_value(label: str) -> float:
     """The value of a radius as it is written in params.yaml: a number or a fraction such as `8/255`."""
     return float(fractions.Fraction(label))
@@ -41,6 +45,8 @@ def _radius_label(value: Any) -> str:
         raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}") from None
     if not positive:
         raise ValueError(f"a radius is positive, not {value!r}")
+    if radius_value(label) > LARGEST_RADIUS:
+        raise ValueError(f"a radius is at most {LARGEST_RADIUS:g}, not {value!r}: pixels lie in [0, 1]")
     return label
 
 

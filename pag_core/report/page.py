@@ -8,7 +8,14 @@ from typing import Any
 import jinja2
 import yaml
 
-from pag_core.figures.labels import model_label, norm_and_radius, norm_label, settings_by_norm
+from pag_core.figures.labels import (
+    METHOD_TITLES,
+    baseline_label,
+    model_label,
+    norm_and_radius,
+    norm_label,
+    settings_by_norm,
+)
 from pag_core.gradients.sources import SOURCES
 from pag_core.report.results import FIGURES, Results
 from pag_core.report.verdict import (
@@ -58,8 +65,10 @@ def render_page(results: Results) -> str:
     params = results.params
     return environment.get_template(TEMPLATE.name).render(
         params=params,
+        beside=baseline_label(params.baseline_method),
+        method=METHOD_TITLES[params.method],
         source=SOURCES[params.source].title,
-        model=model_label(params.source, params.weight),
+        model=model_label(params.source, params.weight, params.method),
         class_names=results.card["class_names"],
         verdict=verdict(results),
         alarms=alarms(results),

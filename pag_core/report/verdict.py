@@ -2,7 +2,7 @@
 
 import math
 
-from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
+from pag_core.figures.labels import baseline_label, norm_and_radius, norm_label, settings_by_norm
 from pag_core.gradients.sources import SOURCES
 from pag_core.report.results import Results
 
@@ -19,6 +19,13 @@ MASKING_CHECKS = {
         "The black-box Square attack is no stronger than a white-box attack",
         "the black-box Square attack is stronger than a white-box attack",
     ),
+}
+
+
+_METHODS = {
+    "at": "adversarial training",
+    "trades": "TRADES",
+    "gradient_norm": "a penalty on the norm of the input-gradient",
 }
 
 
@@ -72,14 +79,14 @@ def verdict(results: Results) -> str:
 
 def _clean(results: Results) -> str:
     params, attack = results.params, results.autoattack
-    if params.source == "none" or params.weight == 0:
-        how = "The model, trained without target gradients,"
-    else:
+    parts = [_METHODS[params.method]] if params.method != "standard" else []
+    if params.source != "none" and params.weight != 0:
         weight = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.weight:g}"
-        how = f"The model, trained with {SOURCES[params.source].phrase} ({weight}),"
+        parts.append(f"{SOURCES[params.source].phrase} ({weight})")
+    how = f"The model, trained with {' and '.join(parts)}," if parts else "The model, trained without target gradients,"
     return (
         f"{how} classifies {percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "
-        f"the vanilla baseline {percent(attack['baseline']['clean'])}."
+        f"the {baseline_label(params.baseline_method)} {percent(attack['baseline']['clean'])}."
     )
 
 

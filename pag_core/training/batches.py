@@ -16,18 +16,27 @@ from pag_core.objective.pag import AlignedBatch, drawn_classes
 from pag_core.params.sections import TrainParams
 from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
 
+# from the shape of a batch [B, C, H, W] and the stream of draws to where an inner attack begins; None where there is none
+DrawStart = Callable[[tuple[int, ...], torch.Generator], torch.Tensor | None]
+
+
+def draw_nothing(shape: tuple[int, ...], draws: torch.Generator) -> None:
+    """A method without an inner attack draws no start."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """What a process trains on in one step, its `share` of the batch, on the device: images [B, C, H, W], labels [B].
 
-    `aligned` holds the same images and labels with their target gradients; None in vanilla training.
+    `aligned` holds the same images and labels with their target gradients; None without an alignment term. `start` float
+    [B, C, H, W] is where an inner attack begins, relative to the images.
     """
 
     share: Share
     images: torch.Tensor
     labels: torch.Tensor
     aligned: AlignedBatch | None = None
+    start: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class _Planned:
     indices: torch.Tensor
     class_indices: torch.Tensor | None
     crops: torch.Tensor | None
+    start: torch.Tensor | None
     rows: "Future[GradientBatch] | None"
 
 
@@ -60,8 +70,11 @@ class Batches:
         drawn: int,
         seed: int,
         device: torch.device,
+        start: DrawStart = draw_nothing,
     ) -> None:
         self.data = train.to(device)
+        self.image_shape = tuple(train.images.shape[1:])
+        self.draw_start = start
         self.classes = classes
         self.params = params
         self.targets = targets
@@ -124,13 +137,15 @@ class Batches:
             class_indices = drawn_classes(len(indices), self.classes, self.drawn, self.draws)
         if self.params.augmentation == "crop_flip":
             crops = draw_crops_and_flips(len(indices), self.draws)
+        start = self.draw_start((len(indices), *self.image_shape), self.draws)
         share = self.share(len(indices))
         indices = indices[share.rows]
+        start = None if start is None else start[share.rows]
         class_indices = None if class_indices is None else class_indices[share.rows]
         crops = None if crops is None else crops[share.rows]
         if self.targets is not None and self.fetcher is not None and class_indices is not None:
             rows = self.fetcher.submit(self.targets.rows, indices, class_indices, epoch=epoch)
-        return _Planned(state, share, indices, class_indices, crops, rows)
+        return _Planned(state, share, indices, class_indices, crops, start, rows)
 
     def _batch(self, planned: _Planned) -> Batch:
         indices = self._sent(planned.indices)
@@ -141,17 +156,18 @@ class Batches:
             rows = planned.rows.result().to(self.device)
         elif self.targets is not None and class_indices is not None:
             rows = self.targets.rows(indices, class_indices)
+        start = None if planned.start is None else self._sent(planned.start)
         moved = None if planned.crops is None else CropsAndFlips(self._sent(planned.crops), *images.shape[2:])
         if moved is not None:
             images = moved(images)
         if rows is None or class_indices is None:
-            return Batch(planned.share, images, labels)
+            return Batch(planned.share, images, labels, start=start)
         if moved is None:
             aligned = AlignedBatch(images, labels, class_indices, rows.dequantised())
         else:
             targets = rows.with_codes(moved(rows.codes)).dequantised()
             aligned = AlignedBatch(images, labels, class_indices, targets, moved.mask, rows.norms())
-        return Batch(planned.share, images, labels, aligned)
+        return Batch(planned.share, images, labels, aligned, start)
 
     def _sent(self, drawn: torch.Tensor) -> torch.Tensor:
         """Drawn numbers on the device; a GPU is not waited for."""

@@ -12,7 +12,8 @@ from pag_core.compute.randomness import global_state
 from pag_core.compute.replicas import replicas
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
-from pag_core.params.sections import TrainParams
+from pag_core.objective.methods import STANDARD, Method
+from pag_core.params.sections import ObjectiveParams, TrainParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.training.batches import Batch, Batches
@@ -25,7 +26,7 @@ STEPS_BETWEEN_READS = 100  # at most this many steps run before their losses are
 
 @dataclass
 class Trainer:
-    """Trains `classifier` in place on `train`; `term` None is vanilla training.
+    """Trains `classifier` in place on `train`; `method` is the classification part of the loss, `term` the alignment or None.
 
     Several `processes` share each batch of `params.batch_size`, and rank 0 alone returns from `run`. Raises ParamsError
     where the parameters do not fit the data, TrainingDiverged at a loss that is not finite and CompanionLost where
@@ -41,6 +42,8 @@ class Trainer:
     device: torch.device
     folder: RunFolder
     processes: int = 1
+    method: Method = STANDARD
+    form: ObjectiveParams | None = None
 
     def __post_init__(self) -> None:
         drawn = self.term.form.classes_per_step if self.term else None
@@ -56,6 +59,7 @@ class Trainer:
             drawn=drawn or self.classes,
             seed=self.seed,
             device=self.device,
+            start=self.method.start,
         )
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.optimizer = build_optimizer(self.classifier.parameters(), self.params)
@@ -77,7 +81,15 @@ class Trainer:
 
     def _train(self, curves: Curves | None) -> None:
         objective = self.team.replicate(
-            Objective(self.classifier, self.term, classes=self.classes, params=self.params, device=self.device)
+            Objective(
+                self.classifier,
+                self.term,
+                classes=self.classes,
+                params=self.params,
+                device=self.device,
+                method=self.method,
+                form=self.form,
+            )
         )
         watch = LossWatch("classifier", self.team.total)
         clock = CheckpointClock(self.folder, self.params.checkpoint_seconds)
@@ -103,7 +115,9 @@ class Trainer:
         self.team.begin_step(self.seed, self.step)
         with products_in(self.params.precision, self.device):
             epoch = self.step // self.steps_per_epoch
-            loss, cross_entropy, alignment, logits = objective(batch.images, batch.labels, batch.aligned, epoch)
+            loss, cross_entropy, alignment, logits = objective(
+                batch.images, batch.labels, batch.aligned, batch.start, epoch
+            )
             self.optimizer.zero_grad(set_to_none=True)
             self.team.backward(loss, batch.share)
         self.optimizer.step()

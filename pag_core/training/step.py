@@ -12,7 +12,8 @@ from pag_core.gradient_store.targets import TargetGradients
 from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.autograd_path import training_batch_norms
 from pag_core.objective.batch_statistics import shares_batch
-from pag_core.objective.pag import AlignedBatch, pag_objective, vanilla_objective
+from pag_core.objective.methods import STANDARD, Method
+from pag_core.objective.pag import AlignedBatch, pag_objective, plain_objective
 from pag_core.params.sections import ObjectiveParams, TrainParams
 
 
@@ -45,10 +46,15 @@ class Objective(nn.Module):
         classes: int,
         params: TrainParams,
         device: torch.device,
+        method: Method = STANDARD,
+        form: ObjectiveParams | None = None,
     ) -> None:
+        """`form` is how the method's own input-gradient is computed; a method without one needs none."""
         super().__init__()
         require_precision(params.precision, device, "train.precision")
-        _require_form(classifier, term, params)
+        _require_form(classifier, term, params, method, form)
+        self.method = method
+        self.form = form
         self.classifier = classifier
         self.term = term
         self.classes = classes
@@ -64,12 +70,19 @@ class Objective(nn.Module):
             self.plain = cast(nn.Module, torch.compile(classifier)) if term is None else classifier
 
     def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, aligned: AlignedBatch | None, epoch: int
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        aligned: AlignedBatch | None,
+        start: torch.Tensor | None,
+        epoch: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Total, cross-entropy and alignment as scalars, and the logits [B, classes] (see `ObjectiveTerms`)."""
+        """Total, classification part and alignment as scalars, and the logits [B, classes] (see `ObjectiveTerms`)."""
         with computing_in(self.params.precision, self.device):
             if self.term is None or aligned is None:
-                terms = vanilla_objective(self.plain, images, labels)
+                terms = plain_objective(
+                    self.plain, images, labels, self.form, method=self.method, start=start, epoch=epoch
+                )
             else:
                 terms = pag_objective(
                     self.classifier,
@@ -77,18 +90,32 @@ class Objective(nn.Module):
                     self.term.form,
                     weight=self.term.weight_in(epoch),
                     classes=self.classes,
+                    method=self.method,
+                    start=start,
+                    epoch=epoch,
                     compiled=self.params.compile,
                 )
         # wrappers look for tensors in plain containers
-        return terms.total, terms.cross_entropy, terms.alignment, terms.logits
+        return terms.total, terms.classification, terms.alignment, terms.logits
 
 
-def _require_form(classifier: nn.Module, term: AlignmentTerm | None, params: TrainParams) -> None:
+def _require_form(
+    classifier: nn.Module,
+    term: AlignmentTerm | None,
+    params: TrainParams,
+    method: Method,
+    form: ObjectiveParams | None,
+) -> None:
+    if params.compile and method is not STANDARD:
+        raise ParamsError("params.yaml: train.compile works with `method: standard` only; set one of the two otherwise")
     if not shares_batch():
         return
     if params.compile:
         raise ParamsError("params.yaml: train.compile works in one process only; set it to false, or processes: 1")
-    if term and term.form.differentiation == "autograd" and training_batch_norms(classifier):
+    forms = [term.form] if term else []
+    if method.wants_gradient and form is not None:
+        forms.append(form)
+    if any(used.differentiation == "autograd" for used in forms) and training_batch_norms(classifier):
         raise ParamsError(
             "params.yaml: objective.differentiation autograd takes batch-norm's statistics from one process's images only; "
             "set it to adjoint, or processes: 1"

@@ -25,6 +25,12 @@ HEURISTIC = yaml.safe_load((ROOT / PIPELINES[1]).read_text(encoding="utf-8"))["s
 SOURCES = sorted(
     path for folder in ("pag_core", "stages", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
+METHODS = ("standard", "at", "trades", "gradient_norm")
+SECTIONS_BY_NAME = {
+    "${item.source}": HEURISTIC,
+    "${method}": METHODS,
+    "${baseline_method}": METHODS,
+}
 # where work runs, and where its data lie, is no part of an experiment's identity
 UNTRACKED = {"device", "processes", "threads", "feed.mode", "feed.budget_gb"}
 
@@ -114,8 +120,8 @@ def _keys_declared(entries: list[Any]) -> set[str]:
     for entry in entries:
         if isinstance(entry, dict):  # all of params.yaml
             return set.union(*(_keys_of(field) for field in Params.model_fields))
-        if entry == "${item.source}":
-            declared |= set.union(*(_keys_of(source) for source in HEURISTIC))
+        if entry.startswith("${"):  # one section of several, by its name
+            declared |= set.union(*(_keys_of(section) for section in SECTIONS_BY_NAME[entry]))
             continue
         name, _, key = entry.partition(".")
         whole = _keys_of("weight" if name == "lambda" else name)
@@ -149,9 +155,13 @@ def test_dvc_tracks_the_parameters_that_a_stage_reads(name: str, stage: dict[str
     whole = [text for text in texts if "opened.params" in text or "import Params\n" in text]
     assert whole
     read = {key for text in whole for key in _keys_read(text)} - UNTRACKED
-    if name == "baseline":  # vanilla training reads neither the source nor the objective nor the feed
-        unread = ("source", "weight", "source_defaults", "objective", "feed")
+    if (
+        name == "baseline"
+    ):  # it has no alignment term, and of the objective takes how a method's own gradient is computed
+        unread = ("source", "method", "weight", "source_defaults", "objective", "feed")
         read -= set.union(*(_keys_of(field) for field in unread))
+    if name == "train":
+        read -= {"baseline_method"}
     if name in ("baseline", "train"):  # a guard against a store of another model; the store itself is a dependency
         read -= {"diffusion_checkpoint"}
     declared = _keys_declared(stage["params"])

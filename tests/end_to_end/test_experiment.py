@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from experiments.by_hand import described_stages, outputs_of
-from experiments.description import base_params, read_experiment
+from experiments.description import base_params, read_experiment, table
 from experiments.images import arrange_images
 from experiments.with_dvc import overrides
 from pag_core.errors import ParamsError
@@ -270,6 +270,27 @@ def test_the_committed_experiment_is_valid(size):
         # heuristic targets aligned with the log-probability cost the clean accuracy
         assert parse_params(params).objective.output == {"cm": "logit", "sbg": "log_softmax"}[name]
         assert set(experiment.stages) <= described_stages(params).keys()
+
+
+@pytest.mark.parametrize("size", ["full", "small"])
+def test_the_rivals_on_digits_are_valid(size):
+    experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", size, ["sbg_trades:lambda=0.5"])
+    assert len(experiment.params) == 3 * len(experiment.runs) == 36
+    assert {experiment.params[run]["seed"] for run in experiment.runs["trades"]} == {3407, 3408, 3409}
+    assert {experiment.params[run]["lambda"] for run in experiment.runs["sbg_trades"]} == {0.5}
+    assert experiment.params["at_linf-seed3407"]["at"]["norm"] == "Linf"
+
+
+def test_several_seeds_give_a_mean_and_a_range():
+    experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", "full", [])
+    attacked = {
+        run: {"images": 200, "model": {"clean": 0.9, "L2 1": 0.1 * seed}, "baseline": {"clean": 0.95, "L2 1": 0.0}}
+        for runs in experiment.runs.values()
+        for seed, run in enumerate(runs)
+    }
+    lines = table(experiment, attacked).splitlines()
+    assert lines[0] == "| classifier (200 test images, 3 seeds: mean (range)) | clean | L2 1 |"
+    assert "| sbg | 90.0 (90.0 to 90.0) | 10.0 (0.0 to 20.0) |" in lines and len(lines) == 2 + 13
 
 
 def test_stages_are_described_with_their_values():

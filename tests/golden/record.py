@@ -22,7 +22,7 @@ from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.gradients.one_image import one_image_representatives
 from pag_core.gradients.score_based import averaged_score_based_gradients
-from pag_core.objective.pag import AlignedBatch, drawn_classes, pag_objective, vanilla_objective
+from pag_core.objective.pag import AlignedBatch, drawn_classes, pag_objective, plain_objective
 from pag_core.params.reading import load_params
 from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.provenance import versions
@@ -107,7 +107,7 @@ def first_losses(dataset):
             indices = torch.arange(step * BATCH, (step + 1) * BATCH)
             images, labels = train.pixels(indices), train.labels[indices]
             if options is None:
-                terms = vanilla_objective(classifier, images, labels)
+                terms = plain_objective(classifier, images, labels)
             else:
                 output, scaling, mode = options
                 drawn = drawn_classes(BATCH, dataset.classes, DRAWN, draws)
@@ -120,7 +120,7 @@ def first_losses(dataset):
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()
-            row = {"total": terms.total.item(), "cross_entropy": terms.cross_entropy.item()}
+            row = {"total": terms.total.item(), "cross_entropy": terms.classification.item()}
             rows.append(row if options is None else {**row, "alignment": terms.alignment.item()})
         losses[name] = rows
     return losses

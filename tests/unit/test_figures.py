@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 
 from pag_core.datasets.prepared import Dataset
 from pag_core.figures.gradient_sources import gradient_sources, signed_picture
-from pag_core.figures.labels import model_label, settings_by_norm
+from pag_core.figures.labels import baseline_label, model_label, settings_by_norm
 from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
@@ -89,10 +89,14 @@ def renamed(dataset, names):
 
 
 DRAWINGS = {
-    "training_curves": lambda dataset: training_curves(CLASSIFIER, BASELINE, model="model (SBG, λ 3)"),
+    "training_curves": lambda dataset: training_curves(
+        CLASSIFIER, BASELINE, model="model (SBG, λ 3)", beside="vanilla baseline"
+    ),
     "gradient_sources": draw_sources,
     "targeted_pgd": draw_targeted,
-    "robustness_radius": lambda dataset: robustness_radius(MASKING, AUTOATTACK, model="model (SBG, λ 3)"),
+    "robustness_radius": lambda dataset: robustness_radius(
+        MASKING, AUTOATTACK, model="model (SBG, λ 3)", beside="vanilla baseline"
+    ),
 }
 
 
@@ -122,7 +126,7 @@ def test_long_class_names_do_not_meet(make_dataset):
 
 
 def test_training_curves_have_a_panel_for_each_curve():
-    figure = training_curves(CLASSIFIER, BASELINE, model="the model")
+    figure = training_curves(CLASSIFIER, BASELINE, model="the model", beside="vanilla baseline")
     assert [axes.get_title() for axes in figure.axes] == [
         "Cross-entropy",
         "Training accuracy",
@@ -131,7 +135,7 @@ def test_training_curves_have_a_panel_for_each_curve():
     alignment = figure.axes[2].get_lines()
     assert len(alignment) == 1 and to_hex(alignment[0].get_color()) == MODEL_COLOUR.lower()
     assert list(zip(*alignment[0].get_data(), strict=True)) == CLASSIFIER["alignment"]
-    assert len(training_curves(BASELINE, BASELINE, model="the model").axes) == 2
+    assert len(training_curves(BASELINE, BASELINE, model="the model", beside="vanilla baseline").axes) == 2
 
 
 def test_gradient_sources_show_the_gradients(dataset):
@@ -186,7 +190,7 @@ def test_a_class_name_is_not_read_as_mathematics(dataset, tmp_path):
 
 
 def test_robustness_panels_and_points():
-    figure = robustness_radius(MASKING, AUTOATTACK, model="the model")
+    figure = robustness_radius(MASKING, AUTOATTACK, model="the model", beside="vanilla baseline")
     assert [axes.get_title() for axes in figure.axes] == ["L₁ attacks", "L₂ attacks", "L∞ attacks"]
     curves = [line for line in figure.axes[1].get_lines() if line.get_marker() == "o"]
     stars = [line for line in figure.axes[1].get_lines() if line.get_marker() == "*"]
@@ -205,3 +209,6 @@ def test_settings_are_ordered_by_radius_and_not_as_text():
 def test_model_label():
     assert model_label("sbg", 3.0) == "model (SBG, λ 3)" and model_label("cm", 0.25) == "model (CM, λ 0.25)"
     assert model_label("none", 3.0) == model_label("sbg", 0.0) == "model (no alignment)"
+    assert baseline_label("standard") == "vanilla baseline" and baseline_label("at") == "AT baseline"
+    assert model_label("none", 0.0, "at") == "model (AT)" and model_label("sbg", 0.0, "trades") == "model (TRADES)"
+    assert model_label("sbg", 2.0, "gradient_norm") == "model (gradient norm + SBG, λ 2)"

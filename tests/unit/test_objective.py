@@ -11,7 +11,7 @@ from torch import nn
 from pag_core.errors import ShapeMismatch
 from pag_core.objective.cosine_alignment import cosine_alignment_loss, cosine_similarity
 from pag_core.objective.input_gradient import input_gradients
-from pag_core.objective.pag import drawn_classes, vanilla_objective
+from pag_core.objective.pag import drawn_classes, plain_objective
 from tests.samples import objective_terms
 
 BOTH = {
@@ -236,7 +236,7 @@ def test_total_by_hand(network, batch, mode, output, scaling, factor):
             image = images[b].clone().requires_grad_()
             (v,) = torch.autograd.grad(class_value(network, image, int(class_indices[b, k]), output), image)
             alignment += (1 - loop_cosine(v, targets[b, k])) / BATCH
-    assert terms.cross_entropy.item() == pytest.approx(cross_entropy, rel=1e-12)
+    assert terms.classification.item() == pytest.approx(cross_entropy, rel=1e-12)
     assert terms.alignment.item() == pytest.approx(factor * alignment, rel=1e-12)
     assert terms.total.item() == pytest.approx(cross_entropy + 0.7 * factor * alignment, rel=1e-12)
     assert torch.allclose(terms.logits, network(images), rtol=1e-12)
@@ -255,7 +255,7 @@ def preset_total(classes, drawn, scaling, weight):
     )  # fmt: skip
     _, gradients = input_gradients(network, images, class_indices, output="log_softmax", **BOTH["adjoint"])
     mean = np.mean([1 - loop_cosine(gradients[b, k], targets[b, k]) for b in range(5) for k in range(drawn)])
-    return (terms.total - terms.cross_entropy).item(), mean
+    return (terms.total - terms.classification).item(), mean
 
 
 @pytest.mark.parametrize(
@@ -319,9 +319,9 @@ def test_every_subset_is_equally_likely():
 
 def test_vanilla_is_plain_cross_entropy(network, batch):
     images, labels, _, _ = batch
-    terms = vanilla_objective(network, images, labels)
+    terms = plain_objective(network, images, labels)
     by_hand = -torch.stack([torch.log_softmax(network(images[b][None]), 1)[0, labels[b]] for b in range(BATCH)]).mean()
-    assert terms.total.item() == terms.cross_entropy.item() == pytest.approx(by_hand.item(), rel=1e-12)
+    assert terms.total.item() == terms.classification.item() == pytest.approx(by_hand.item(), rel=1e-12)
     assert math.isnan(terms.alignment.item())
 
 

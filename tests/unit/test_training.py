@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pag_core.compute.randomness import generator
 from pag_core.errors import ParamsError, TrainingDiverged
 from pag_core.gradient_store.targets import RepresentativeGradients
+from pag_core.objective.methods import build_method
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training import classifier as classifier_module
 from pag_core.training import step as step_module
@@ -68,6 +69,7 @@ def make_trainer(dataset, make_params, make_classifier, cpu):
         return Trainer(
             classifier=make_classifier(), train=dataset.splits["train"], classes=3, params=params.train,
             term=term, seed=seed, device=cpu, folder=folder,
+            method=build_method(params.method, params), form=params.objective,
         )  # fmt: skip
 
     return make
@@ -162,7 +164,16 @@ def test_alignment_training_aligns(tmp_path, make_trainer):
 
 
 @pytest.mark.parametrize(("reads", "survive", "step"), [(2, 1, 2), (2, 2, 4), (2, 3, 5), (2, 4, 7), (100, 1, 5)])
-@pytest.mark.parametrize("changes", [{}, {"train.optimizer": "sgd", "train.augmentation": "crop_flip"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train.optimizer": "sgd", "train.augmentation": "crop_flip"},
+        {"method": "at", "at.steps": 2, "train.augmentation": "crop_flip"},
+        {"method": "trades", "trades.steps": 1},
+        {"method": "gradient_norm", "gradient_norm.warmup_epochs": 1},
+    ],
+)
 def test_resumed_training_is_bit_identical(tmp_path, make_trainer, monkeypatch, cpu, reads, survive, step, changes):
     """Broken in mid-epoch (a checkpoint every two steps of five) and at the border of epochs."""
     monkeypatch.setattr(classifier_module, "STEPS_BETWEEN_READS", reads)
@@ -258,7 +269,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, make_trainer, monkey
         return (
             copy.replace(terms, total=terms.total * math.nan)
             if hasattr(copy, "replace")
-            else type(terms)(terms.total * math.nan, terms.cross_entropy, terms.alignment, terms.logits)
+            else type(terms)(terms.total * math.nan, terms.classification, terms.alignment, terms.logits)
         )
 
     monkeypatch.setattr(step_module, "pag_objective", spoiled)
