@@ -66,8 +66,13 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
     return AlignmentTerm(targets, params.weight, params.objective)
 
 
-def _validation(opened: OpenStage, dataset: Dataset, classifier: NormalizedClassifier) -> dict[str, Any]:
-    """Clean accuracy on the validation split, and accuracy under a short attack on part of it."""
+def _validation(
+    opened: OpenStage, dataset: Dataset, classifier: NormalizedClassifier
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Clean accuracy on the validation split and accuracy under a short attack on part of it: details, and the headline.
+
+    Parameters are chosen by these numbers.
+    """
     params = opened.params
     validation = dataset.splits["validation"].to(opened.device)
     rows = validation.first(params.train.validation_attacked, "train.validation_attacked")
@@ -81,16 +86,9 @@ def _validation(opened: OpenStage, dataset: Dataset, classifier: NormalizedClass
         steps=VALIDATION_APGD_STEPS,
         seed=params.seed,
     )
-    return {
-        "clean": accuracy(classifier, validation.pixels(), validation.labels),
-        f"APGD-{VALIDATION_APGD_STEPS} on {len(labels)} images (fast proxy)": proxy,
-    }
-
-
-def _headline(validation: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that parameters are chosen by."""
-    (proxy,) = (value for value in validation.values() if isinstance(value, dict))
-    return {"validation": {"clean": validation["clean"]}, "proxy": proxy}
+    clean = accuracy(classifier, validation.pixels(), validation.labels)
+    details = {"clean": clean, f"APGD-{VALIDATION_APGD_STEPS} on {len(labels)} images (fast proxy)": proxy}
+    return details, {"validation": {"clean": clean}, "proxy": proxy}
 
 
 def main(
@@ -128,10 +126,9 @@ def main(
             )
             history = trainer.run(curves_place(who))
             classifier.eval().requires_grad_(False)
-            details = {
-                "train": {key: value for key, value in history[-1].items() if key != "step"},
-                "validation": _validation(opened, dataset, classifier),
-            }
+            validation, headline = _validation(opened, dataset, classifier)
+            train = {key: value for key, value in history[-1].items() if key != "step"}
+            details = {"train": train, "validation": validation}
             save_classifier(
                 classifier_place(who),
                 classifier,
@@ -143,7 +140,7 @@ def main(
             if baseline:
                 write_json(DATA / "baseline_training.json", details)
             else:
-                write_metrics("training", details, _headline(details["validation"]))
+                write_metrics("training", details, headline)
 
 
 if __name__ == "__main__":
