@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pag_core.compute.processes import COMPANION
 from tests.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
@@ -44,12 +45,12 @@ def alone(project: ProjectCopy) -> dict[str, bytes]:
     return store_bytes(project)
 
 
-def children(parent: int) -> list[int]:
-    """The processes that `parent` started."""
+def companions_of(parent: int) -> list[int]:
+    """The companions that `parent` started; libraries that it loads start short-lived processes too."""
     return [
         int(status.parent.name)
         for status in Path("/proc").glob("[0-9]*/status")
-        if f"\nPPid:\t{parent}\n" in readable(status)
+        if f"\nPPid:\t{parent}\n" in readable(status) and f"{COMPANION}=1" in readable(status.with_name("environ"))
     ]
 
 
@@ -82,7 +83,7 @@ def test_a_lost_companion_ends_the_run_and_a_rerun_completes_the_store(
     )
     deadline = time.monotonic() + 600
     # until both have claimed shards: a companion claims its first seconds after the leader
-    while not (companion := children(process.pid)):
+    while not (companion := companions_of(process.pid)):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     before = len(list((project.path / ".cache").glob("sbg-*/units/*.json")))
