@@ -69,10 +69,11 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
         _set(params, change)
     seeds = described.get("seeds")
     runs = {name: [name] if seeds is None else [f"{name}-seed{seed}" for seed in seeds] for name in params}
+    # every classifier with the first seed, then with the next: what is broken off has something of each
     every = {
-        run: plain if seeds is None else {**plain, "seed": seed}
+        runs[name][number]: plain if seed is None else {**plain, "seed": seed}
+        for number, seed in enumerate(seeds or [None])
         for name, plain in params.items()
-        for run, seed in zip(runs[name], seeds or [None], strict=True)
     }
     for run, plain in every.items():
         parse_params(plain, f"{file} ({size}, {run})")
