@@ -1,10 +1,12 @@
 """The C+1-class U-Net and its noising (schedule, loss), built from what their card says."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from pag_core.datasets.prepared import Dataset
@@ -15,6 +17,7 @@ from pag_core.pipeline.saved_network import SavedNetwork, load_network
 with warnings.catch_warnings():
     # guided_diffusion decorates with torch.cuda.amp.custom_fwd, which newer torch calls by another name
     warnings.simplefilter("ignore", FutureWarning)
+    from guided_diffusion import gaussian_diffusion
     from guided_diffusion.gaussian_diffusion import (
         GaussianDiffusion,
         LossType,
@@ -25,6 +28,22 @@ with warnings.catch_warnings():
     from guided_diffusion.unet import UNetModel
 
 KIND = "diffusion"
+_resident: dict[tuple[bytes, torch.device], torch.Tensor] = {}
+
+
+def _from_resident_table(table: NDArray[Any], timesteps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The values of a schedule's table at `timesteps` int64 [B], float32 of `shape` [B, ...], from a copy on their device."""
+    # by content, for the library computes one of its tables anew at each use
+    key = (table.tobytes(), timesteps.device)
+    if key not in _resident:
+        _resident[key] = torch.from_numpy(table).to(timesteps.device)
+    values = _resident[key][timesteps].float()
+    return values.view(-1, *[1] * (len(shape) - 1)).expand(*shape)
+
+
+# the library sends a table to the device whenever it needs a value of it, eighteen times a step where the variance is
+# learned, and a GPU is waited for each time
+gaussian_diffusion._extract_into_tensor = _from_resident_table
 CARD_KEYS = (
     "channels", "channel_multipliers", "residual_blocks", "attention_resolutions", "attention_heads",
     "dropout", "learn_sigma", "schedule", "timesteps", "timestep_window",

@@ -233,13 +233,13 @@ def test_the_weights_are_the_moving_average(tmp_path, train, cpu, monkeypatch):
     from pag_core.diffusion import training
 
     seen = []
-    update = training.AveragedModel.update_parameters
+    update = training._ExponentialAverage.update_parameters
 
     def record(self, network):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         update(self, network)
 
-    monkeypatch.setattr(training.AveragedModel, "update_parameters", record)
+    monkeypatch.setattr(training._ExponentialAverage, "update_parameters", record)
     weights, _ = train(RunFolder(tmp_path), steps=6, ema_decay=0.8)
     assert len(seen) == 6
     for name, tensor in weights.items():
