@@ -23,6 +23,7 @@ from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.gradient_store.store import RepresentativeGradients
+from pag_core.objective.methods import build_method
 from pag_core.params.reading import parse_params
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.stage import stage
@@ -64,6 +65,7 @@ def _classifier(options, params, split, folder):
     trainer = Trainer(
         classifier=classifier, train=split, classes=3, params=params.train, term=term, seed=5,
         device=torch.device("cpu"), folder=folder, processes=options["processes"],
+        method=build_method(params.method, params), form=params.objective,
     )  # fmt: skip
     history = trainer.run(Path("curves"))
     return {"weights": classifier.state_dict(), "history": history}
