@@ -118,16 +118,11 @@ class Trades:
 
 
 @dataclass(frozen=True)
-class GradientNorm:
+class GradientNorm(Standard):
     """Cross-entropy, and `weight` times the norm of each image's input-gradient of it, averaged over the batch."""
 
     params: GradientNormParams
-    wants_clean = True
     wants_gradient = True
-
-    def start(self, shape: tuple[int, ...], draws: torch.Generator) -> torch.Tensor | None:
-        """None: there is no inner attack."""
-        return None
 
     def weight_in(self, epoch: int) -> float:
         """The weight in `epoch`, counted from 0: it rises linearly over the warm-up's epochs."""

@@ -12,16 +12,13 @@ from pag_core.compute.randomness import generator
 from pag_core.compute.replicas import Share, undivided
 from pag_core.datasets.prepared import Split
 from pag_core.gradient_store.targets import GradientBatch, TargetGradients, plain_order
+from pag_core.objective.methods import STANDARD
 from pag_core.objective.pag import AlignedBatch, drawn_classes
 from pag_core.params.sections import TrainParams
 from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
 
 # from the shape of a batch [B, C, H, W] and the stream of draws to where an inner attack begins; None where there is none
 DrawStart = Callable[[tuple[int, ...], torch.Generator], torch.Tensor | None]
-
-
-def draw_nothing(shape: tuple[int, ...], draws: torch.Generator) -> None:
-    """A method without an inner attack draws no start."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Batches:
         drawn: int,
         seed: int,
         device: torch.device,
-        start: DrawStart = draw_nothing,
+        start: DrawStart = STANDARD.start,
     ) -> None:
         self.data = train.to(device)
         self.image_shape = tuple(train.images.shape[1:])
