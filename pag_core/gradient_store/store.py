@@ -1,8 +1,9 @@
 """The gradient store: target gradients g(x, c) on disk as Zarr v3.
 
-Four kinds: `none` (vanilla), `representatives` (OI, CM: one image per class), `neighbours` (NN: indices of training
-images) and `dense` (SBG: every gradient, quantised, one shard per run of images). The first three compute
-`g(x, c) = r - x` when read.
+`none` (vanilla), `representatives` (OI, CM: one image per class) and `neighbours` (NN: indices of training images) compute
+`g(x, c) = r - x` when read. Of SBG, gradients are stored, quantised, one shard per run of images: `dense` has those of
+every class, `sparse` those of some classes of each training image, and `online` none for training, but the teacher that
+makes them in the step. All three have every class of the held-out test images.
 """
 
 import shutil
@@ -10,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import zarr
-from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.core.array_spec import ArrayConfigLike
 
@@ -22,7 +21,12 @@ from pag_core.errors import StoreError
 from pag_core.gradient_store.manifest import read_manifest, require_made_from, write_manifest
 from pag_core.gradient_store.shards import ShardedArray, checked
 from pag_core.gradient_store.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
+from pag_core.params.sections import GradientStoreParams
 from pag_core.pipeline.artifacts import replacing_folder
+
+TEACHER = "teacher"  # the diffusion model in a store of kind online
+# kinds whose gradients are on disk
+STORED = ("dense", "sparse", "online")
 
 # otherwise a chunk of zeros would not be written, and a missing file would be no sign of damage
 WRITE_ZEROS: ArrayConfigLike = {"write_empty_chunks": True}
@@ -99,8 +103,20 @@ def write_small_store(
         write_manifest(partial, _header(dataset, source, content.kind, provenance), {})
 
 
-class DenseStoreWriter:
-    """Writes a dense store shard by shard into a folder of its own; `finish` makes it a store.
+@dataclass(frozen=True)
+class ShardContent:
+    """A shard on the CPU: codes [N, k, C, H, W] and scales [N, k] as `quantised` gives them.
+
+    `classes` int64 [N, k] are those kept of each image, its own first; None where all are.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    classes: torch.Tensor | None = None
+
+
+class GradientWriter:
+    """Writes a store of gradients shard by shard into a folder of its own; `finish` makes it a store.
 
     A shard is written whole by one writer, so several processes may each write other shards of one store; the one that
     `leads` makes it first, and removes what a killed writer left.
@@ -112,63 +128,71 @@ class DenseStoreWriter:
         dataset: Dataset,
         *,
         images: dict[str, int],
-        dtype: str,
-        images_per_shard: int,
-        images_per_chunk: int,
+        params: GradientStoreParams,
         leads: bool = True,
     ) -> None:
+        """`images` is the number of images of each split; those of `train` keep `params.classes_per_image` classes each."""
         self.folder = folder
         self.dataset = dataset
         self.images = images
-        self.dtype = dtype
-        self.images_per_shard = images_per_shard
+        self.params = params
         if leads and not (folder / "zarr.json").exists():
             with replacing_folder(folder) as partial:
                 root = zarr.create_group(partial, zarr_format=3)
                 for split, count in images.items():
-                    self._create_arrays(root, split, count, images_per_chunk)
+                    self._create_arrays(root, split, count)
                 consolidate_metadata(partial)
         if leads:
             for orphan in folder.rglob("*.partial"):
                 orphan.unlink()
         self.root = zarr.open_group(folder, mode="r+", use_consolidated=True)
 
-    def _create_arrays(self, root: zarr.Group, split: str, count: int, images_per_chunk: int) -> None:
-        classes, image_shape = self.dataset.classes, self.dataset.image_shape
+    def kept(self, split: str) -> int | None:
+        """How many classes of each image of `split` are kept; None is all."""
+        return self.params.classes_per_image if split == "train" else None
+
+    def _create_arrays(self, root: zarr.Group, split: str, count: int) -> None:
+        params, image_shape = self.params, self.dataset.image_shape
+        kept = self.kept(split) or self.dataset.classes
         root.create_array(
             f"{split}/gradient",
-            shape=(count, classes, *image_shape),
-            dtype=self.dtype,
-            chunks=(images_per_chunk, classes, *image_shape),
-            shards=(self.images_per_shard, classes, *image_shape),
+            shape=(count, kept, *image_shape),
+            dtype=params.dtype,
+            chunks=(params.images_per_chunk, kept, *image_shape),
+            shards=(params.images_per_shard, kept, *image_shape),
             compressors=[Crc32cCodec()],
         )
-        root.create_array(
-            f"{split}/scale",
-            shape=(count, classes),
-            dtype="float32",
-            chunks=(self.images_per_shard, classes),
-            compressors=[Crc32cCodec()],
-        )
+        tables = {"scale": "float32"} if self.kept(split) is None else {"scale": "float32", "classes": "int32"}
+        for name, dtype in tables.items():
+            root.create_array(
+                f"{split}/{name}",
+                shape=(count, kept),
+                dtype=dtype,
+                chunks=(params.images_per_shard, kept),
+                compressors=[Crc32cCodec()],
+            )
 
     def shards(self) -> list[tuple[str, int, slice]]:
         """Every shard as (split, number, its images)."""
         return [
-            (split, number, slice(start, min(start + self.images_per_shard, count)))
+            (split, number, slice(start, min(start + self.params.images_per_shard, count)))
             for split, count in self.images.items()
-            for number, start in enumerate(range(0, count, self.images_per_shard))
+            for number, start in enumerate(range(0, count, self.params.images_per_shard))
         ]
 
     def files_of(self, split: str, number: int) -> list[str]:
-        """The files of a shard, relative to the store: its gradients and its scales."""
-        return [f"{split}/gradient/c/{number}/0/0/0/0", f"{split}/scale/c/{number}/0"]
+        """The files of a shard, relative to the store: its gradients, its scales, and its classes where some are kept."""
+        tables = ["scale"] if self.kept(split) is None else ["scale", "classes"]
+        return [f"{split}/gradient/c/{number}/0/0/0/0", *(f"{split}/{name}/c/{number}/0" for name in tables)]
 
-    def write_shard(self, split: str, images: slice, codes: NDArray[Any], scales: NDArray[np.float32]) -> None:
-        """Write one whole shard as `quantised` gives it; raises StoreError if a gradient is not finite."""
-        if not np.isfinite(scales).all():
+    def write_shard(self, split: str, images: slice, content: ShardContent) -> None:
+        """Write one whole shard; raises StoreError if a gradient is not finite."""
+        if not content.scales.isfinite().all():
             raise StoreError("a gradient to be stored is not finite; the diffusion model that made it has diverged")
-        self._array(f"{split}/gradient")[images] = codes
-        self._array(f"{split}/scale")[images] = scales
+        self._array(f"{split}/gradient")[images] = content.codes.numpy()
+        self._array(f"{split}/scale")[images] = content.scales.numpy()
+        if content.classes is not None:
+            self._array(f"{split}/classes")[images] = content.classes.numpy()
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         array = self.root[name]
@@ -183,15 +207,22 @@ class DenseStoreWriter:
         provenance: dict[str, Any],
         measured: dict[str, float],
         finished: dict[str, dict[str, Any]],
+        *,
+        teacher: Path | None = None,
     ) -> None:
-        """Write the manifest and move the store to `path`; raises StoreError if a shard was not written."""
+        """Write the manifest and move the store to `path`, with a copy of the folder `teacher` if there is one.
+
+        Raises StoreError if a shard was not written.
+        """
         expected = [name for split, number, _ in self.shards() for name in self.files_of(split, number)]
         if absent := [name for name in expected if name not in finished or not (self.folder / name).exists()]:
             raise StoreError(f"{len(absent)} of {len(expected)} shard files were not written, {absent[0]} the first")
-        header = _header(self.dataset, source, "dense", provenance)
-        write_manifest(
-            self.folder, {**header, "dtype": self.dtype, "images": self.images, "measured": measured}, finished
-        )
+        if teacher is not None:
+            shutil.copytree(teacher, self.folder / TEACHER, dirs_exist_ok=True)
+        kind = "online" if "train" not in self.images else "dense" if self.kept("train") is None else "sparse"
+        header = _header(self.dataset, source, kind, provenance)
+        content = {"dtype": self.params.dtype, "images": self.images, "measured": measured}
+        write_manifest(self.folder, {**header, **content}, finished)
         with replacing_folder(path) as partial:
             partial.rmdir()
             shutil.move(self.folder, partial)
@@ -208,9 +239,11 @@ def open_gradients(
     manifest = read_manifest(path)
     require_made_from(path, manifest, dataset, inputs)
     match manifest["kind"]:
-        case "dense":
+        case "online" if split == "train":
+            raise StoreError(f"{path} holds no gradients of training images: their teacher is asked in the step")
+        case kind if kind in STORED:
             codes, scales = (ShardedArray(path, f"{split}/{name}").resident(device) for name in ("gradient", "scale"))
-            return DenseGradients(codes, scales)
+            return DenseGradients(codes, scales, kept_classes(path, manifest, split))
         case "representatives" as kind:
             names = [kind]
         case "neighbours" as kind:
@@ -219,6 +252,13 @@ def open_gradients(
             raise StoreError(f"{path} holds no gradients (kind {kind!r}): it stands for vanilla training")
     content = SmallStore(kind, {name: _read_whole(path, name, device) for name in names})
     return content.gradients(dataset, split, device)
+
+
+def kept_classes(path: Path, manifest: dict[str, Any], split: str) -> torch.Tensor | None:
+    """The classes of a sparse store's training images, int64 [N, k] on the CPU; None where every class is kept."""
+    if manifest["kind"] != "sparse" or split != "train":
+        return None
+    return ShardedArray(path, f"{split}/classes").resident(torch.device("cpu")).long()
 
 
 def _read_whole(path: Path, name: str, device: torch.device) -> torch.Tensor:
