@@ -7,9 +7,8 @@ import torch
 from pag_core.compute.randomness import generator
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
-from pag_core.gradient_store.store import GradientWriter, ShardContent, quantised
+from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.params.sections import GradientStoreParams
-from pag_core.pipeline.artifacts import file_record
 
 SEED = 3407
 IMAGES_PER_SHARD = 512
@@ -42,6 +41,7 @@ def write_synthetic_store(path: Path, dataset: Dataset, dtype: str) -> None:
     """Write a store of the training split; shard n holds `natural_gradients` of stream n."""
     params = GradientStoreParams.model_validate(
         {
+            "address": None,
             "classes_per_image": None,
             "dtype": dtype,
             "images_per_shard": IMAGES_PER_SHARD,
@@ -54,8 +54,8 @@ def write_synthetic_store(path: Path, dataset: Dataset, dtype: str) -> None:
     )
     finished = {}
     for split, number, rows in writer.shards():
-        writer.write_shard(split, rows, ShardContent(*quantised(shard_gradients(dataset, number, rows), dtype)))
-        finished.update({name: file_record(writer.folder / name) for name in writer.files_of(split, number)})
+        content = ShardContent(*quantised(shard_gradients(dataset, number, rows), dtype))
+        finished.update(writer.write_shard(split, rows, content))
     writer.finish(path, "sbg", {"inputs": {}}, {}, finished)
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.gradient_store.store import GradientWriter, ShardContent, quantised
+from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.gradients.score_based import averaged_batches
 from pag_core.objective.pag import AlignedBatch, pag_objective
 from pag_core.params.sections import GradientStoreParams, ObjectiveParams, ScoreBasedParams
-from pag_core.pipeline.artifacts import file_record
 from pag_core.pipeline.checkpoint import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,15 +66,14 @@ def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
 
 def write_dense(path, work, dataset, gradients, dtype="int8", inputs=MADE_FROM, skip=()):
     params = GradientStoreParams(
-        classes_per_image=None, dtype=dtype, images_per_shard=8, images_per_chunk=4, held_out_images=1
+        address=None, classes_per_image=None, dtype=dtype, images_per_shard=8, images_per_chunk=4, held_out_images=1
     )
     writer = GradientWriter(work, dataset, images={name: len(part) for name, part in gradients.items()}, params=params)
     finished = {}
     for split, number, rows in writer.shards():
         if (split, number) in skip:
             continue
-        writer.write_shard(split, rows, ShardContent(*quantised(gradients[split][rows], dtype)))
-        finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
+        finished |= writer.write_shard(split, rows, ShardContent(*quantised(gradients[split][rows], dtype)))
     writer.finish(path, "sbg", {"seed": 1, "inputs": inputs}, {"draw_cosine": 0.5}, finished)
 
 

@@ -19,7 +19,7 @@ from pag_core.datasets.prepared import Dataset
 from pag_core.gradient_store.budget import Choice, Need, choose, measured_room
 from pag_core.gradient_store.manifest import read_manifest, require_made_from
 from pag_core.gradient_store.shards import ShardedArray
-from pag_core.gradient_store.store import STORED, kept_classes, open_gradients
+from pag_core.gradient_store.store import STORED, kept_classes, open_gradients, stored_array
 from pag_core.gradient_store.targets import DenseGradients, TargetGradients
 from pag_core.gradient_store.window import WindowGradients
 from pag_core.params.sections import FeedParams
@@ -51,7 +51,7 @@ def open_feed(
         return open_gradients(path, dataset, "train", device, inputs=inputs)
     require_made_from(path, manifest, dataset, inputs)
     kept = kept_classes(path, manifest, "train")
-    codes, scales = (ShardedArray(path, f"train/{name}") for name in ("gradient", "scale"))
+    codes, scales = (stored_array(path, manifest, f"train/{name}") for name in ("gradient", "scale"))
     cache = cache_path(path, folder)
     choice = _chosen(codes, scales, cache, device, params, processes)
     print(choice_line(codes.shape, choice, params), flush=True)

@@ -11,10 +11,9 @@ from pag_core.compute.processes import companions, process_count, this_process
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import NoisePredictor
-from pag_core.gradient_store.store import GradientWriter, ShardContent, quantised
+from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.gradients.score_based import averaged_batches
 from pag_core.params.sections import GradientStoreParams, ScoreBasedParams
-from pag_core.pipeline.artifacts import file_record
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import progress_bar
 
@@ -117,10 +116,7 @@ def _unit(split: str, number: int) -> str:
 def _is_finished(writer: GradientWriter, folder: RunFolder, split: str, number: int) -> bool:
     """Whether a shard of an earlier run is still what was written."""
     records = folder.load_unit(_unit(split, number))
-    return records is not None and all(
-        (writer.folder / name).exists() and file_record(writer.folder / name) == record
-        for name, record in records.items()
-    )
+    return records is not None and writer.holds(records)
 
 
 def _distill_shard(
@@ -191,6 +187,4 @@ class _BackgroundWriter:
         split, number, rows = shard
         if arrived is not None:
             arrived.synchronize()
-        self.writer.write_shard(split, rows, content)
-        records = {name: file_record(self.writer.folder / name) for name in self.writer.files_of(split, number)}
-        self.folder.save_unit(_unit(split, number), records)
+        self.folder.save_unit(_unit(split, number), self.writer.write_shard(split, rows, content))

@@ -7,8 +7,8 @@ import torch
 from pag_core.datasets.prepared import Dataset
 from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
 from pag_core.gradient_store.manifest import read_manifest, require_made_from
-from pag_core.gradient_store.store import TEACHER
 from pag_core.gradient_store.targets import Targets
+from pag_core.gradient_store.writer import TEACHER
 from pag_core.gradients.distillation_precision import in_precision
 from pag_core.gradients.score_based import averaged_gradients, drawn_noise
 from pag_core.params.sections import ScoreBasedParams

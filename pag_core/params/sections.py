@@ -123,6 +123,7 @@ class ScoreBasedParams(Section):
 class GradientStoreParams(Section):
     """Format of the store of score-based gradients; `classes_per_image` None keeps all."""
 
+    address: Annotated[str, Field(pattern=r"^[a-z0-9+]+://.+")] | None
     classes_per_image: Annotated[int, Field(ge=2, le=10**6, strict=True)] | None
     dtype: Literal["int8", "float16", "float32"]
     images_per_shard: BatchSize

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pag_core.compute.randomness import generator
-from pag_core.gradient_store.store import GradientWriter, open_gradients
+from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.writer import GradientWriter
 from pag_core.gradients import distillation
 from pag_core.gradients.distillation import Distillation, distill
 from pag_core.params.sections import GradientStoreParams
@@ -21,7 +22,12 @@ def run_distill(dataset, make_predictor):
 
     def run(path, folder, seed=7, kept=None):
         store = GradientStoreParams(
-            classes_per_image=kept, dtype="int8", images_per_shard=8, images_per_chunk=4, held_out_images=10
+            address=None,
+            classes_per_image=kept,
+            dtype="int8",
+            images_per_shard=8,
+            images_per_chunk=4,
+            held_out_images=10,
         )
         distill(
             path, predictor, dataset, Distillation(sbg, store, seed), folder=folder,
@@ -60,10 +66,11 @@ def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkey
 
     def broken(self, split, images, content):
         calls.append((split, images.start))
-        write_shard(self, split, images, content)
+        records = write_shard(self, split, images, content)
         # killed after the shard was written, before it was recorded
         if len(calls) == 4:
             raise Killed
+        return records
 
     monkeypatch.setattr(GradientWriter, "write_shard", broken)
     folder = RunFolder(tmp_path / "again")
@@ -93,7 +100,7 @@ def test_a_shard_is_quantised_batch_by_batch_and_written_by_another_thread(tmp_p
     def watched(self, split, images, content):
         threads.add(threading.get_ident())
         assert content.codes.dtype == torch.int8 and len(content.codes) == images.stop - images.start
-        write_shard(self, split, images, content)
+        return write_shard(self, split, images, content)
 
     monkeypatch.setattr(distillation, "quantised", counted)
     monkeypatch.setattr(GradientWriter, "write_shard", watched)
@@ -112,7 +119,7 @@ def test_an_error_of_the_writing_thread_ends_the_run_without_a_store(tmp_path, r
         calls.append(1)
         if len(calls) == call:
             raise OSError(28, "No space left on device")
-        write_shard(self, *content)
+        return write_shard(self, *content)
 
     monkeypatch.setattr(GradientWriter, "write_shard", failing)
     with pytest.raises(OSError, match="No space left"):

@@ -45,7 +45,12 @@ def online_store(tmp_path, dataset, teacher):
         folder, predictor = teacher
         sbg = sbg_params(**options)
         store = GradientStoreParams(
-            classes_per_image=None, dtype="int8", images_per_shard=8, images_per_chunk=4, held_out_images=10
+            address=None,
+            classes_per_image=None,
+            dtype="int8",
+            images_per_shard=8,
+            images_per_chunk=4,
+            held_out_images=10,
         )
         inputs = {"dataset": dataset.fingerprint, "diffusion model": load_network(folder, "diffusion").fingerprint}
         record = {"inputs": inputs, "params": {"sbg": sbg.model_dump(mode="json", by_alias=True)}}

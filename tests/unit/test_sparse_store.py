@@ -36,7 +36,12 @@ def run_distill(five_classes, make_predictor):
 
     def run(path, folder, kept=3, **changes):
         store = GradientStoreParams(
-            classes_per_image=kept, dtype="float32", images_per_shard=8, images_per_chunk=4, held_out_images=6
+            address=None,
+            classes_per_image=kept,
+            dtype="float32",
+            images_per_shard=8,
+            images_per_chunk=4,
+            held_out_images=6,
         )
         distill(
             path, predictor, five_classes, Distillation(sbg_params(**changes), store, 7), folder=folder,

@@ -8,7 +8,8 @@ import torch
 
 from pag_core.errors import StoreError
 from pag_core.gradient_store.manifest import read_manifest
-from pag_core.gradient_store.store import SmallStore, open_gradients, quantised, write_small_store
+from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
+from pag_core.gradient_store.writer import quantised
 from tests.samples import MADE_FROM, cosines, flip, gaussian, write_dense
 
 
