@@ -58,7 +58,7 @@ def serve():
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/folder/small.tar.gz"
         return PublishedArchive("Small", address, len(CONTENT), hashlib.md5(CONTENT).hexdigest()), requests
 
