@@ -63,6 +63,7 @@ class PublishedArchive:
     def _download(self, path: Path) -> None:
         with replacing_file(path) as partial:
             with partial.open("wb") as out, progress_bar(f"download of {self.name}", self.size, 0, "B") as bar:
+                bar.unit_scale = True
                 for chunk in self._received(path.parent):
                     out.write(chunk)
                     bar.update(len(chunk))
