@@ -24,7 +24,7 @@ def main(
     description: Annotated[Path, typer.Argument(help="The experiment, for example experiments/cifar10_resnet18.yaml.")],
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder with train and test, as folders or .tar.* files; none: torchvision's CIFAR-10."),
+        typer.Option(help="Folder with train and test, as folders or .tar.* files; none: CIFAR-10, downloaded."),
     ] = None,
     size: Annotated[str, typer.Option(help="Which of the description's sizes.")] = "full",
     change: Annotated[

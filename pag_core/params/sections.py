@@ -283,7 +283,7 @@ class FiguresParams(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
-    dataset: Literal["digits", "cifar10", "image_folder"]
+    dataset: Literal["digits", "cifar10", "cifar100", "stl10", "tiny_imagenet", "image_folder"]
     source: Source
     arch: Literal["small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer"]
     method: MethodName

@@ -124,6 +124,21 @@ def test_the_network_has_an_embedding_for_no_class(make_params, learn_sigma):
     )
 
 
+@pytest.mark.parametrize(("side", "attending"), [(96, [24, 12]), (64, [16, 8])])
+def test_the_network_of_imagenet_64_takes_the_images_of_stl10(make_params, side, attending):
+    """Appendix G.2: improved-diffusion's multipliers, attention after two and three halvings; here an eighth as wide."""
+    changes = {"channels": 32, "channel_multipliers": [1, 2, 3, 4], "residual_blocks": 1, "attention_heads": 4}
+    changes |= {"attention_resolutions": attending, "learn_sigma": True}
+    card = architecture(make_params({f"diffusion.{key}": value for key, value in changes.items()}).diffusion)
+    network, seen = build_network(card, (3, side, side), 10), set()
+    for module in network.modules():
+        if type(module).__name__ == "AttentionBlock":
+            module.register_forward_hook(lambda module, inputs, output: seen.add(output.shape[2]))
+    with torch.no_grad():
+        predicted = network(torch.randn(1, 3, side, side), torch.tensor([500.0]), torch.tensor([10]))
+    assert predicted.shape == (1, 6, side, side) and seen == set(attending)
+
+
 @pytest.mark.parametrize("side", [16, 3, 5])
 def test_attention_where_the_network_has_no_such_side_is_refused(make_params, side):
     card = architecture(make_params({"diffusion.attention_resolutions": [side]}).diffusion)
