@@ -10,6 +10,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, Mod
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule as beta_schedule
 from guided_diffusion.unet import AttentionBlock
 
+from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.diffusion import training as training_module
 from pag_core.diffusion.network import (
     architecture,
@@ -245,16 +246,14 @@ def test_the_loss_falls(tmp_path, train):
 
 def test_the_weights_are_the_moving_average(tmp_path, train, cpu, monkeypatch):
     """EMA by hand from the weights after every step."""
-    from pag_core.diffusion import training
-
     seen = []
-    update = training._ExponentialAverage.update_parameters
+    update = ExponentialAverage.update_parameters
 
     def record(self, network):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         update(self, network)
 
-    monkeypatch.setattr(training._ExponentialAverage, "update_parameters", record)
+    monkeypatch.setattr(ExponentialAverage, "update_parameters", record)
     weights, _ = train(RunFolder(tmp_path), steps=6, ema_decay=0.8)
     assert len(seen) == 6
     for name, tensor in weights.items():
