@@ -6,6 +6,7 @@ A missing shard would read as zeros, so a store is what its manifest says and no
 from pathlib import Path
 from typing import Any
 
+from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import StoreError
 from pag_core.gradient_store.remote import RemoteShards
@@ -92,8 +93,8 @@ def require_made_from(
     """Raise StoreError unless the store was made from `dataset` and from these `inputs` (SHA-256 by name)."""
     if tuple(manifest["class_names"]) != dataset.class_names:
         raise StoreError(
-            f"{store} was made for the classes {', '.join(manifest['class_names'])}, the dataset has "
-            f"{', '.join(dataset.class_names)}; run its stage again"
+            f"{store} was made for the classes {listed_classes(manifest['class_names'])}, the dataset has "
+            f"{listed_classes(dataset.class_names)}; run its stage again"
         )
     if manifest["dataset"] != dataset.fingerprint:
         raise StoreError(
