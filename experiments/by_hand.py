@@ -6,6 +6,7 @@ stages before it. So classifiers share what is equal, and a stage that has finis
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,10 +16,12 @@ from typing import Any
 import yaml
 
 from experiments.description import Experiment, Plain
-from pag_core.pipeline.artifacts import digest, read_json, write_json
+from pag_core.pipeline.artifacts import digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
+from pag_core.pipeline.places import FIGURES
 
 ENDED = "ended.json"
+PARAMS = "params.yaml"
 
 
 def value_at(params: Plain, key: str) -> Any:
@@ -91,7 +94,7 @@ class ByHand:
             return folder
         print(f"\n=== {name}: {stage['cmd']}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
+        (folder / PARAMS).write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
         for path, maker in needed.items():
             link = folder / path
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -116,13 +119,21 @@ def run_by_hand(experiment: Experiment, work: Path) -> dict[str, Plain]:
         runs = ByHand(params, work)
         folders = {stage: runs.made(stage) for stage in experiment.stages}
         found[classifier] = read_json(folders["autoattack"] / "metrics/autoattack.json")
-        place = work / "results" / classifier
-        for name, folder in runs.folders.items():
-            for path in outputs_of(runs.stages[name]):
-                if path.startswith("metrics/"):
-                    write_json(place / path, read_json(folder / path))
-        write_json(
-            place / "seconds.json",
-            {name: read_json(folder / ENDED)["seconds"] for name, folder in runs.folders.items()},
-        )
+        # as a whole, so that nothing of an earlier run with other parameters stays
+        with replacing_folder(work / "results" / classifier) as place:
+            _gather(runs, place)
     return found
+
+
+def _gather(runs: ByHand, place: Path) -> None:
+    """Copy into `place` what the stages say of a classifier: parameters, metrics, figures if wanted, and durations."""
+    (place / PARAMS).write_text(yaml.safe_dump(runs.params, sort_keys=False), encoding="utf-8")
+    for name, folder in runs.folders.items():
+        for path in outputs_of(runs.stages[name]):
+            if path.startswith("metrics/"):
+                write_json(place / path, read_json(folder / path))
+            elif path == str(FIGURES):
+                shutil.copytree(folder / path, place / path)
+    write_json(
+        place / "seconds.json", {name: read_json(folder / ENDED)["seconds"] for name, folder in runs.folders.items()}
+    )

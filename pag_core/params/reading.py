@@ -18,14 +18,21 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     Raises ParamsError that names each refused key or value, its place, what is allowed and the nearest name.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        text = path.read_bytes()
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist; run the stage from the folder that holds it") from None
+    return parse_params(plain_params(text, str(path)), str(path))
+
+
+def plain_params(text: bytes, place: str) -> dict[str, Any]:
+    """The keys and values in YAML, not validated; raises ParamsError that names `place` if it holds anything else."""
+    try:
+        content = yaml.load(text.decode("utf-8"), Loader=UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not YAML: {error}") from None
+        raise ParamsError(f"{place} is not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ParamsError(f"{path} must hold keys and values, not {type(content).__name__}")
-    return parse_params(content, str(path))
+        raise ParamsError(f"{place} must hold keys and values, not {type(content).__name__}")
+    return content
 
 
 def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
@@ -34,14 +41,14 @@ def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
     `auto` becomes what suits the source, as `source_defaults` says.
     """
     try:
-        parsed = Params.model_validate(_without_auto(content))
+        parsed = Params.model_validate(without_auto(content))
     except ValidationError as error:
         lines = [_explained(dict(problem), content) for problem in error.errors()]
         raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
     return parsed
 
 
-def _without_auto(content: dict[str, Any]) -> dict[str, Any]:
+def without_auto(content: dict[str, Any]) -> dict[str, Any]:
     """The parameters with the source's values in place of auto; what cannot be looked up is left for validation to refuse."""
     defaults, source, objective = (content.get(key) for key in ("source_defaults", "source", "objective"))
     suited = defaults.get(source) if isinstance(defaults, dict) and isinstance(source, str) else None

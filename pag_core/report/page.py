@@ -2,10 +2,8 @@
 
 import base64
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from pag_core.figures.labels import (
@@ -18,6 +16,7 @@ from pag_core.figures.labels import (
 )
 from pag_core.gradients.sources import SOURCES
 from pag_core.report.results import FIGURES, Results
+from pag_core.report.templates import rendered
 from pag_core.report.verdict import (
     MASKING_CHECKS,
     alarms,
@@ -28,7 +27,6 @@ from pag_core.report.verdict import (
     verdict,
 )
 
-TEMPLATE = Path(__file__).with_name("page.html")
 WHO = ("model", "baseline")
 
 # in the order of AutoAttack's sequence, which a metrics file (keys sorted) does not keep
@@ -54,16 +52,10 @@ TRAINING_NAMES = {"clean": "clean accuracy", "cross_entropy": "cross-entropy", "
 
 
 def render_page(results: Results) -> str:
-    """The page as HTML: no script, no reference outside itself, and names from the data are escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The page as HTML: no script, one link (to the page of all experiments), and names from the data are escaped."""
     params = results.params
-    return environment.get_template(TEMPLATE.name).render(
+    return rendered(
+        "page.html",
         params=params,
         beside=baseline_label(params.baseline_method),
         method=METHOD_TITLES[params.method],

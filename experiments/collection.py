@@ -1,0 +1,143 @@
+"""The experiments there are, for the page that lists them: of this checkout and its DVC experiments, and those run by hand."""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from fsspec import AbstractFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+
+from experiments.by_hand import PARAMS, value_at
+from experiments.description import Plain
+from pag_core.errors import ArtifactError
+from pag_core.params.reading import plain_params
+from pag_core.pipeline.code_identity import CHECKOUT
+from pag_core.pipeline.places import FIGURES, METRICS
+from pag_core.report.overview import Listed
+
+LOCKS = ("dvc.lock", "stages/gradients/dvc.lock")
+
+
+def of_work(work: Path) -> list[Listed]:
+    """The experiments that ran by hand below `work`, by name; none if it holds no results."""
+    folders = sorted(path for path in (work / "results").glob("*") if path.is_dir())
+    return [listed(DirFileSystem(str(folder)), folder.name, f"by hand, {work}") for folder in folders]
+
+
+def of_checkout() -> list[Listed]:
+    """The results in this checkout, those of its last commit, and every DVC experiment, by name.
+
+    What has no metrics is left out, and so is the checkout where it equals another.
+    """
+    found = list(_of_revisions()) if importlib.util.find_spec("dvc") and (CHECKOUT / ".git").exists() else []
+    here = listed(DirFileSystem(str(CHECKOUT)), "workspace", "as it is")
+    if all((here.params, here.metrics) != (other.params, other.metrics) for other in found):
+        found.insert(0, here)
+    return [experiment for experiment in found if experiment.metrics]
+
+
+def _of_revisions() -> Iterator[Listed]:
+    from dvc.api import DVCFileSystem
+    from dvc.repo import Repo
+
+    with Repo(str(CHECKOUT)) as repo:
+        last = repo.scm.get_rev()
+        by_commit = repo.experiments.ls(all_commits=True)
+    revisions = [(name, rev, f"DVC, on {commit[:7]}") for commit, found in by_commit.items() for name, rev in found]
+    for name, revision, origin in [("last commit", last, last[:7]), *sorted(revisions)]:
+        with contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision)) as files:
+            yield listed(files, name, origin)
+
+
+def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
+    """An experiment whose params.yaml, metrics and figures are at the root of `files`.
+
+    What DVC's lock file records of other parameters or inputs (the last run stopped at an earlier stage) is left out with a
+    remark, and so is a figure that is not in DVC's cache. Raises ArtifactError or ParamsError that names what is damaged.
+    """
+    place = f"{name} ({origin})"
+    content = _content(files, PARAMS)
+    if content is None:
+        raise ArtifactError(
+            f"{place}: there is no {PARAMS}; give the command that ran it again (finished work is kept)"
+        )
+    params = plain_params(content, f"{PARAMS} of {place}")
+    old = outdated([lock for path in LOCKS if (lock := _content(files, path)) is not None], params)
+    metrics: dict[str, Plain] = {}
+    figures: dict[str, bytes] = {}
+    for path in _names(files, METRICS, ".json"):
+        text = _content(files, path)
+        if text is not None and path not in old:
+            metrics[PurePosixPath(path).stem] = _parsed(text, f"{path} of {place}")
+    for path in _names(files, FIGURES, ".png"):
+        png = _content(files, path)
+        if png is None:
+            _remark(f"{path} of {place} is not in DVC's cache (dvc fetch, or dvc exp run again)")
+        elif str(FIGURES) not in old:
+            figures[PurePosixPath(path).stem] = png
+    if left_out := sorted(
+        path for path in old if path == str(FIGURES) or PurePosixPath(path).parent == PurePosixPath(METRICS)
+    ):
+        _remark(f"{place}: left out, since made with other parameters or inputs: {', '.join(left_out)}")
+    return Listed(name, origin, params, metrics, figures)
+
+
+def outdated(locks: list[bytes], params: Plain) -> set[str]:
+    """The outputs in DVC's lock files whose stage, or one before it, ran with other parameters or inputs than there are now."""
+    stages: Plain = {}
+    for lock in locks:
+        stages |= yaml.safe_load(lock)["stages"]
+    makers = {out["path"]: (name, out["md5"]) for name, stage in stages.items() for out in stage["outs"]}
+
+    @functools.cache
+    def current(name: str) -> bool:
+        tracked = stages[name].get("params", {}).get(PARAMS, {})
+        inputs = [(dep["md5"], *makers[dep["path"]]) for dep in stages[name].get("deps", []) if dep["path"] in makers]
+        return all(_holds(params, key, value) for key, value in tracked.items()) and all(
+            used == made and current(maker) for used, maker, made in inputs
+        )
+
+    return {path for path, (name, _) in makers.items() if not current(name)}
+
+
+def _holds(params: Plain, key: str, value: Any) -> bool:
+    try:
+        return bool(value_at(params, key) == value)
+    except (KeyError, TypeError):
+        return False
+
+
+def _names(files: AbstractFileSystem, folder: Path, suffix: str) -> list[str]:
+    try:
+        found = files.ls(str(folder), detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(f"{folder}/{PurePosixPath(path).name}" for path in found if path.endswith(suffix))
+
+
+def _content(files: AbstractFileSystem, path: str) -> bytes | None:
+    try:
+        content: bytes = files.cat_file(path)
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def _parsed(text: bytes, place: str) -> Plain:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{place} is damaged ({error}); run the stage that writes it again") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{place} must hold keys and values, not {type(content).__name__}")
+    return content
+
+
+def _remark(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,52 @@
+"""One page over all experiments, to sort, to filter, and to put side by side: experiments.html, which opens offline.
+
+python experiments/page.py --work work
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
+
+import typer
+
+from experiments.collection import of_checkout, of_work
+from pag_core.errors import PagError
+from pag_core.pipeline.artifacts import readable_bytes, replacing_file
+from pag_core.report.overview import render_overview
+
+
+def main(
+    work: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The --work of experiments that ran by hand; give it again for another. Else work, if it is there."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("experiments.html"),
+) -> None:
+    """Write the page of this checkout's results, of its DVC experiments, and of those that ran by hand."""
+    if missing := [folder for folder in work or [] if not (folder / "results").is_dir()]:
+        raise typer.BadParameter(f"{missing[0]} holds no results of experiments/run.py --by-hand", param_hint="--work")
+    try:
+        found = [*of_checkout(), *(experiment for folder in work or [Path("work")] for experiment in of_work(folder))]
+        if not found:
+            print(
+                "No experiment has results yet; run one: dvc repro, dvc exp run or experiments/run.py", file=sys.stderr
+            )
+            sys.exit(1)
+        text = render_overview(found)
+    except PagError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    with replacing_file(output) as partial:
+        partial.write_text(text, encoding="utf-8")
+    size = readable_bytes(output.stat().st_size)
+    print(f"{len(found)} experiment{'' if len(found) == 1 else 's'}, {size}: {output.resolve()}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

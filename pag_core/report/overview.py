@@ -1,0 +1,177 @@
+"""The page of many experiments: one HTML file with a table to sort and filter, and figures to put side by side."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from pag_core.errors import ArtifactError
+from pag_core.figures.labels import METHOD_TITLES
+from pag_core.params.reading import without_auto
+from pag_core.report.results import FIGURES
+from pag_core.report.templates import rendered
+
+PARAMETERS = "parameters"
+# where it ran is not part of an experiment
+NO_PARAMETERS = {"device", "processes", "threads"}
+# in the order in which results are read; files of other names follow
+METRICS = ("autoattack", "foolbox", "masking", "pag_score", "training", "diffusion")
+# what a number was measured with: shown where it differs, because such numbers do not compare
+MEASURED_WITH = {"attack", "images", "timestep"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An experiment as the page lists it: its name, where it was found, and what there is of its results.
+
+    `params` is params.yaml as plain data, `metrics` has the content of metrics/NAME.json by name, `figures` the PNG of
+    figures/NAME.png by name. Anything may be missing.
+    """
+
+    name: str
+    origin: str
+    params: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    figures: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its group and title, its key in full, whether it is shown at first, and its decimals."""
+
+    group: str
+    title: str
+    key: str
+    shown: bool
+    decimals: int | None = None
+
+
+def render_overview(experiments: list[Listed]) -> str:
+    """The page as HTML: nothing outside itself, each picture once, and names from the data are escaped.
+
+    Equal experiments give equal bytes. Raises ArtifactError that names a figure which is damaged.
+    """
+    columns, rows = table(experiments)
+    pictures, places = _pictures(experiments)
+    names = sorted({name for experiment in experiments for name in experiment.figures}, key=_figure_order)
+    content = {
+        "columns": [vars(column) for column in columns],
+        "experiments": [{"cells": cells, "figures": found} for cells, found in zip(rows, places, strict=True)],
+        "figures": [{"name": name, "caption": FIGURES.get(name, "")} for name in names],
+        "pictures": pictures,
+    }
+    return rendered("overview.html", content=content, experiments=len(experiments))
+
+
+def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | float | None]]]:
+    """The columns, and for each experiment its cells: a number, a text, or None where it has no such value.
+
+    Names first, then the seed and the other parameters in the order of params.yaml, then metrics. At first those parameters
+    are shown that differ, and of the metrics those of the model.
+    """
+    leaves = [dict(_parameters(experiment.params)) for experiment in experiments]
+    measured = [dict(_metrics(experiment.metrics)) for experiment in experiments]
+    keys = dict.fromkeys([("seed",), *(key for found in leaves for key in found)])
+    columns = [
+        Column("", "experiment", "name", True),
+        Column("", "from", "from", len({e.origin for e in experiments}) > 1),
+    ]
+    cells: list[list[str | float | None]] = [[experiment.name, experiment.origin] for experiment in experiments]
+
+    def add(found: list[Any], **described: Any) -> None:
+        columns.append(Column(**described))
+        for row, value in zip(cells, found, strict=True):
+            row.append(value)
+
+    for key in keys:
+        found = [values.get(key) for values in leaves]
+        add(found, group=PARAMETERS, title=".".join(key), key=".".join(key),
+            shown=key == ("seed",) or _differ(found))  # fmt: skip
+    for key in sorted({key for values in measured for key in values}, key=_metric_order):
+        found = [values.get(key) for values in measured]
+        add(found, group=key[0], title=" ".join(key[1:]), key=".".join(key),
+            shown=_differ(found) if key[-1] in MEASURED_WITH else key[0] != "diffusion" and "baseline" not in " ".join(key),
+            decimals=_decimals(found))  # fmt: skip
+    return columns, cells
+
+
+def _parameters(params: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str | float]]:
+    """Values by key; `auto` as what it stands for, and without the sections of methods that the experiment does not use."""
+    used = {params.get("method"), params.get("baseline_method")}
+    unused = NO_PARAMETERS | (METHOD_TITLES.keys() - used)
+    for key, value in _leaves({name: part for name, part in without_auto(params).items() if name not in unused}):
+        yield key, _cell(value)
+
+
+def _metrics(metrics: dict[str, dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], str | float]]:
+    for key, value in _leaves(metrics):
+        if value is not None:
+            yield key, _cell(value)
+
+
+def _leaves(content: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _leaves(value, (*before, str(key)))
+    else:
+        yield before, content
+
+
+def _cell(value: Any) -> str | float:
+    """A finite number as it is, anything else as text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _differ(found: list[Any]) -> bool:
+    return len({value for value in found if value is not None}) > 1
+
+
+def _decimals(found: list[Any]) -> int | None:
+    """Three decimals for fractions, so that a column can be read down; None leaves numbers as they are."""
+    numbers = [value for value in found if isinstance(value, int | float)]
+    return 3 if any(isinstance(value, float) for value in numbers) and max(map(abs, numbers)) >= 0.01 else None
+
+
+def _metric_order(key: tuple[str, ...]) -> tuple[Any, ...]:
+    known = METRICS.index(key[0]) if key[0] in METRICS else len(METRICS)
+    # what was measured with before what was measured, clean accuracy before that under attack
+    return known, key[0], key[-1] not in MEASURED_WITH, "baseline" in " ".join(key), key[-1] != "clean", key
+
+
+def _figure_order(name: str) -> tuple[int, str]:
+    return (list(FIGURES).index(name) if name in FIGURES else len(FIGURES)), name
+
+
+def _pictures(experiments: list[Listed]) -> tuple[list[str], list[dict[str, int]]]:
+    """Each different picture once, in base64, and for each experiment the number of its picture by the figure's name."""
+    numbers: dict[bytes, int] = {}
+    pictures: list[str] = []
+    places: list[dict[str, int]] = []
+    for experiment in experiments:
+        places.append({})
+        for name, png in sorted(experiment.figures.items()):
+            if png not in numbers:
+                numbers[png] = len(pictures)
+                pictures.append(_compact(png, f"figures/{name}.png of {experiment.name}"))
+            places[-1][name] = numbers[png]
+    return pictures, places
+
+
+def _compact(png: bytes, place: str) -> str:
+    """A picture as lossless WebP in base64: the same pixels in a third of the bytes."""
+    compact = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(png)) as picture:
+            picture.save(compact, "WEBP", lossless=True)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ArtifactError(f"{place} is damaged ({error}); run the stage figures again") from None
+    return base64.b64encode(compact.getvalue()).decode("ascii")
