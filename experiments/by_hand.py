@@ -121,11 +121,11 @@ def run_by_hand(experiment: Experiment, work: Path) -> dict[str, Plain]:
         found[classifier] = read_json(folders["autoattack"] / "metrics/autoattack.json")
         # as a whole, so that nothing of an earlier run with other parameters stays
         with replacing_folder(work / "results" / classifier) as place:
-            _gather(runs, place)
+            gather(runs, place)
     return found
 
 
-def _gather(runs: ByHand, place: Path) -> None:
+def gather(runs: ByHand, place: Path) -> None:
     """Copy into `place` what the stages say of a classifier: parameters, metrics, figures if wanted, and durations."""
     (place / PARAMS).write_text(yaml.safe_dump(runs.params, sort_keys=False), encoding="utf-8")
     for name, folder in runs.folders.items():

@@ -131,12 +131,16 @@ def _content(files: AbstractFileSystem, path: str) -> bytes | None:
 
 def _parsed(text: bytes, place: str) -> Plain:
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse)
     except ValueError as error:
         raise ArtifactError(f"{place} is damaged ({error}); run the stage that writes it again") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{place} must hold keys and values, not {type(content).__name__}")
     return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _remark(text: str) -> None:

@@ -4,7 +4,6 @@
 const { columns, experiments, figures, pictures } = JSON.parse(document.getElementById("content").textContent);
 const NAME = 0;
 const FROM = 1;
-const PARAMETERS = "parameters";
 const GAP = "–";
 
 const at = (id) => document.getElementById(id);
@@ -47,9 +46,18 @@ function order(one, other) {
 
 // ---- the table
 
+// A title may be broken after the signs that join its words.
+function breakable(title) {
+  return title.split(/(?<=[._])/).flatMap((part) => [part, make("wbr", {})]);
+}
+
+function isWords(value) {
+  return typeof value === "string" && isNaN(number(value));
+}
+
 function cell(value, column, starts) {
-  const words = typeof value === "string" && isNaN(number(value));
-  const node = make("td", { className: value === null ? "gap" : words ? "words" : "" }, text(value, column));
+  const kind = value === null ? "gap" : isWords(value) ? "words" : "";
+  const node = make("td", { className: kind }, text(value, column));
   if (value === null) node.setAttribute("aria-label", "no value");
   else node.title = String(value);
   node.classList.toggle("starts", starts);
@@ -71,8 +79,9 @@ function drawTable() {
       const width = list.filter((other) => columns[other].group === group).length;
       groups.append(make("th", { className: starts ? "group starts" : "group", colSpan: width, scope: "colgroup" }, group));
     }
-    const button = make("button", { type: "button", title: `sort by ${key}`, onclick: () => sortBy(column) }, title);
+    const button = make("button", { type: "button", title: `sort by ${key}`, onclick: () => sortBy(column) }, ...breakable(title));
     const head = make("th", { scope: "col", className: starts ? "starts" : "" }, button);
+    head.classList.toggle("words", experiments.some(({ cells }) => isWords(cells[column])));
     head.dataset.column = column;
     titles.append(head);
   });
@@ -227,7 +236,7 @@ function comparedLine(column, list, pair) {
 
 // Second less first, of metrics.
 function difference([first, second], column) {
-  if (columns[column].group === PARAMETERS || typeof first !== "number" || typeof second !== "number") return "";
+  if (!columns[column].metric || typeof first !== "number" || typeof second !== "number") return "";
   const size = text(Math.abs(second - first), column);
   return second === first ? size : `${second > first ? "+" : "−"}${size}`;
 }
@@ -258,7 +267,7 @@ function source(picture) {
 }
 
 function spoken(name) {
-  const words = name.replaceAll("_", " ");
+  const words = name.replaceAll("_", " ").replace("pgd", "PGD");
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 

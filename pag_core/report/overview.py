@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from pag_core.errors import ArtifactError
 from pag_core.figures.labels import METHOD_TITLES
 from pag_core.params.reading import without_auto
+from pag_core.pipeline.places import METRICS
 from pag_core.report.results import FIGURES
 from pag_core.report.templates import rendered
 
@@ -20,7 +21,7 @@ PARAMETERS = "parameters"
 # where it ran is not part of an experiment
 NO_PARAMETERS = {"device", "processes", "threads"}
 # in the order in which results are read; files of other names follow
-METRICS = ("autoattack", "foolbox", "masking", "pag_score", "training", "diffusion")
+FILES = ("autoattack", "foolbox", "masking", "pag_score", "training", "diffusion")
 # what a number was measured with: shown where it differs, because such numbers do not compare
 MEASURED_WITH = {"attack", "images", "timestep"}
 
@@ -42,12 +43,16 @@ class Listed:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its group and title, its key in full, whether it is shown at first, and its decimals."""
+    """A column of the table: its group and title, its key in full, whether it is shown at first, and its decimals.
+
+    Parameters are grouped by section, metrics by file.
+    """
 
     group: str
     title: str
     key: str
     shown: bool
+    metric: bool = False
     decimals: int | None = None
 
 
@@ -76,27 +81,29 @@ def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | floa
     """
     leaves = [dict(_parameters(experiment.params)) for experiment in experiments]
     measured = [dict(_metrics(experiment.metrics)) for experiment in experiments]
-    keys = dict.fromkeys([("seed",), *(key for found in leaves for key in found)])
+    top_first = sorted(dict.fromkeys(key for found in leaves for key in found), key=lambda key: len(key) > 1)
+    keys = dict.fromkeys([("seed",), *top_first])
     columns = [
         Column("", "experiment", "name", True),
         Column("", "from", "from", len({e.origin for e in experiments}) > 1),
     ]
     cells: list[list[str | float | None]] = [[experiment.name, experiment.origin] for experiment in experiments]
 
-    def add(found: list[Any], **described: Any) -> None:
-        columns.append(Column(**described))
+    def add(found: list[Any], column: Column) -> None:
+        columns.append(column)
         for row, value in zip(cells, found, strict=True):
             row.append(value)
 
     for key in keys:
         found = [values.get(key) for values in leaves]
-        add(found, group=PARAMETERS, title=".".join(key), key=".".join(key),
-            shown=key == ("seed",) or _differ(found))  # fmt: skip
+        group, *rest = key if len(key) > 1 else (PARAMETERS, *key)
+        shown = key == ("seed",) or _differ(found)
+        add(found, Column(group, ".".join(rest), ".".join(key), shown))
     for key in sorted({key for values in measured for key in values}, key=_metric_order):
         found = [values.get(key) for values in measured]
-        add(found, group=key[0], title=" ".join(key[1:]), key=".".join(key),
-            shown=_differ(found) if key[-1] in MEASURED_WITH else key[0] != "diffusion" and "baseline" not in " ".join(key),
-            decimals=_decimals(found))  # fmt: skip
+        secondary = key[0] == "diffusion" or "baseline" in " ".join(key)
+        shown = _differ(found) if key[-1] in MEASURED_WITH else not secondary
+        add(found, Column(f"{METRICS}/{key[0]}", " ".join(key[1:]), ".".join(key), shown, True, _decimals(found)))
     return columns, cells
 
 
@@ -142,7 +149,7 @@ def _decimals(found: list[Any]) -> int | None:
 
 
 def _metric_order(key: tuple[str, ...]) -> tuple[Any, ...]:
-    known = METRICS.index(key[0]) if key[0] in METRICS else len(METRICS)
+    known = FILES.index(key[0]) if key[0] in FILES else len(FILES)
     # what was measured with before what was measured, clean accuracy before that under attack
     return known, key[0], key[-1] not in MEASURED_WITH, "baseline" in " ".join(key), key[-1] != "clean", key
 

@@ -1,6 +1,7 @@
 """The page: its numbers are those of the metrics, it needs nothing outside itself, and it says what is wrong."""
 
 import base64
+import inspect
 import json
 import re
 from dataclasses import replace
@@ -8,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from experiments import page as overview_page
 from pag_core.errors import PagError
 from pag_core.gradient_store.store import SmallStore, write_small_store
 from pag_core.report.page import foolbox_tables, render_page
@@ -167,10 +169,13 @@ def test_the_numbers(results):
 def test_the_page_needs_nothing_outside_itself(results):
     html = render_page(results)
     page = Page(html)
-    assert [base64.b64decode(reference.split(",")[1]) for reference in page.references] == [
+    # but for the page of all experiments beside it, to which it links
+    overview, *pictures = page.references
+    assert overview == inspect.signature(overview_page.main).parameters["output"].default.name
+    assert [base64.b64decode(picture.split(",")[1]) for picture in pictures] == [
         f"png of {name}".encode() for name in FIGURES
     ]
-    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
     assert not re.search(r"https?://|<script|<link|<iframe|@import|url\(", html)
     assert "Figure 2" in html and "Figure 7" in html and html == render_page(results)
 

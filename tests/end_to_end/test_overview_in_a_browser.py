@@ -1,0 +1,144 @@
+"""The page of all experiments in a headless Chromium: it sorts, filters, compares, and shows a figure large."""
+
+import pytest
+
+from experiments.collection import of_work
+from pag_core.report.overview import render_overview
+from tests.browser import CHROMIUM, browsing
+from tests.results_folders import autoattack, png, write_results
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (on Debian: apt install chromium)"),
+]
+
+NAME = "<img src=x onerror=alert(1)>"
+ROWS = """[...document.querySelectorAll("#experiments tbody tr")].filter((row) => row.getClientRects().length)
+          .map((row) => row.querySelector("th").textContent.trim())"""
+LARGE = "document.querySelector('#large img')"
+
+
+def column(key):
+    return f"""[...document.querySelectorAll('#experiments thead button')].find((b) => b.title === "sort by {key}")"""
+
+
+def box(name):
+    found = "[...document.querySelectorAll('#experiments tbody tr')].find((r) => r.textContent.includes"
+    return f"{found}({name!r})).querySelector('input')"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """The page of five experiments, of which one has no parameters of its own, one no attack, and one a hostile name."""
+    folder = tmp_path_factory.mktemp("browser")
+    plain = {"seed": 1, "source": "sbg", "method": "standard", "lambda": 0.5, "at": {"radius": "8/255"}}
+    sheet = "targeted_pgd"
+    write_results(folder, "ten", plain, {"lambda": 10.0}, {"autoattack": autoattack(0.5, 0.2)}, {sheet: png(30)})
+    write_results(
+        folder, "nine", plain, {"lambda": 9.0}, {"autoattack": autoattack(0.6, 0.9)}, {sheet: png(40, "blue")}
+    )
+    write_results(folder, "none", plain, {"source": "none"}, {"training": {"proxy": 0.25}})
+    write_results(folder, "at", plain, {"method": "at", "lambda": 0.0}, {"autoattack": autoattack(0.7, 0.1)})
+    write_results(folder, NAME, plain, {"lambda": 1e-3}, {"autoattack": autoattack(0.4, 0.5)})
+    page = folder / "experiments.html"
+    page.write_text(render_overview(of_work(folder)), encoding="utf-8")
+    (folder / "profile").mkdir()
+    with browsing(page, folder / "profile") as opened:
+        yield opened
+
+
+def test_a_click_on_a_title_sorts_by_number_with_gaps_last(browser):
+    assert browser.value(ROWS) == [NAME, "at", "nine", "none", "ten"]
+    browser.value(f"{column('lambda')}.click()")
+    assert browser.value(ROWS) == ["at", NAME, "none", "nine", "ten"]
+    browser.value(f"{column('lambda')}.click()")
+    assert browser.value(ROWS) == ["ten", "nine", "none", NAME, "at"]
+    # of a metric the best comes first; the keyboard does what a click does
+    browser.value(f"{column('autoattack.model.L2 0.75')}.focus()")
+    browser.press("Enter")
+    assert browser.value(ROWS) == ["nine", NAME, "ten", "at", "none"]
+    assert browser.value(f"{column('autoattack.model.L2 0.75')}.closest('th').ariaSort") == "descending"
+    browser.press("Enter")
+    assert browser.value(ROWS) == ["at", "ten", NAME, "nine", "none"]
+    assert browser.value("document.querySelectorAll('[aria-sort]').length") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("source=sbg method=standard", ["ten", NAME, "nine"]),
+        ("lambda<9 sbg", ["at", NAME]),
+        ('"model clean">0.55', ["at", "nine"]),
+        ("TEN", ["ten"]),
+        ("<img", [NAME]),
+        ("lamda=9", []),
+        ("", ["at", "ten", NAME, "nine", "none"]),
+    ],
+)
+def test_the_filter_hides_rows(browser, text, rows):
+    browser.value("document.getElementById('filter').focus(); document.getElementById('filter').select()")
+    browser.value(f"document.execCommand({'insertText' if text else 'delete'!r}, false, {text!r})")
+    assert browser.value(ROWS) == rows
+    said = browser.value("document.getElementById('said').textContent")
+    assert f"{len(rows)} of 5 shown" in said and ("No column is called “lamda”" in said) == text.startswith("lamda")
+
+
+def test_two_are_compared_with_their_figures(browser):
+    assert browser.value("document.getElementById('comparison').getClientRects().length") == 0
+    browser.value(f"{box('ten')}.focus()")
+    browser.press("Space")
+    browser.value(f"{box('nine')}.click()")
+    lines = browser.value(
+        "[...document.querySelectorAll('#compared tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+    )
+    assert lines[0] == ["", "ten", "nine", "difference"] and ["lambda", "10", "9", ""] in lines
+    assert ["model L2 0.75", "0.200", "0.900", "+0.700"] in lines and [
+        "model clean",
+        "0.500",
+        "0.600",
+        "+0.100",
+    ] in lines
+    assert not any("baseline" in line[0] or line[0] in ("source", "seed") for line in lines)
+    browser.until("[...document.querySelectorAll('figure img')].every((image) => image.complete)")
+    assert browser.value("[...document.querySelectorAll('figure img')].map((image) => image.naturalWidth)") == [30, 40]
+    places = browser.value(
+        "[...document.querySelectorAll('figure img')].map((image) => image.getBoundingClientRect().x)"
+    )
+    assert places[0] + 400 < places[1]
+    assert browser.value("document.documentElement.scrollWidth <= 1000")
+    browser.value("document.getElementById('equal').click()")
+    assert browser.value("document.getElementById('compared').textContent.includes('baseline clean')")
+
+
+def test_a_figure_opens_and_closes_with_the_keyboard(browser):
+    browser.value("document.querySelector('figure button').focus()")
+    browser.press("Enter")
+    browser.until(f"{LARGE}.getClientRects().length && {LARGE}.complete && {LARGE}.naturalWidth === 30")
+    assert browser.value(f"{LARGE}.getBoundingClientRect().width") > 800
+    browser.press("ArrowRight")
+    browser.until(f"{LARGE}.complete && {LARGE}.naturalWidth === 40")
+    assert "nine (2 of 2)" in browser.value("document.getElementById('large-title').textContent")
+    browser.press("Escape")
+    browser.until(f"{LARGE}.getClientRects().length === 0")
+    assert browser.value("document.activeElement === document.querySelector('figure button')")
+    browser.value("document.getElementById('none').click()")
+    assert browser.value("document.getElementById('comparison').getClientRects().length") == 0
+
+
+def test_a_column_can_be_added(browser):
+    browser.value(
+        "[...document.querySelectorAll('#choice label')].find((l) => l.textContent === ' baseline clean').click()"
+    )
+    assert browser.value(f"{column('autoattack.baseline.clean')}.getClientRects().length") == 1
+    assert browser.value(f"{box('none')}.closest('tr').querySelectorAll('td[aria-label=\"no value\"]').length") == 4
+
+
+def test_nothing_is_complained_of_and_nothing_asked_for(browser):
+    assert browser.complaints == []
+    # the page may not ask, and we would hear of it
+    browser.value("void (new Image().src = 'http://127.0.0.1:9/x.png')")
+    browser.until("true")
+    browser.value("console.error('heard')")
+    browser.value("true")
+    assert any("Content Security Policy" in text for text in browser.complaints), browser.complaints
+    assert any("heard" in text for text in browser.complaints)

@@ -1,0 +1,48 @@
+"""Folders of results as experiments/run.py --by-hand leaves them, with made-up numbers, for tests of the page over them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from tests.samples import changed
+
+
+def autoattack(clean: float, robust: float, images: int = 200) -> dict[str, Any]:
+    return {
+        "attack": "standard",
+        "images": images,
+        "model": {"clean": clean, "L2 0.75": robust},
+        "baseline": {"clean": 0.95, "L2 0.75": 0.03},
+    }
+
+
+def png(width: int, colour: str = "red") -> bytes:
+    """A picture that is known by its width."""
+    content = io.BytesIO()
+    Image.new("RGB", (width, 10), colour).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_results(
+    work: Path,
+    name: str,
+    params: dict[str, Any],
+    changes: dict[str, Any],
+    metrics: dict[str, Any],
+    figures: dict[str, bytes] | None = None,
+) -> Path:
+    """Write WORK/results/NAME, with `changes` laid over `params`, and return it."""
+    place = work / "results" / name
+    (place / "metrics/details").mkdir(parents=True)
+    (place / "params.yaml").write_text(yaml.safe_dump(changed(params, changes), sort_keys=False), encoding="utf-8")
+    for file, content in metrics.items():
+        (place / "metrics" / f"{file}.json").write_text(json.dumps(content), encoding="utf-8")
+    (place / "metrics/details/autoattack.json").write_text("{}", encoding="utf-8")
+    for figure, content in (figures or {}).items():
+        (place / "figures").mkdir(exist_ok=True)
+        (place / "figures" / f"{figure}.png").write_bytes(content)
+    return place

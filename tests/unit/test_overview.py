@@ -1,0 +1,199 @@
+"""The page of all experiments: what it finds, what its table holds, and what it says where something is wrong."""
+
+import base64
+import io
+import json
+import re
+
+import pytest
+import typer
+import yaml
+from fsspec.implementations.dirfs import DirFileSystem
+from PIL import Image
+
+from experiments import page
+from experiments.by_hand import ByHand, gather
+from experiments.collection import listed, of_work, outdated
+from pag_core.errors import PagError
+from pag_core.report.overview import Listed, render_overview, table
+from tests.results_folders import autoattack, png, write_results
+
+HOSTILE = "<img src=x onerror=alert(1)></script><b>'\"&"
+
+
+def content_of(html):
+    return json.loads(re.search(r'<script id="content" type="application/json">(.*?)</script>', html)[1])
+
+
+def shown(experiments):
+    columns, cells = table(experiments)
+    return [column.key for column in columns if column.shown], [
+        {column.key: value for column, value in zip(columns, row, strict=True)} for row in cells
+    ]
+
+
+@pytest.fixture
+def work(tmp_path, plain_params):
+    scores = {"PAG": 0.8187, "PAG of baseline": 0.1}
+    full = {"autoattack": autoattack(0.945, 0.475), "pag_score": scores}
+    write_results(tmp_path, "sbg", plain_params, {}, full, {"targeted_pgd": png(30), "gradient_sources": png(50)})
+    cm = {"autoattack": autoattack(0.915, 0.33)}
+    write_results(tmp_path, "cm", plain_params, {"source": "cm", "processes": 4}, cm, {"gradient_sources": png(50)})
+    adversarial = {"source": "none", "method": "at", "at.radius": "8/255"}
+    write_results(tmp_path, "at", plain_params, adversarial, {"autoattack": autoattack(0.97, 0.36)})
+    return tmp_path
+
+
+def test_the_table(work):
+    keys, rows = shown(of_work(work))
+    assert keys == ["name", "seed", "source", "method", "lambda", "objective.output",
+                    "autoattack.model.clean", "autoattack.model.L2 0.75", "pag_score.PAG"]  # fmt: skip
+    assert [row["name"] for row in rows] == ["at", "cm", "sbg"]
+    # auto as what it stands for, sections of methods that are not used left out, no value where there is none
+    assert [row["lambda"] for row in rows] == [0.0, 1.5, 2.0]
+    assert [row["at.radius"] for row in rows] == ["8/255", None, None]
+    assert [row["pag_score.PAG"] for row in rows] == [None, None, 0.8187]
+    assert [row["autoattack.model.L2 0.75"] for row in rows] == [0.36, 0.33, 0.475]
+    assert rows[0]["diffusion.timestep_window"] == "[250, 350]" and rows[0]["train.ema_decay"] == "null"
+    assert rows[0]["train.compile"] == "false" and "processes" not in rows[0]
+
+
+def test_what_numbers_were_measured_with_is_shown_where_it_differs(work, plain_params):
+    assert "autoattack.images" not in shown(of_work(work))[0]
+    write_results(work, "few", plain_params, {"autoattack.images": 10}, {"autoattack": autoattack(0.9, 0.5, images=10)})
+    keys, _ = shown(of_work(work))
+    assert keys.count("autoattack.images") == 2  # the parameter, and what was measured
+
+
+def test_each_picture_is_there_once_and_with_all_its_pixels(work):
+    html = render_overview(of_work(work))
+    content = content_of(html)
+    assert [figure["name"] for figure in content["figures"]] == ["targeted_pgd", "gradient_sources"]
+    assert all("Figure" in figure["caption"] for figure in content["figures"])
+    places = [experiment["figures"] for experiment in content["experiments"]]
+    assert places == [{}, {"gradient_sources": 0}, {"gradient_sources": 0, "targeted_pgd": 1}]
+    for picture, original in zip(content["pictures"], (png(50), png(30)), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(picture))) as found, Image.open(io.BytesIO(original)) as wanted:
+            assert found.size == wanted.size and found.convert("RGB").tobytes() == wanted.tobytes()
+    assert html == render_overview(of_work(work))
+
+
+def test_the_page_needs_nothing_outside_itself_and_escapes_names(work, plain_params):
+    named = Listed(
+        HOSTILE, HOSTILE, {**plain_params, HOSTILE: HOSTILE}, {HOSTILE: {HOSTILE: HOSTILE}}, {HOSTILE: png(20)}
+    )
+    html = render_overview([*of_work(work), named])
+    assert not re.search(r"https?://|<link|<iframe|@import|url\(|\ssrc=|\shref=", html)
+    assert (
+        html.count("<script") == html.count("</script") == 2
+        and "<img src" not in html
+        and "onerror=alert(1)>" not in html
+    )
+    assert content_of(html)["experiments"][-1]["cells"][:2] == [HOSTILE, HOSTILE]
+
+
+def test_a_value_of_any_kind_can_be_shown(plain_params):
+    odd = {
+        "none": None,
+        "infinite": float("inf"),
+        "yes": True,
+        "list": [1, "ü"],
+        "empty": {},
+        "day": yaml.safe_load("2026-11-25"),
+    }
+    _, (row,) = shown([Listed("x", "y", {"odd": odd}, {"m": {"gone": None, "whole": 3}}, {})])
+    wanted = {"odd.none": "null", "odd.infinite": "Infinity", "odd.yes": "true", "odd.list": '[1, "ü"]', "m.whole": 3}
+    assert {**row, **wanted} == row and "m.gone" not in row and row["odd.day"] == '"2026-11-25"'
+
+
+def lock(stages):
+    return yaml.safe_dump({"schema": "2.0", "stages": stages}).encode()
+
+
+def test_what_dvc_made_with_other_parameters_is_outdated(work):
+    def md5s(*pairs):
+        return [{"path": path, "hash": "md5", "md5": md5} for path, md5 in pairs]
+
+    train = {"params": {"params.yaml": {"lambda": "auto", "train": {"epochs": 20}, "source_defaults.cm": {"lambda": 1}}},
+             "deps": md5s(("data/gradients/cm.zarr", "g")),
+             "outs": md5s(("data/classifier", "c"), ("metrics/training.json", "t"))}  # fmt: skip
+    attack = {"deps": md5s(("data/classifier", "c")), "outs": md5s(("metrics/autoattack.json", "a"))}
+    store = {"outs": md5s(("data/gradients/cm.zarr", "g"))}
+    params = {"lambda": "auto", "train": {"epochs": 20}, "source_defaults": {"cm": {"lambda": 1}}}
+    locks = [lock({"train": train, "autoattack": attack}), lock({"heuristic@cm": store})]
+    after_training = {"data/classifier", "metrics/training.json", "metrics/autoattack.json"}
+    assert outdated(locks, params) == outdated([], params) == set()
+    # the parameters have changed since, or are gone; training ran again, but not the attack; the store was made anew
+    assert outdated(locks, {**params, "lambda": 3}) == outdated(locks, {"lambda": "auto"}) == after_training
+    again = {**train, "outs": md5s(("data/classifier", "new"), ("metrics/training.json", "t"))}
+    assert outdated([lock({"train": again, "autoattack": attack})], params) == {"metrics/autoattack.json"}
+    anew = {"outs": md5s(("data/gradients/cm.zarr", "other"))}
+    assert outdated([locks[0], lock({"heuristic@cm": anew})], params) == after_training
+
+
+def test_outdated_results_are_left_out_with_a_remark(work, capsys):
+    folder = work / "results/sbg"
+    outs = [{"path": path, "md5": "m"} for path in ("metrics/autoattack.json", "figures")]
+    (folder / "dvc.lock").write_bytes(lock({"all": {"params": {"params.yaml": {"seed": 1}}, "outs": outs}}))
+    found = listed(DirFileSystem(str(folder)), "sbg", "here")
+    assert found.metrics.keys() == {"pag_score"} and found.figures == {}
+    assert "sbg (here): left out" in (said := capsys.readouterr().err) and "figures, metrics/autoattack.json" in said
+
+
+def test_the_command(work, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(page, "of_checkout", list)
+    output = tmp_path / "made/experiments.html"
+    page.main([work], output)
+    assert "3 experiments, " in capsys.readouterr().out and "<h1>3 experiments</h1>" in output.read_text()
+    first = output.read_bytes()
+    page.main([work], output)
+    assert output.read_bytes() == first
+
+
+def test_nothing_to_show(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(page, "of_checkout", list)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        page.main(None, tmp_path / "page.html")
+    assert "No experiment has results yet" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+    with pytest.raises(typer.BadParameter, match="nowhere holds no results"):
+        page.main([tmp_path / "nowhere"], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("metrics/autoattack.json", "{", r"metrics/autoattack\.json of cm .* is damaged"),
+        ("metrics/autoattack.json", "[]", r"metrics/autoattack\.json of cm .* must hold keys and values, not list"),
+        ("metrics/autoattack.json", '{"model": NaN}', r"metrics/autoattack\.json of cm .* is damaged"),
+        ("params.yaml", "a: [", r"params\.yaml of cm .* is not YAML"),
+        ("params.yaml", None, r"cm .*: there is no params\.yaml"),
+        ("figures/gradient_sources.png", "text", r"figures/gradient_sources\.png of cm is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named(work, file, text, message):
+    path = work / "results/cm" / file
+    path.unlink()
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(PagError, match=message):
+        render_overview(of_work(work))
+
+
+def test_results_of_a_run_by_hand_are_gathered_for_the_page(tmp_path, plain_params):
+    runs = ByHand({**plain_params, "seed": 5}, tmp_path)
+    for stage, path, content in (
+        ("train", "metrics/training.json", b'{"proxy": 0.5}'),
+        ("train", "metrics/details/training.json", b'{"proxy": 0.5, "more": 1}'),
+        ("figures", "figures/targeted_pgd.png", png(30)),
+    ):
+        runs.folders[stage] = tmp_path / stage
+        (tmp_path / stage / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / stage / path).write_bytes(content)
+        (tmp_path / stage / "ended.json").write_text('{"seconds": 1.5}')
+    (tmp_path / "results/run").mkdir(parents=True)
+    gather(runs, tmp_path / "results/run")
+    (found,) = of_work(tmp_path)
+    assert found.params["seed"] == 5 and found.metrics == {"training": {"proxy": 0.5}}
+    assert found.figures == {"targeted_pgd": png(30)}
+    assert json.loads((tmp_path / "results/run/seconds.json").read_text()) == {"train": 1.5, "figures": 1.5}
