@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from experiments.by_hand import described_stages, outputs_of
+from experiments.collection import of_work
 from experiments.description import base_params, read_experiment, table
 from experiments.images import arrange_images
 from experiments.with_dvc import overrides
@@ -96,6 +97,8 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
         json.loads((results / "seconds.json").read_text())
     ) == 8
 
+    (results / "metrics/of_an_earlier_run.json").touch()
+
     # a stage whose output is gone runs again; equal inputs are not asked for again
     (train,) = (path.parent for path in (tmp_path / "work").glob("train-*/ended.json"))
     shutil.rmtree(train / "data/classifier")
@@ -105,6 +108,8 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     # lambda changes one classifier; everything before it stays
     changed = by_hand("--set", "cm:lambda=0.5")
     assert ran(changed.stdout) == ["train", "autoattack", "pag_score"] and changed.stdout.count("done before") == 5
+    (listed,) = of_work(tmp_path / "work")
+    assert listed.params["lambda"] == 0.5 and listed.metrics.keys() == {"autoattack", "pag_score", "training"}
 
 
 @pytest.mark.slow

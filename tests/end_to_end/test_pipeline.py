@@ -1,7 +1,9 @@
 """The pipeline through DVC, at a small budget: what runs, what is taken from the cache, and what comes out."""
 
 import json
+import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +137,29 @@ def test_queued_sweep_and_table(project: ProjectCopy) -> None:
     header = table[0].split(",")
     values = {row.split(",")[header.index("lambda")] for row in table[1:]}
     assert {"0.5", "auto", "3.0"} <= values
+
+
+def test_the_page_of_all_experiments(project: ProjectCopy) -> None:
+    """Of the runs above: what was committed, two whole experiments, and two of a sweep that ended with training."""
+    done = project.run(sys.executable, "experiments/page.py")
+    html = (project.path / "experiments.html").read_text(encoding="utf-8")
+    content = json.loads(re.search(r'id="content" type="application/json">(.*?)</script>', html)[1])  # type: ignore[index]
+    keys = [column["key"] for column in content["columns"]]
+    rows = [dict(zip(keys, found["cells"], strict=True)) | found for found in content["experiments"]]
+    assert sorted((row["source"], row["lambda"], len(row["figures"])) for row in rows) == [
+        ("cm", 1.5, 4), ("sbg", 0.5, 0), ("sbg", 1.5, 4), ("sbg", 2.0, 4), ("sbg", 3.0, 0)
+    ]  # fmt: skip
+    for row in rows:
+        revision = "HEAD" if row["name"] == "last commit" else row["name"]
+        attacked = json.loads(project.git("show", f"{revision}:metrics/autoattack.json"))["model"]
+        whole = bool(row["figures"])
+        # the sweep did not attack: what its commits hold is of the model before
+        assert row["autoattack.model.L2 0.75"] == (attacked["L2 0.75"] if whole else None)
+        assert row["training.validation.clean"] is not None
+        assert whole or f"{row['name']} ({row['from']}): left out" in done.stderr
+    # figures that experiments share are there once
+    numbers = [number for row in rows for number in row["figures"].values()]
+    assert len(content["pictures"]) == len(set(numbers)) < len(numbers) == 12
 
 
 def test_a_diffusion_model_from_elsewhere_takes_the_place_of_ours(project: ProjectCopy, tmp_path: Path) -> None:
