@@ -10,7 +10,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { command -v $$name; break; }; done)
 
-.PHONY: repro quick test bench experiments lint environment
+.PHONY: repro quick test bench experiments page lint environment
 .DEFAULT_GOAL := repro
 
 repro: $(VENV)/.installed
@@ -35,6 +35,10 @@ bench: $(VENV)/.installed
 # what differs between experiments, and the headline of each: `dvc exp show` alone has a column for every parameter
 experiments: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
+
+# the same as a page to sort, filter and compare, with figures; WORK=FOLDER adds experiments that ran by hand there
+page: $(VENV)/.installed
+	PATH="$(BIN):$$PATH" python experiments/page.py $(if $(WORK),--work $(WORK))
 
 # the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
 .PHONY: picture

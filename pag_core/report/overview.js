@@ -48,7 +48,7 @@ function order(one, other) {
 
 // A title may be broken after the signs that join its words.
 function breakable(title) {
-  return title.split(/(?<=[._])/).flatMap((part) => [part, make("wbr", {})]);
+  return title.split(/(?<=[._])(?!\d)/).flatMap((part) => [part, make("wbr", {})]);
 }
 
 function isWords(value) {
