@@ -12,8 +12,9 @@ import yaml
 from PIL import Image
 
 from experiments.by_hand import described_stages, outputs_of
-from experiments.description import base_params, read_experiment, table
+from experiments.description import base_params, read_experiment
 from experiments.images import arrange_images
+from experiments.results import as_csv, markdown
 from experiments.with_dvc import overrides
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params
@@ -34,7 +35,11 @@ DESCRIPTION = {
         }
     },
     "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
-    "published": {"cm": [81.41, 47.25, 11.24]},
+    "settings": ["clean", "L2 0.5"],
+    "rows": {
+        "vanilla": {"of": "cm", "baseline": True, "published": "table_5/vgg16/vanilla"},
+        "class means": {"of": "cm", "published": "table_5/vgg16/sbg"},
+    },
 }
 
 
@@ -84,14 +89,22 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     assert failed.returncode == 1 and "autoattack.images is 1000" in failed.stderr
     assert ran(failed.stdout) == ["prepare", "heuristic@cm", "train", "baseline", "baseline_autoattack"]
 
-    whole = by_hand()
+    # what was not run is a gap
+    shown = by_hand("--show")
+    assert "| class means | not run | 81.93 |  | not run | 42.03 |  |" in shown.stdout and ran(shown.stdout) == []
+
+    whole = by_hand("--output", "tables")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert ran(whole.stdout) == ["baseline_autoattack", "autoattack", "heuristic@none", "pag_score"]
     results = tmp_path / "work/results/cm"
     attacked = json.loads((results / "metrics/autoattack.json").read_text())
     assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 0.5"}
-    assert f"| cm | {100 * attacked['model']['clean']:.1f} | {100 * attacked['model']['L2 0.5']:.1f} |" in whole.stdout
-    assert "81.41, 47.25, 11.24" in whole.stdout and "| vanilla |" in whole.stdout
+    clean, robust = (100 * attacked["model"][name] for name in ("clean", "L2 0.5"))
+    row = f"| class means | {clean:.1f} | 81.93 | {clean - 81.93:+.1f} | {robust:.1f} | 42.03 | {robust - 42.03:+.1f} |"
+    assert row in whole.stdout and "| vanilla |" in whole.stdout and "2 test images; one seed." in whole.stdout
+    written = (tmp_path / "tables/tiny-tiny.csv").read_text(encoding="utf-8").splitlines()
+    assert len(written) == 1 + 4 and written[3].startswith(f"tiny-tiny,class means,clean,{clean:.2f},")
+    assert row in (tmp_path / "tables/tiny-tiny.md").read_text(encoding="utf-8")
     assert (results / "metrics/details/training.json").exists() and len(
         json.loads((results / "seconds.json").read_text())
     ) == 8
@@ -99,7 +112,9 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     # a stage whose output is gone runs again; equal inputs are not asked for again
     (train,) = (path.parent for path in (tmp_path / "work").glob("train-*/ended.json"))
     shutil.rmtree(train / "data/classifier")
+    assert "not run" in by_hand("--show").stdout
     again = by_hand()
+    assert by_hand("--show").stdout.strip() == again.stdout[again.stdout.index("tiny\n") :].strip()
     assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 7
 
     # lambda changes one classifier; everything before it stays
@@ -265,7 +280,12 @@ def test_a_folder_of_the_users_is_never_replaced(tmp_path):
 @pytest.mark.parametrize("size", ["full", "half_hour", "small"])
 def test_the_committed_experiment_is_valid(size):
     experiment = read_experiment(ROOT / "experiments/cifar10_resnet18.yaml", size, [])
-    assert experiment.params.keys() == {"cm", "sbg"} and experiment.published.keys() == {"vanilla", "cm", "sbg"}
+    assert experiment.params.keys() == {"cm", "sbg"} and [row.label for row in experiment.rows] == [
+        "vanilla",
+        "cm",
+        "sbg",
+    ]
+    assert experiment.rows[2].published == (78.56, 55.39, 23.97)
     for name, params in experiment.params.items():
         # heuristic targets aligned with the log-probability cost the clean accuracy
         assert parse_params(params).objective.output == {"cm": "logit", "sbg": "log_softmax"}[name]
@@ -283,14 +303,27 @@ def test_the_rivals_on_digits_are_valid(size):
 
 def test_several_seeds_give_a_mean_and_a_range():
     experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", "full", [])
-    attacked = {
-        run: {"images": 200, "model": {"clean": 0.9, "L2 1": 0.1 * seed}, "baseline": {"clean": 0.95, "L2 1": 0.0}}
-        for runs in experiment.runs.values()
+    measured = {
+        run: {
+            "autoattack": {
+                "images": 200,
+                "model": {"clean": 0.9, "L2 0.75": 0.1 * seed, "Linf 0.15": 0.5},
+                "baseline": {"clean": 0.95, "L2 0.75": 0.0, "Linf 0.15": 0.0},
+            }
+        }
+        for name, runs in experiment.runs.items()
         for seed, run in enumerate(runs)
+        if name != "trades"
     }
-    lines = table(experiment, attacked).splitlines()
-    assert lines[0] == "| classifier (200 test images, 3 seeds: mean (range)) | clean | L2 1 |"
-    assert "| sbg | 90.0 (90.0 to 90.0) | 10.0 (0.0 to 20.0) |" in lines and len(lines) == 2 + 13
+    lines = markdown(experiment, measured).splitlines()
+    assert lines[2] == "|  | clean | L2 0.75 | Linf 0.15 |"
+    assert "| sbg | 90.0 (90.0 to 90.0) | 10.0 (0.0 to 20.0) | 50.0 (50.0 to 50.0) |" in lines
+    assert "| trades | not run | not run | not run |" in lines
+    assert lines[-1] == "Percent; 200 test images; 3 seeds, mean (range)."
+    table = {tuple(line.split(",")[1:3]): line for line in as_csv(experiment, measured).splitlines()}
+    assert table["sbg", "L2 0.75"] == "digits_rivals-full,sbg,L2 0.75,10.00,0.00,20.00,3,200,,,"
+    assert table["trades", "clean"] == "digits_rivals-full,trades,clean,,,,0,,,,"
+    assert len(table) == 1 + 3 * 13
 
 
 def test_stages_are_described_with_their_values():
