@@ -69,7 +69,11 @@ def decision_boundary(panels: list[Panel], test: Split, *, radius: float, steps:
 
 
 def _draw_regions(axes: Axes, network: nn.Sequential, low: np.ndarray, high: np.ndarray) -> None:
-    columns, rows = (np.linspace(a, b, int(FINENESS * (b - a))) for a, b in zip(low, high, strict=True))
+    counts = (FINENESS * (high - low)).astype(int)
+    # the centres of the pixels
+    columns, rows = (
+        a + (np.arange(count) + 0.5) * (b - a) / count for a, b, count in zip(low, high, counts, strict=True)
+    )
     grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2, 1, 1)
     classes = network(torch.from_numpy(grid).float()).argmax(1).numpy().reshape(len(rows), len(columns))
     axes.imshow(
