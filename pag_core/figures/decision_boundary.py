@@ -109,5 +109,5 @@ def _legend(radius: float) -> list[Line2D | Patch]:
         for label, colour in enumerate(CLASS_COLOURS)
     ]
     border = Line2D([], [], color=TEXT_COLOUR, linewidth=1.2, label="border")
-    reach = Line2D([], [], color=MUTED_COLOUR, linestyle=":", label=f"radius {radius:g} of the attack")
+    reach = Line2D([], [], color=MUTED_COLOUR, linestyle=":", label=f"radius of the attack: {radius:g}")
     return [points[0], areas[0], points[1], areas[1], border, reach]
