@@ -83,8 +83,15 @@ def test_points_depend_on_seed_and_split_and_the_test_set_is_balanced():
     assert isinstance(moved, Points) and torch.equal(moved.pixels(slice(3, 5)), test.images[3:5])
 
 
-def test_neighbours_of_points_are_never_themselves():
-    points = toy_points(40, seed=3, split="train")
+def scattered_points():
+    """Of 48 coordinates, far from the origin: sums of products lose the zero between equal points."""
+    coordinates = 1000 + torch.randn(240, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    return Points(coordinates, torch.arange(240) % 2)
+
+
+@pytest.mark.parametrize("make", [lambda: toy_points(40, seed=3, split="train"), scattered_points], ids=["toy", "far"])
+def test_neighbours_of_points_are_never_themselves(make):
+    points = make()
     samples = class_samples(points, 2, samples_per_class=60, seed=3)
     found = nearest_neighbor_indices(points.images, points, samples).numpy()
     places = points.images.flatten(1).double().numpy()
