@@ -14,7 +14,15 @@ from benchmarks.measurement import header
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.stage import run
 
-SUBJECTS = ("training_step", "adversarial_training", "gradient_store", "feeding", "distillation", "processes")
+SUBJECTS = (
+    "training_step",
+    "adversarial_training",
+    "gradient_store",
+    "sparse_store",
+    "feeding",
+    "distillation",
+    "processes",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

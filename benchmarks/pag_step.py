@@ -88,7 +88,7 @@ def pag_loss(variant: Variant) -> Callable[[nn.Module, Batch], torch.Tensor]:
             form = ObjectiveParams(
                 output="log_softmax",
                 scaling="all",
-                classes_per_step=None,
+                classes_per_step="all",
                 weight_warmup=None,
                 **MEANINGS[variant.batch_norm],
             )

@@ -7,8 +7,8 @@ import torch
 from pag_core.compute.randomness import generator
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
-from pag_core.gradient_store.store import DenseStoreWriter, quantised
-from pag_core.pipeline.artifacts import file_record
+from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
+from pag_core.params.sections import GradientStoreParams
 
 SEED = 3407
 IMAGES_PER_SHARD = 512
@@ -39,19 +39,23 @@ def synthetic_dataset(images: int, classes: int, side: int) -> Dataset:
 
 def write_synthetic_store(path: Path, dataset: Dataset, dtype: str) -> None:
     """Write a store of the training split; shard n holds `natural_gradients` of stream n."""
-    writer = DenseStoreWriter(
-        path.with_suffix(".work"),
-        dataset,
-        images={"train": len(dataset.splits["train"])},
-        dtype=dtype,
-        images_per_shard=IMAGES_PER_SHARD,
-        images_per_chunk=IMAGES_PER_CHUNK,
+    params = GradientStoreParams.model_validate(
+        {
+            "address": None,
+            "classes_per_image": None,
+            "dtype": dtype,
+            "images_per_shard": IMAGES_PER_SHARD,
+            "images_per_chunk": IMAGES_PER_CHUNK,
+            "held_out_images": 1,
+        }
+    )
+    writer = GradientWriter(
+        path.with_suffix(".work"), dataset, images={"train": len(dataset.splits["train"])}, params=params
     )
     finished = {}
     for split, number, rows in writer.shards():
-        codes, scales = quantised(shard_gradients(dataset, number, rows), dtype)
-        writer.write_shard(split, rows, codes.numpy(), scales.numpy())
-        finished.update({name: file_record(writer.folder / name) for name in writer.files_of(split, number)})
+        content = ShardContent(*quantised(shard_gradients(dataset, number, rows), dtype))
+        finished.update(writer.write_shard(split, rows, content))
     writer.finish(path, "sbg", {"inputs": {}}, {}, finished)
 
 

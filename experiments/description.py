@@ -35,6 +35,14 @@ class Experiment:
         chosen = {"dataset": "image_folder", "image_folder": str(folder.resolve())}
         return replace(self, params={name: {**plain, **chosen} for name, plain in self.params.items()})
 
+    def only(self, classifiers: list[str]) -> "Experiment":
+        """The same with these of its classifiers; raises BadParameter for one that it does not have."""
+        if unknown := [name for name in classifiers if name not in self.runs]:
+            raise typer.BadParameter(f"{unknown[0]} is not one of: {', '.join(self.runs)}", param_hint="--only")
+        runs = {name: self.runs[name] for name in classifiers}
+        wanted = {run for names in runs.values() for run in names}
+        return replace(self, runs=runs, params={run: plain for run, plain in self.params.items() if run in wanted})
+
 
 def base_params() -> Plain:
     """params.yaml as plain data."""

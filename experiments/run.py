@@ -24,12 +24,15 @@ def main(
     description: Annotated[Path, typer.Argument(help="The experiment, for example experiments/cifar10_resnet18.yaml.")],
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder with train and test, as folders or .tar.* files; none: torchvision's CIFAR-10."),
+        typer.Option(help="Folder with train and test, as folders or .tar.* files; none: CIFAR-10, downloaded."),
     ] = None,
     size: Annotated[str, typer.Option(help="Which of the description's sizes.")] = "full",
     change: Annotated[
         list[str] | None,
         typer.Option("--set", "-S", help="A parameter, as train.epochs=10; NAME:train.epochs=10 of one classifier."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A classifier to run, instead of all; give it again for another.")
     ] = None,
     work: Annotated[Path, typer.Option(help="Where images are arranged, and where stages run without DVC.")] = Path(
         "work"
@@ -44,6 +47,8 @@ def main(
     except PagError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+    if only:
+        experiment = experiment.only(only)
     if images is not None:
         experiment = experiment.on_images(arrange_images(images, work, experiment.classes))
     if by_hand or importlib.util.find_spec("dvc") is None:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
+from typing import Annotated, Any
+
+import typer
+
 from pag_core.compute.processes import this_process
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
@@ -19,39 +23,63 @@ from pag_core.pipeline.places import METRICS, dataset_place, gradients_place
 from pag_core.pipeline.stage import run, stage
 
 
-def _measured(params: Params, predictor: NoisePredictor, teacher: NoisePredictor, dataset: Dataset) -> dict[str, float]:
-    """Write metrics/diffusion.json; raise where the label does nothing, or where `teacher`'s precision turns gradients."""
-    validation, options = dataset.splits["validation"], {"timestep": params.sbg.timestep, "seed": params.seed}
-    measured = label_effect(predictor, validation, batch_size=params.sbg.batch_size, **options)
+def _measured(
+    params: Params, predictor: NoisePredictor, teacher: NoisePredictor, dataset: Dataset, metrics: str
+) -> dict[str, Any]:
+    """Write the metrics; raise where the label does nothing, or where `teacher`'s precision turns gradients.
+
+    Each noise level is measured by itself, and the means are written.
+    """
+    validation, options = dataset.splits["validation"], {"batch_size": params.sbg.batch_size, "seed": params.seed}
     precision = params.sbg.precision
-    if precision != "float32":
-        checked = direction_check(predictor, teacher, validation, batch_size=params.sbg.batch_size, **options)
-        print(
-            f"{precision} against float32 on {checked['precision_images']} images: mean cosine "
-            f"{checked['precision_cosine_mean']:.6f}, lowest {checked['precision_cosine_min']:.6f}; |difference| / |eps| "
-            f"{checked['precision_difference_ratio']:.4f}",
-            flush=True,
-        )
-        measured |= checked
-    write_json(METRICS / "diffusion.json", measured)
-    require_label_effect(measured, params.diffusion_checkpoint)
-    if precision != "float32":
-        require_direction(measured, precision, params.sbg.min_cosine)
-    return measured
+    levels = []
+    for timestep in params.sbg.timesteps:
+        measured = label_effect(predictor, validation, timestep=timestep, **options)
+        if precision != "float32":
+            checked = direction_check(predictor, teacher, validation, timestep=timestep, **options)
+            print(
+                f"{precision} against float32 on {checked['precision_images']} images: mean cosine "
+                f"{checked['precision_cosine_mean']:.6f}, lowest {checked['precision_cosine_min']:.6f}; |difference| / |eps| "
+                f"{checked['precision_difference_ratio']:.4f}",
+                flush=True,
+            )
+            measured |= checked
+        levels.append(measured)
+    means: dict[str, Any] = dict(levels[0])
+    if len(levels) > 1:
+        means = {name: sum(level[name] for level in levels) / len(levels) for name in means}
+        means["timestep"] = list(params.sbg.timesteps)
+    write_json(METRICS / metrics, means)
+    for timestep, measured in zip(params.sbg.timesteps, levels, strict=True):
+        require_label_effect(measured, f"{params.diffusion_checkpoint} at t = {timestep}")
+        if precision != "float32":
+            require_direction(measured, precision, params.sbg.min_cosine)
+    return means
 
 
-def main() -> None:
-    """Write data/gradients/sbg.zarr and metrics/diffusion.json; a model that ignores its label is refused."""
-    with stage("sbg", shared=True) as opened:
+def main(
+    online: Annotated[
+        bool, typer.Option("--online", help="For source sbg_online: keep the model, and distill held-out images only.")
+    ] = False,
+) -> None:
+    """Write data/gradients/sbg.zarr (or sbg_online.zarr) and its metrics; a model that ignores its label is refused."""
+    source = "sbg_online" if online else "sbg"
+    with stage(source, shared=True) as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
+        if (kept := params.gradient_store.classes_per_image) is not None and kept > dataset.classes:
+            raise ParamsError(
+                f"params.yaml: gradient_store.classes_per_image is {kept}, the dataset has {dataset.classes} classes; set it "
+                "to at most that, or null for all"
+            )
         checkpoint = Path(params.diffusion_checkpoint)
         predictor, saved = load_noise_predictor(checkpoint, dataset, opened.device)
         low, high = predictor.timesteps
-        if not low <= params.sbg.timestep <= high:
-            raise ParamsError(
-                f"params.yaml: sbg.timestep is {params.sbg.timestep}, {checkpoint} was trained for timesteps {low} to {high}"
-            )
+        for timestep in params.sbg.timesteps:
+            if not low <= timestep <= high:
+                raise ParamsError(
+                    f"params.yaml: sbg.timestep is {timestep}, {checkpoint} was trained for timesteps {low} to {high}"
+                )
         if saved.card["dataset"] != dataset.fingerprint:
             print(
                 f"{checkpoint} was trained on other images of the same classes (fingerprint {saved.card['dataset'][:12]})"
@@ -59,16 +87,18 @@ def main() -> None:
         compiled_for = dataset.image_shape if params.sbg.compile else None
         teacher = in_precision(predictor, precision=params.sbg.precision, compiled_for=compiled_for)
         # companions take over shards of a model that was already checked
-        measured = _measured(params, predictor, teacher, dataset) if this_process().leads else {}
+        metrics = "diffusion_online.json" if online else "diffusion.json"
+        measured = _measured(params, predictor, teacher, dataset, metrics) if this_process().leads else {}
         provenance = opened.provenance(
             "sbg", "gradient_store", inputs={"dataset": dataset.fingerprint, "diffusion model": saved.fingerprint}
         )
-        with run_folder("sbg", provenance, opened.device) as folder:
+        work = Distillation(params.sbg, params.gradient_store, params.seed, checkpoint if online else None)
+        with run_folder(source, provenance, opened.device) as folder:
             distill(
-                gradients_place("sbg"),
+                gradients_place(source),
                 teacher,
                 dataset,
-                Distillation(params.sbg, params.gradient_store, params.seed),
+                work,
                 folder=folder,
                 provenance=provenance,
                 measured=measured,

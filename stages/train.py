@@ -18,6 +18,7 @@ from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.fitness import accuracy
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
+from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
@@ -50,6 +51,9 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
     params = opened.params
     if params.source == "none" or params.weight == 0:
         return None
+    if params.source == "sbg_online":
+        teacher = open_online(gradients_place(params.source), dataset, opened.device)
+        return AlignmentTerm(teacher, params.weight, params.objective)
     inputs = {}
     checkpoint = Path(params.diffusion_checkpoint)
     if params.source == "sbg" and checkpoint.exists():

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.gradient_store.store import DenseStoreWriter, quantised
+from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
+from pag_core.gradients.score_based import averaged_batches
 from pag_core.objective.pag import AlignedBatch, pag_objective
-from pag_core.params.sections import ObjectiveParams
-from pag_core.pipeline.artifacts import file_record
+from pag_core.params.sections import GradientStoreParams, ObjectiveParams, ScoreBasedParams
 from pag_core.pipeline.checkpoint import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,24 @@ def make_labelled(classes, per_class, shape, seed, *, centres_seed=0):
     return LabelledImages(images.astype(np.uint8), labels)
 
 
+def sbg_params(**changes):
+    options = {
+        "timestep": 300,
+        "draws": 1,
+        "batch_size": 8,
+        "precision": "float32",
+        "min_cosine": 0.99,
+        "compile": False,
+    }
+    return ScoreBasedParams(**{**options, **changes})
+
+
+def distilled(predictor, images, noise_stream, **options):
+    """All of `averaged_batches` in one."""
+    batches = averaged_batches(predictor, images, sbg_params(**options), noise_stream=noise_stream)
+    return torch.cat([gradients for _, gradients in batches])
+
+
 def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
     draws = torch.Generator().manual_seed(seed)
     # magnitudes over six orders, as gradients of sure and unsure images have
@@ -47,17 +65,15 @@ def gaussian(count, classes=3, shape=(1, 8, 8), seed=0):
 
 
 def write_dense(path, work, dataset, gradients, dtype="int8", inputs=MADE_FROM, skip=()):
-    writer = DenseStoreWriter(
-        work, dataset, images={name: len(part) for name, part in gradients.items()}, dtype=dtype, images_per_shard=8,
-        images_per_chunk=4,
-    )  # fmt: skip
+    params = GradientStoreParams(
+        address=None, classes_per_image=None, dtype=dtype, images_per_shard=8, images_per_chunk=4, held_out_images=1
+    )
+    writer = GradientWriter(work, dataset, images={name: len(part) for name, part in gradients.items()}, params=params)
     finished = {}
     for split, number, rows in writer.shards():
         if (split, number) in skip:
             continue
-        codes, scales = quantised(gradients[split][rows], dtype)
-        writer.write_shard(split, rows, codes.numpy(), scales.numpy())
-        finished |= {name: file_record(writer.folder / name) for name in writer.files_of(split, number)}
+        finished |= writer.write_shard(split, rows, ShardContent(*quantised(gradients[split][rows], dtype)))
     writer.finish(path, "sbg", {"seed": 1, "inputs": inputs}, {"draw_cosine": 0.5}, finished)
 
 
@@ -113,5 +129,5 @@ def objective_terms(
 ):  # fmt: skip
     """`pag_objective` with all classes of the batch given, and the other choices of `objective` by name."""
     batch = AlignedBatch(images, labels, class_indices, targets, mask, target_norm)
-    chosen = ObjectiveParams(classes_per_step=None, weight_warmup=None, **form)
+    chosen = ObjectiveParams(classes_per_step="all", weight_warmup=None, **form)
     return pag_objective(classifier, batch, chosen, weight=weight, classes=classes, compiled=compiled)

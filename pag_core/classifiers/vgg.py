@@ -23,7 +23,7 @@ def vgg(
     if min(sides) < SMALLEST_SIDE:
         raise ParamsError(
             f"params.yaml: arch is {arch}, whose five poolings need images of {SMALLEST_SIDE} or more pixels a side; "
-            f"the dataset's are {sides[0]}x{sides[1]}: choose another arch, or prepare.image_size for an image_folder"
+            f"the dataset's are {sides[0]}x{sides[1]}: choose another arch, or set prepare.image_size"
         )
     plan = [size if isinstance(size, str) else size * width // WIDTH for size in cfgs[CONFIGURATIONS[arch]]]
     features = make_layers(plan, batch_norm=True)

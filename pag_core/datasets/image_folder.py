@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
+from pag_core.datasets.resizing import square
 from pag_core.errors import DatasetError
 
 
@@ -89,12 +90,8 @@ def _read_image(path: Path, image_size: int | None, changes: Counter[str]) -> ND
             image = _as_rgb(path, ImageOps.exif_transpose(file), changes)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
-    if image_size is not None and image.size != (image_size, image_size):
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        image = image.crop((left, top, left + image_size, top + image_size))
+    if image_size is not None:
+        image = square(image, image_size)
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 

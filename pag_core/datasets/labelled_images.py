@@ -1,5 +1,6 @@
 """What every dataset loader returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,13 @@ from numpy.typing import NDArray
 from pag_core.errors import DatasetError
 
 SPLITS = ("train", "validation", "test")
+
+
+def listed_classes(names: Sequence[str]) -> str:
+    """The names of classes as a sentence has them: all of ten, else the first ten and how many there are."""
+    if len(names) <= 10:
+        return ", ".join(names)
+    return f"{', '.join(names[:10])} ... ({len(names)} classes)"
 
 
 @dataclass(frozen=True)

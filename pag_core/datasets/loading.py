@@ -1,30 +1,50 @@
 """The datasets by the name that params.yaml gives them."""
 
+import os
 from pathlib import Path
 
 from pag_core.datasets.labelled_images import RawDataset
 from pag_core.params.sections import Params
 
-DOWNLOADS = Path("data/downloads")
+
+def downloads() -> Path:
+    """Where published archives lie: in the main repository (DVC names it in DVC_ROOT), for queued experiments too."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / "data/downloads"
 
 
 def load_raw(params: Params) -> RawDataset:
-    """The dataset that `params.dataset` names, as its publisher divides it; raises DatasetError."""
+    """The dataset that `params.dataset` names, as its publisher divides it, at `prepare.image_size`; raises DatasetError."""
+    # each imported where it is asked for: torchvision, which image_folder needs, takes longer than reading the digits
     match params.dataset:
-        # each imported where it is asked for: torchvision, which the others need, takes longer than reading the digits
         case "digits":
             from pag_core.datasets import digits
 
-            return digits.load()
+            raw = digits.load()
         case "cifar10":
-            from pag_core.datasets import cifar10
+            from pag_core.datasets import cifar
 
-            return cifar10.load(DOWNLOADS)
+            raw = cifar.load(cifar.CIFAR10, downloads())
+        case "cifar100":
+            from pag_core.datasets import cifar
+
+            raw = cifar.load(cifar.CIFAR100, downloads())
+        case "stl10":
+            from pag_core.datasets import stl10
+
+            raw = stl10.load(downloads())
+        case "tiny_imagenet":
+            from pag_core.datasets import tiny_imagenet
+
+            raw = tiny_imagenet.load(downloads())
         case "image_folder":
             from pag_core.datasets import image_folder
 
+            # resized as they are read: only then do they have one size
             return image_folder.load(
                 Path(params.image_folder),
                 image_size=params.prepare.image_size,
                 images_per_class=params.prepare.images_per_class,
             )
+    from pag_core.datasets.resizing import at_size
+
+    return at_size(raw, params.prepare.image_size)

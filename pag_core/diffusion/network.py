@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import ParamsError, WeightsError
 from pag_core.params.sections import DiffusionParams
@@ -163,9 +164,9 @@ def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -
         or tuple(saved.card["image_shape"]) != dataset.image_shape
     ):
         raise WeightsError(
-            f"{folder} models the classes {', '.join(saved.card['class_names'])} of images {saved.card['image_shape']}; the "
-            f"dataset has {', '.join(dataset.class_names)} of images {list(dataset.image_shape)}: train one on this dataset "
-            "(diffusion_checkpoint: data/diffusion)"
+            f"{folder} models the classes {listed_classes(saved.card['class_names'])} of images "
+            f"{saved.card['image_shape']}; the dataset has {listed_classes(dataset.class_names)} of images "
+            f"{list(dataset.image_shape)}: train one on this dataset (diffusion_checkpoint: data/diffusion)"
         )
     if absent := [key for key in CARD_KEYS if key not in saved.card["architecture"]]:
         raise WeightsError(

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pag_core.compute.precision import products_in, require_precision
 from pag_core.compute.randomness import generator, global_state, seed_global_streams
 from pag_core.compute.replicas import Replicas, replicas
+from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import build_noising, to_diffusion_range
 from pag_core.params.sections import DiffusionParams
@@ -64,26 +64,6 @@ def train_diffusion(
     return weights, trainer.curve
 
 
-class _ExponentialAverage(AveragedModel):
-    """The EMA of a network's weights; torch's own update sends its counter to the device at every step, and waits for it."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.moved: Callable[..., None] = get_ema_multi_avg_fn(decay)
-        super().__init__(network, multi_avg_fn=self.moved)
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        averaged: list[torch.Tensor] = list(self.module.parameters())
-        current: list[torch.Tensor] = list(model.parameters())
-        if self.n_averaged == 0:
-            torch._foreach_copy_(averaged, current)
-        else:
-            self.moved(averaged, current, self.n_averaged)
-        for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            kept.copy_(buffer)
-        self.n_averaged += 1
-
-
 def _resume(trainer: "_DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
     # in a function of its own, so that the loaded state (three copies of the network) does not outlive it
     if state := team.load_checkpoint(folder.load_checkpoint, trainer.draws.device):
@@ -111,7 +91,7 @@ class _DiffusionTrainer:
         self.classes = classes
         self.noising = build_noising(card)
         self.window = params.timestep_window or (0, params.timesteps - 1)
-        self.average = _ExponentialAverage(network, params.ema_decay)
+        self.average = ExponentialAverage(network, params.ema_decay)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.0, fused=True)
         self.seed = seed
         self.draws = generator(device, seed, "diffusion draws")

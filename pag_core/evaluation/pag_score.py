@@ -11,11 +11,20 @@ from pag_core.gradient_store.store import TargetGradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 from pag_core.objective.input_gradient import input_gradients
 
+# as many input-gradients are in memory together, whatever the number of classes
+GRADIENTS_AT_ONCE = 1000
+
 
 def pag_score(
-    classifier: nn.Module, images: torch.Tensor, targets: TargetGradients, *, classes: int, batch_size: int = 100
+    classifier: nn.Module,
+    images: torch.Tensor,
+    targets: TargetGradients,
+    *,
+    classes: int,
+    gradients_at_once: int = GRADIENTS_AT_ONCE,
 ) -> float:
     """The mean cosine in [-1, 1] over images float [B, C, H, W] in [0, 1] (the first B of the split) and all classes."""
+    batch_size = max(1, gradients_at_once // classes)
     total = 0.0
     for start in range(0, len(images), batch_size):
         indices = torch.arange(start, min(start + batch_size, len(images)), device=images.device)

@@ -69,7 +69,7 @@ def _recipe(params: ToyParams) -> TrainParams:
     """Appendix G.1; AdamW without weight decay is Adam."""
     return TrainParams(
         epochs=params.epochs, batch_size=params.batch_size, learning_rate=params.learning_rate, optimizer="adamw",
-        momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none", precision="float32", compile=False,
+        momentum=0.0, weight_decay=0.0, ema_decay=None, schedule="constant", augmentation="none", precision="float32", compile=False,
         channels_last=False, validation_attacked=1, validation_radii={}, checkpoint_seconds=20.0,
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ def _alignment_term(params: ToyParams, train: Points, seed: int) -> AlignmentTer
     samples = class_samples(train, CLASSES, samples_per_class=params.samples_per_class, seed=seed)
     neighbours = nearest_neighbor_indices(train.images, train, samples)
     form = ObjectiveParams(
-        output=params.output, classes_per_step=None, scaling="all", differentiation="adjoint", batch_norm="frozen",
+        output=params.output, classes_per_step="all", scaling="all", differentiation="adjoint", batch_norm="frozen",
         weight_warmup=None,
     )  # fmt: skip
     return AlignmentTerm(NeighbourGradients(neighbours, train, train), params.weight, form)

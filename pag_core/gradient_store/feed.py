@@ -1,6 +1,6 @@
 """Feeding a training run with the target gradients of its store, so that it never waits for them.
 
-Zarr is the archive: reading random rows of it costs a chunk each. A dense store is streamed once, checksums checked, into
+Zarr is the archive: reading random rows of it costs a chunk each. Stored gradients are streamed once, checksums checked, into
 an array on the device or in host memory, or into a raw file beside the run folders that is mapped; both visit the images
 in one order, so that free memory does not decide a result. On request shards are read in a shuffled order and their images
 mixed within a window. The other sources are computed on the device.
@@ -19,7 +19,7 @@ from pag_core.datasets.prepared import Dataset
 from pag_core.gradient_store.budget import Choice, Need, choose, measured_room
 from pag_core.gradient_store.manifest import read_manifest, require_made_from
 from pag_core.gradient_store.shards import ShardedArray
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import STORED, kept_classes, open_gradients, stored_array
 from pag_core.gradient_store.targets import DenseGradients, TargetGradients
 from pag_core.gradient_store.window import WindowGradients
 from pag_core.params.sections import FeedParams
@@ -47,10 +47,11 @@ def open_feed(
     StoreError as `open_gradients` does, and ParamsError where a mode does not fit.
     """
     manifest = read_manifest(path)
-    if manifest["kind"] != "dense":
+    if manifest["kind"] not in STORED:
         return open_gradients(path, dataset, "train", device, inputs=inputs)
     require_made_from(path, manifest, dataset, inputs)
-    codes, scales = (ShardedArray(path, f"train/{name}") for name in ("gradient", "scale"))
+    kept = kept_classes(path, manifest, "train")
+    codes, scales = (stored_array(path, manifest, f"train/{name}") for name in ("gradient", "scale"))
     cache = cache_path(path, folder)
     choice = _chosen(codes, scales, cache, device, params, processes)
     print(choice_line(codes.shape, choice, params), flush=True)
@@ -58,11 +59,13 @@ def open_feed(
     if choice.mode == "resident":
         place = device if choice.on_gpu else torch.device("cpu")
         away = pinned and not choice.on_gpu
-        return DenseGradients(codes.resident(place), scales.resident(place), ahead=AHEAD if away else 0, pinned=away)
+        return DenseGradients(
+            codes.resident(place), scales.resident(place), kept, ahead=AHEAD if away else 0, pinned=away
+        )
     factors = scales.resident(torch.device("cpu"))
     if choice.mode == "memory_map":
-        return DenseGradients(mapped_codes(codes, cache), factors, ahead=AHEAD, pinned=pinned)
-    return WindowGradients(codes, factors, window=params.window_shards or 1, ahead=AHEAD, pinned=pinned)
+        return DenseGradients(mapped_codes(codes, cache), factors, kept, ahead=AHEAD, pinned=pinned)
+    return WindowGradients(codes, factors, kept, window=params.window_shards or 1, ahead=AHEAD, pinned=pinned)
 
 
 def cache_path(store: Path, folder: RunFolder) -> Path:
@@ -95,7 +98,7 @@ def choice_line(shape: tuple[int, ...], choice: Choice, params: FeedParams) -> s
         ("window", False): f"windows of {params.window_shards} shuffled shards",
     }[choice.mode, choice.on_gpu]
     return (
-        f"target gradients of {shape[0]} images and {shape[1]} classes: {place} (feed.mode {params.mode}), "
+        f"target gradients of {shape[0]} images and {shape[1]} classes each: {place} (feed.mode {params.mode}), "
         f"{readable_bytes(choice.bytes)} of {readable_bytes(choice.room)} that may be used"
     )
 

@@ -6,21 +6,40 @@ A missing shard would read as zeros, so a store is what its manifest says and no
 from pathlib import Path
 from typing import Any
 
+from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import StoreError
+from pag_core.gradient_store.remote import RemoteShards
 from pag_core.pipeline.artifacts import file_digest, file_record, read_sealed_json, write_sealed_json
 
 MANIFEST = "manifest.json"
 FORMAT = 2
 
 
+def store_header(dataset: Dataset, source: str, kind: str, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest of every store states."""
+    return {
+        "source": source,
+        "kind": kind,
+        "class_names": list(dataset.class_names),
+        "dataset": dataset.fingerprint,
+        "image_shape": list(dataset.image_shape),
+        "provenance": provenance,
+    }
+
+
 def write_manifest(store: Path, content: dict[str, Any], finished: dict[str, dict[str, Any]]) -> None:
-    """Write the manifest of a complete store; `finished` holds the records of shards that were taken when written."""
-    files = {
-        str(path.relative_to(store)): finished.get(str(path.relative_to(store))) or file_record(path)
+    """Write the manifest of a complete store; `finished` holds the records of shards that were taken when written.
+
+    Shards of a store with an `address` are not among its files here.
+    """
+    here = {
+        str(path.relative_to(store)): path
         for path in sorted(store.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
+    names = sorted({*here, *finished})
+    files = {name: finished.get(name) or file_record(here[name]) for name in names}
     body = {**content, "format": FORMAT, "files": files}
     write_sealed_json(store / MANIFEST, body)
 
@@ -43,8 +62,17 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{store} has the format {content.get('format')}, this version reads {FORMAT}; remove it and run its stage again"
         )
+    remote = {} if content.get("address") is None else RemoteShards(content["address"]).sizes()
     for name, record in content["files"].items():
         path = store / name
+        if not path.exists() and content.get("address") is not None:
+            if (size := remote.get(name)) != record["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise StoreError(
+                    f"{content['address']}/{name} {found}, the manifest of {store} says {record['bytes']} bytes; make it again "
+                    f"with dvc repro --force and the name of its stage"
+                )
+            continue
         if not path.exists():
             raise StoreError(
                 f"{path} is missing, though the manifest lists it; remove the store and run its stage again"
@@ -65,8 +93,8 @@ def require_made_from(
     """Raise StoreError unless the store was made from `dataset` and from these `inputs` (SHA-256 by name)."""
     if tuple(manifest["class_names"]) != dataset.class_names:
         raise StoreError(
-            f"{store} was made for the classes {', '.join(manifest['class_names'])}, the dataset has "
-            f"{', '.join(dataset.class_names)}; run its stage again"
+            f"{store} was made for the classes {listed_classes(manifest['class_names'])}, the dataset has "
+            f"{listed_classes(dataset.class_names)}; run its stage again"
         )
     if manifest["dataset"] != dataset.fingerprint:
         raise StoreError(

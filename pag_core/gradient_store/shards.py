@@ -1,4 +1,4 @@
-"""Reading a dense store shard by shard: checksums are checked, and damage is reported with its shard."""
+"""Reading stored gradients shard by shard, here or at an address: checksums are checked, damage is reported with its shard."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pag_core.errors import StoreError
+from pag_core.gradient_store.remote import RemoteShards
 
 
 def checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
@@ -21,12 +22,19 @@ def checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
 
 
 class ShardedArray:
-    """An array of a store, of which whole shards are read."""
+    """An array of a store, of which whole shards are read.
 
-    def __init__(self, path: Path, name: str) -> None:
+    Where the store's shards lie at `address` its metadata there must be those of `path`; raises StoreError otherwise.
+    """
+
+    def __init__(self, path: Path, name: str, address: str | None = None) -> None:
         array = zarr.open_group(path, mode="r", use_consolidated=True)[name]
         assert isinstance(array, zarr.Array)
         self.path = path
+        if address is not None:
+            local, array = array, RemoteShards(address).array(name)
+            if array.metadata != local.metadata:
+                raise StoreError(f"{address}: {name} is another array than that of {path}; run its stage again")
         self.name = name
         self.array = array
         self.shape: tuple[int, ...] = array.shape
@@ -41,7 +49,7 @@ class ShardedArray:
         return slice(number * self.per_shard, min((number + 1) * self.per_shard, self.shape[0]))
 
     def read(self, number: int) -> NDArray[Any]:
-        """One shard; raises StoreError if it is damaged."""
+        """One shard; raises StoreError if it is damaged or cannot be reached."""
         return checked(self.path, f"shard {number} of {self.name}", lambda: self.array[self.rows(number)])
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:

@@ -21,10 +21,20 @@ class WindowGradients(TargetGradients):
     memory (more only where one batch spans more). The order follows from seed, epoch and window alone.
     """
 
-    def __init__(self, codes: ShardedArray, scales: torch.Tensor, *, window: int, ahead: int, pinned: bool) -> None:
-        """`scales` float32 [N, classes], on the CPU."""
+    def __init__(
+        self,
+        codes: ShardedArray,
+        scales: torch.Tensor,
+        kept_classes: torch.Tensor | None = None,
+        *,
+        window: int,
+        ahead: int,
+        pinned: bool,
+    ) -> None:
+        """`scales` float32 [N, k] and `kept_classes` as the base says, on the CPU."""
         self.codes = codes
         self.scales = scales
+        self.kept_classes = kept_classes
         self.window = min(window, len(codes))
         self.ahead = ahead
         self.pinned = pinned
@@ -46,7 +56,7 @@ class WindowGradients(TargetGradients):
             parts.append(members[torch.randperm(len(members), generator=mixing)])
         return torch.cat(parts)
 
-    def rows(self, image_indices: torch.Tensor, class_indices: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+    def rows(self, image_indices: torch.Tensor, slots: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
         """As the base says; the batches must be asked for in the order of the epochs, because earlier windows are dropped."""
         place = shard_order(len(self.codes), seed=self.seed, epoch=epoch).argsort()[
             image_indices // self.codes.per_shard
@@ -56,12 +66,12 @@ class WindowGradients(TargetGradients):
         within = place % self.window * self.codes.per_shard + image_indices % self.codes.per_shard
         first, last = int(numbers.min()), int(numbers.max())
         self._load(first, max(first + 1, last))
-        shape = (*class_indices.shape, *self.codes.shape[2:])
+        shape = (*slots.shape, *self.codes.shape[2:])
         found = torch.empty(shape, dtype=self.codes.dtype, pin_memory=self.pinned)
         for number in range(first, last + 1):
             mine = numbers == number
-            found[mine] = self.loaded[number].result()[within[mine, None], class_indices[mine]]
-        scales = self.scales[image_indices[:, None], class_indices]
+            found[mine] = self.loaded[number].result()[within[mine, None], slots[mine]]
+        scales = self.scales[image_indices[:, None], slots]
         return GradientBatch(found, scales.pin_memory() if self.pinned else scales)
 
     def close(self) -> None:

@@ -11,10 +11,9 @@ from pag_core.compute.processes import companions, process_count, this_process
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import NoisePredictor
-from pag_core.gradient_store.store import DenseStoreWriter, quantised
+from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.gradients.score_based import averaged_batches
 from pag_core.params.sections import GradientStoreParams, ScoreBasedParams
-from pag_core.pipeline.artifacts import file_record
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import progress_bar
 
@@ -26,11 +25,16 @@ Shard = tuple[str, int, slice]
 
 @dataclass(frozen=True)
 class Distillation:
-    """What is distilled: noise level and draws of Eq. 8, the format of the store, and the seed of the noise."""
+    """What is distilled: noise levels and draws of Eq. 8, the format of the store, and the seed of the noise.
+
+    With a `teacher`, the folder of a saved diffusion model, only the held-out test images are distilled, and the store holds
+    a copy of it for training to ask (`source: sbg_online`).
+    """
 
     sbg: ScoreBasedParams
     store: GradientStoreParams
     seed: int
+    teacher: Path | None = None
 
 
 def distilling_processes(wanted: int | None, device: torch.device, shards: int) -> int:
@@ -53,6 +57,8 @@ def distill(
 ) -> None:
     """Write g(x, c) of Eq. 8 for every training image, and for the first held-out test images, to the store `path`.
 
+    Of a training image all classes are distilled, or those of `work.store.classes_per_image`; of a test image all.
+
     `measured` is what was measured of the model; the store's manifest holds it beside `provenance`.
 
     Each shard draws its noise from a stream of its own, so the store does not depend on where the work was interrupted
@@ -62,15 +68,15 @@ def distill(
     store = work.store
     if this_process().leads:
         folder.forget_claims()
-        open_writer(folder, dataset, store, leads=True)
-    images = images_of(dataset, store)
+        open_writer(folder, dataset, work, leads=True)
+    images = images_of(dataset, work)
     units = [
         _unit(split, number) for split, count in images.items() for number in range(-(-count // store.images_per_shard))
     ]
     count = distilling_processes(processes, predictor.device, len(units))
     still_open = sum(folder.load_unit(unit) is None for unit in units)
     with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(count, units=still_open):
-        writer = open_writer(folder, dataset, store, leads=False)
+        writer = open_writer(folder, dataset, work, leads=False)
         splits = {name: dataset.splits[name].to(predictor.device) for name in images}
         with _BackgroundWriter(writer, folder) as background:
             for split, number, rows in writer.shards():
@@ -80,38 +86,37 @@ def distill(
     finished: dict[str, dict[str, Any]] = {}
     for split, number, _ in writer.shards():
         finished.update(folder.load_unit(_unit(split, number)) or {})
-    writer.finish(path, "sbg", provenance, measured, finished)
+    source = "sbg" if work.teacher is None else "sbg_online"
+    writer.finish(path, source, provenance, measured, finished, teacher=work.teacher)
 
 
-def images_of(dataset: Dataset, store: GradientStoreParams) -> dict[str, int]:
+def images_of(dataset: Dataset, work: Distillation) -> dict[str, int]:
     """The number of images of each split whose gradients are stored."""
-    return {"train": len(dataset.splits["train"]), "test": min(store.held_out_images, len(dataset.splits["test"]))}
+    test = {"test": min(work.store.held_out_images, len(dataset.splits["test"]))}
+    return test if work.teacher is not None else {"train": len(dataset.splits["train"]), **test}
 
 
-def open_writer(folder: RunFolder, dataset: Dataset, store: GradientStoreParams, *, leads: bool) -> DenseStoreWriter:
+def open_writer(folder: RunFolder, dataset: Dataset, work: Distillation, *, leads: bool) -> GradientWriter:
     """The writer of the store that grows in `folder`."""
-    return DenseStoreWriter(
-        folder.path / "store",
-        dataset,
-        images=images_of(dataset, store),
-        dtype=store.dtype,
-        images_per_shard=store.images_per_shard,
-        images_per_chunk=store.images_per_chunk,
-        leads=leads,
+    return GradientWriter(
+        folder.path / "store", dataset, images=images_of(dataset, work), params=work.store, leads=leads
     )
+
+
+def stored_classes(labels: torch.Tensor, classes: int, kept: int, draws: torch.Generator) -> torch.Tensor:
+    """The `kept` of `classes` of each image of `labels` int64 [N]: its own first, then others at random; int64 [N, kept]."""
+    scores = torch.rand(len(labels), classes, generator=draws).scatter_(1, labels[:, None], 2.0)
+    return scores.topk(kept, dim=1).indices
 
 
 def _unit(split: str, number: int) -> str:
     return f"{split}-{number}"
 
 
-def _is_finished(writer: DenseStoreWriter, folder: RunFolder, split: str, number: int) -> bool:
+def _is_finished(writer: GradientWriter, folder: RunFolder, split: str, number: int) -> bool:
     """Whether a shard of an earlier run is still what was written."""
     records = folder.load_unit(_unit(split, number))
-    return records is not None and all(
-        (writer.folder / name).exists() and file_record(writer.folder / name) == record
-        for name, record in records.items()
-    )
+    return records is not None and writer.holds(records)
 
 
 def _distill_shard(
@@ -125,16 +130,19 @@ def _distill_shard(
     split, number, rows = shard
     pixels, device = data.pixels(rows), predictor.device
     pinned = device.type == "cuda"
-    shape = (len(pixels), predictor.no_class, *pixels.shape[1:])
+    classes = None
+    if (kept := background.writer.kept(split)) is not None:
+        draws = generator("cpu", work.seed, "kept classes", split, number)
+        classes = stored_classes(data.labels[rows].cpu(), predictor.no_class, kept, draws)
+    shape = (len(pixels), kept or predictor.no_class, *pixels.shape[1:])
     codes = torch.empty(shape, dtype=getattr(torch, work.store.dtype), pin_memory=pinned)
     scales = torch.empty(shape[:2], dtype=torch.float32, pin_memory=pinned)
     batches = averaged_batches(
         predictor,
         pixels,
-        timestep=work.sbg.timestep,
-        draws=work.sbg.draws,
-        batch_size=work.sbg.batch_size,
+        work.sbg,
         noise_stream=generator(device, work.seed, "distillation", split, number),
+        classes=None if classes is None else classes.to(device),
     )
     for part, gradients in batches:
         for whole, found in zip((codes, scales), quantised(gradients, work.store.dtype), strict=True):
@@ -144,13 +152,13 @@ def _distill_shard(
         # the writer waits for the copies; this thread moves on to the next shard
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(device))
-    background.write(shard, codes, scales, arrived)
+    background.write(shard, ShardContent(codes, scales, classes), arrived)
 
 
 class _BackgroundWriter:
     """Writes shards in one thread while the next is computed; its error is raised at the next shard or at the end."""
 
-    def __init__(self, writer: DenseStoreWriter, folder: RunFolder) -> None:
+    def __init__(self, writer: GradientWriter, folder: RunFolder) -> None:
         self.writer = writer
         self.folder = folder
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -166,19 +174,17 @@ class _BackgroundWriter:
         finally:
             self.thread.shutdown(cancel_futures=True)
 
-    def write(self, shard: Shard, codes: torch.Tensor, scales: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
+    def write(self, shard: Shard, content: ShardContent, arrived: torch.cuda.Event | None) -> None:
         """Write a shard once `arrived`; waits for the one before, so that at most two shards are in memory."""
         self._wait()
-        self.pending = self.thread.submit(self._write, shard, codes, scales, arrived)
+        self.pending = self.thread.submit(self._write, shard, content, arrived)
 
     def _wait(self) -> None:
         if self.pending is not None:
             self.pending.result()
 
-    def _write(self, shard: Shard, codes: torch.Tensor, scales: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
+    def _write(self, shard: Shard, content: ShardContent, arrived: torch.cuda.Event | None) -> None:
         split, number, rows = shard
         if arrived is not None:
             arrived.synchronize()
-        self.writer.write_shard(split, rows, codes.numpy(), scales.numpy())
-        records = {name: file_record(self.writer.folder / name) for name in self.writer.files_of(split, number)}
-        self.folder.save_unit(_unit(split, number), records)
+        self.folder.save_unit(_unit(split, number), self.writer.write_shard(split, rows, content))

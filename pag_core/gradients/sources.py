@@ -52,4 +52,5 @@ SOURCES: dict[SourceName, Source] = {
     "cm": Source("class mean (CM)", "class-mean gradients", _class_mean),
     "nn": Source("nearest neighbor (NN)", "nearest-neighbor gradients", _nearest_neighbor),
     "sbg": Source("score-based (SBG)", "score-based gradients", None),
+    "sbg_online": Source("score-based, in the step", "score-based gradients made in the step", None),
 }

@@ -43,11 +43,16 @@ def cosine_alignment_loss(
     *,
     mask: torch.Tensor | None = None,
     target_norm: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cosine alignment of Eq. 5, `1 - cosine`, summed over the K classes and averaged over the batch: a scalar.
 
     Scale-free: each class contributes a value in [0, 2]; an all-zero target contributes 1. `mask` and `target_norm` as
-    in `cosine_similarity`. Raises ShapeMismatch if the two differ in shape.
+    in `cosine_similarity`; `weights` float [B, K] multiply the classes' contributions. Raises ShapeMismatch if the two
+    differ in shape.
     """
     similarity = cosine_similarity(input_gradient_BKCHW, target_gradient_BKCHW, mask=mask, target_norm=target_norm)
-    return (1 - similarity).sum(1).mean()
+    distances = 1 - similarity
+    if weights is not None:
+        distances = distances * weights
+    return distances.sum(1).mean()

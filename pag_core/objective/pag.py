@@ -16,7 +16,8 @@ class AlignedBatch(NamedTuple):
     """What Eq. 4 is computed on: images float [B, C, H, W] in [0, 1], labels int64 [B], and the targets of K classes.
 
     `class_indices` int64 [B, K], `targets` float [B, K, C, H, W]. For augmented images `mask` bool [B, 1, H, W] and
-    `target_norm` float [B, K] make the cosine that of the images as they were.
+    `target_norm` float [B, K] make the cosine that of the images as they were. `weights` float [B, K], one on average, are
+    what the classes count where they were not drawn alike.
     """
 
     images: torch.Tensor
@@ -25,6 +26,7 @@ class AlignedBatch(NamedTuple):
     targets: torch.Tensor
     mask: torch.Tensor | None = None
     target_norm: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def pag_objective(
     logits, gradients, loss_gradient = _shared_pass(
         classifier, batch.images, batch.labels, batch.class_indices, form, method, compiled=compiled
     )
-    alignment = cosine_alignment_loss(gradients, batch.targets, mask=batch.mask, target_norm=batch.target_norm)
+    alignment = cosine_alignment_loss(
+        gradients, batch.targets, mask=batch.mask, target_norm=batch.target_norm, weights=batch.weights
+    )
     if form.scaling == "all":
         alignment = alignment * (classes / batch.class_indices.shape[1])
     step = ClassificationStep(classifier, batch.images, batch.labels, logits, loss_gradient, start, epoch)

@@ -14,9 +14,10 @@ from pag_core.params.values import (
     Radii,
     RadiusLabel,
     Real,
+    Timesteps,
 )
 
-Source = Literal["none", "oi", "cm", "nn", "sbg"]
+Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
 
 MethodName = Literal["standard", "at", "trades", "gradient_norm"]
 Output = Literal["logit", "log_softmax"]
@@ -56,6 +57,7 @@ class SourceDefaults(Section):
     cm: SourceDefault
     nn: SourceDefault
     sbg: SourceDefault
+    sbg_online: SourceDefault
 
 
 class NoSourceParams(Section):
@@ -108,9 +110,9 @@ class DiffusionParams(Section):
 
 
 class ScoreBasedParams(Section):
-    """SBG: noise level, draws, images at once and precision of the distillation (Eq. 8)."""
+    """SBG: noise levels, draws, images at once and precision of the distillation (Eq. 8)."""
 
-    timestep: Annotated[int, Field(ge=0, lt=10**6, strict=True)]
+    timesteps: Timesteps = Field(alias="timestep")
     draws: PositiveInt
     batch_size: BatchSize
     precision: Literal["float32", "tf32", "bfloat16", "float16"]
@@ -119,8 +121,10 @@ class ScoreBasedParams(Section):
 
 
 class GradientStoreParams(Section):
-    """Format of the store of score-based gradients."""
+    """Format of the store of score-based gradients; `classes_per_image` None keeps all."""
 
+    address: Annotated[str, Field(pattern=r"^[a-z0-9+]+://.+")] | None
+    classes_per_image: Annotated[int, Field(ge=2, le=10**6, strict=True)] | None
     dtype: Literal["int8", "float16", "float32"]
     images_per_shard: BatchSize
     images_per_chunk: BatchSize
@@ -163,6 +167,7 @@ class TrainParams(Section):
     weight_decay: NonNegativeReal
     schedule: Literal["cosine", "step", "constant"]
     augmentation: Literal["none", "crop_flip"]
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)] | None
     precision: Literal["float32", "tf32", "bfloat16"]
     compile: Annotated[bool, Field(strict=True)]
     channels_last: Annotated[bool, Field(strict=True)]
@@ -182,7 +187,7 @@ class ObjectiveParams(Section):
     """How the alignment term of Eq. 4 is computed; parsed parameters hold the output that `auto` stands for."""
 
     output: Output | Literal["auto"]
-    classes_per_step: PositiveInt | None
+    classes_per_step: PositiveInt | Literal["all"]
     scaling: Literal["all", "drawn"]
     differentiation: Literal["adjoint", "autograd"]
     batch_norm: Literal["repeat", "class", "frozen"]
@@ -293,7 +298,7 @@ class ToyParams(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
-    dataset: Literal["digits", "cifar10", "image_folder"]
+    dataset: Literal["digits", "cifar10", "cifar100", "stl10", "tiny_imagenet", "image_folder"]
     source: Source
     arch: Literal["small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer"]
     method: MethodName

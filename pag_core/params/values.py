@@ -4,7 +4,7 @@ import fractions
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 # bool counts as a number in Python; `steps: true` is a mistake, not a 1. The bounds are far beyond any experiment: a
 # typing error is refused here, not where memory runs out or a loop never ends.
@@ -64,3 +64,27 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 None, None, f"the key {repeated[0]!r} is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+def _one_or_several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _all_differ(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("a noise level is given twice")
+    return values
+
+
+def _as_written(values: tuple[int, ...]) -> int | list[int]:
+    return values[0] if len(values) == 1 else list(values)
+
+
+# one as a number, several as a list of different ones
+Timesteps = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=10**6, strict=True)], ...],
+    Field(min_length=1),
+    AfterValidator(_all_differ),
+    BeforeValidator(_one_or_several),
+    PlainSerializer(_as_written),
+]

@@ -61,7 +61,7 @@ def read_results(params: Params, root: Path = Path()) -> Results:
     return Results(
         params=params,
         **details,
-        label_effect=manifest["measured"] if params.source == "sbg" else None,
+        label_effect=manifest["measured"] if params.source in ("sbg", "sbg_online") else None,
         card=read_json(root / classifier_place("classifier") / "card.json"),
         manifest=manifest,
         figures={name: _read(root / FIGURES_FOLDER / f"{name}.png") for name in FIGURES},

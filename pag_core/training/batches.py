@@ -12,6 +12,7 @@ from pag_core.compute.randomness import generator
 from pag_core.compute.replicas import Share, undivided
 from pag_core.datasets.prepared import Split
 from pag_core.gradient_store.targets import GradientBatch, TargetGradients, plain_order
+from pag_core.gradients.online import OnlineGradients
 from pag_core.objective.methods import STANDARD
 from pag_core.objective.pag import AlignedBatch, drawn_classes
 from pag_core.params.sections import TrainParams
@@ -43,14 +44,24 @@ class _Planned:
     draws: torch.Tensor
     share: Share
     indices: torch.Tensor
-    class_indices: torch.Tensor | None
+    chosen: "_Chosen | None"
     crops: torch.Tensor | None
     start: torch.Tensor | None
     rows: "Future[GradientBatch] | None"
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The gradients drawn for a step: slots, their classes and weights, each [B, K]; the noise of a teacher."""
+
+    slots: torch.Tensor
+    classes: torch.Tensor
+    weights: torch.Tensor | None
+    noise: torch.Tensor | None
+
+
 class Batches:
-    """Shuffled epochs of `train`, with `drawn` of `classes` target gradients for each image, drawn anew each step.
+    """Shuffled epochs of `train`, with `drawn` of an image's target gradients, or all of them, drawn anew each step.
 
     All draws are made on the CPU, so that runs on any device see the same. Targets that are not on the device are fetched by a
     background thread some steps ahead; the state of the draws that `draws_state` returns is that of the first step not yet
@@ -63,8 +74,8 @@ class Batches:
         *,
         classes: int,
         params: TrainParams,
-        targets: TargetGradients | None,
-        drawn: int,
+        targets: TargetGradients | OnlineGradients | None,
+        drawn: int | None,
         seed: int,
         device: torch.device,
         start: DrawStart = STANDARD.start,
@@ -75,7 +86,8 @@ class Batches:
         self.classes = classes
         self.params = params
         self.targets = targets
-        self.drawn = drawn
+        self.slots = classes if targets is None else targets.slots(classes)
+        self.drawn = drawn or self.slots
         self.seed = seed
         self.device = device
         self.steps_per_epoch = math.ceil(len(train) / params.batch_size)
@@ -129,42 +141,65 @@ class Batches:
             self.order, self.order_epoch = order(len(self.data), seed=self.seed, epoch=epoch), epoch
         indices = self.order[number * self.params.batch_size : (number + 1) * self.params.batch_size]
         state = self.draws.get_state()
-        class_indices = crops = rows = None
+        slots = noise = crops = rows = None
         if self.targets is not None:
-            class_indices = drawn_classes(len(indices), self.classes, self.drawn, self.draws)
+            slots = drawn_classes(len(indices), self.slots, self.drawn, self.draws)
         if self.params.augmentation == "crop_flip":
             crops = draw_crops_and_flips(len(indices), self.draws)
         start = self.draw_start((len(indices), *self.image_shape), self.draws)
+        if isinstance(self.targets, OnlineGradients):
+            noise = self.targets.noise((len(indices), *self.image_shape), self.draws)
         share = self.share(len(indices))
         indices = indices[share.rows]
         start = None if start is None else start[share.rows]
-        class_indices = None if class_indices is None else class_indices[share.rows]
         crops = None if crops is None else crops[share.rows]
-        if self.targets is not None and self.fetcher is not None and class_indices is not None:
-            rows = self.fetcher.submit(self.targets.rows, indices, class_indices, epoch=epoch)
-        return _Planned(state, share, indices, class_indices, crops, start, rows)
+        chosen = None
+        if self.targets is not None and slots is not None:
+            slots = slots[share.rows]
+            classes, weights = self.targets.classes_of(indices, slots), self.targets.weights_of(slots, self.classes)
+            chosen = _Chosen(slots, classes, weights, None if noise is None else noise[:, :, share.rows])
+            if self.fetcher is not None and isinstance(self.targets, TargetGradients):
+                rows = self.fetcher.submit(self.targets.rows, indices, slots, epoch=epoch)
+        return _Planned(state, share, indices, chosen, crops, start, rows)
 
     def _batch(self, planned: _Planned) -> Batch:
         indices = self._sent(planned.indices)
         images, labels = self.data.pixels(indices), self.data.labels[indices]
-        class_indices = None if planned.class_indices is None else self._sent(planned.class_indices)
-        rows = None
-        if planned.rows is not None:
-            rows = planned.rows.result().to(self.device)
-        elif self.targets is not None and class_indices is not None:
-            rows = self.targets.rows(indices, class_indices)
         start = None if planned.start is None else self._sent(planned.start)
         moved = None if planned.crops is None else CropsAndFlips(self._sent(planned.crops), *images.shape[2:])
         if moved is not None:
             images = moved(images)
-        if rows is None or class_indices is None:
-            return Batch(planned.share, images, labels, start=start)
-        if moved is None:
-            aligned = AlignedBatch(images, labels, class_indices, rows.dequantised())
-        else:
-            targets = rows.with_codes(moved(rows.codes)).dequantised()
-            aligned = AlignedBatch(images, labels, class_indices, targets, moved.mask, rows.norms())
+        aligned = None
+        if planned.chosen is not None:
+            aligned = self._aligned(planned, planned.chosen, indices, images, labels, moved)
         return Batch(planned.share, images, labels, aligned, start)
+
+    def _aligned(
+        self,
+        planned: _Planned,
+        chosen: _Chosen,
+        indices: torch.Tensor,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        moved: CropsAndFlips | None,
+    ) -> AlignedBatch:
+        classes = self._sent(chosen.classes)
+        weights = None if chosen.weights is None else self._sent(chosen.weights)
+        if chosen.noise is not None:
+            assert isinstance(self.targets, OnlineGradients)
+            # of the augmented images themselves, so that nothing has to be moved with them
+            return AlignedBatch(
+                images, labels, classes, self.targets.gradients(images, classes, self._sent(chosen.noise))
+            )
+        if planned.rows is not None:
+            rows = planned.rows.result().to(self.device)
+        else:
+            assert isinstance(self.targets, TargetGradients)
+            rows = self.targets.rows(indices, self._sent(chosen.slots))
+        if moved is None:
+            return AlignedBatch(images, labels, classes, rows.dequantised(), weights=weights)
+        targets = rows.with_codes(moved(rows.codes)).dequantised()
+        return AlignedBatch(images, labels, classes, targets, moved.mask, rows.norms(), weights)
 
     def _sent(self, drawn: torch.Tensor) -> torch.Tensor:
         """Drawn numbers on the device; a GPU is not waited for."""

@@ -10,6 +10,7 @@ from torch import nn
 from pag_core.compute.precision import products_in
 from pag_core.compute.randomness import global_state
 from pag_core.compute.replicas import replicas
+from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
 from pag_core.objective.methods import STANDARD, Method
@@ -28,6 +29,8 @@ STEPS_BETWEEN_READS = 100  # at most this many steps run before their losses are
 class Trainer:
     """Trains `classifier` in place on `train`; `method` is the classification part of the loss, `term` the alignment or None.
 
+    With `params.ema_decay` the classifier holds the moving average of its weights in the end, while the losses and accuracies
+    of an epoch are those of the weights that were trained.
     Several `processes` share each batch of `params.batch_size`, and rank 0 alone returns from `run`. Raises ParamsError
     where the parameters do not fit the data, TrainingDiverged at a loss that is not finite and CompanionLost where
     another process failed.
@@ -46,17 +49,12 @@ class Trainer:
     form: ObjectiveParams | None = None
 
     def __post_init__(self) -> None:
-        drawn = self.term.form.classes_per_step if self.term else None
-        if drawn is not None and drawn > self.classes:
-            raise ParamsError(
-                f"params.yaml: objective.classes_per_step is {drawn}, the dataset has {self.classes} classes (null: all)"
-            )
         self.batches = Batches(
             self.train,
             classes=self.classes,
             params=self.params,
             targets=self.term.targets if self.term else None,
-            drawn=drawn or self.classes,
+            drawn=None if self.term is None else _drawn(self.term, self.classes),
             seed=self.seed,
             device=self.device,
             start=self.method.start,
@@ -64,6 +62,8 @@ class Trainer:
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.optimizer = build_optimizer(self.classifier.parameters(), self.params)
         self.schedule = build_schedule(self.optimizer, self.params, self.batches.steps)
+        decay = self.params.ema_decay
+        self.average = None if decay is None else ExponentialAverage(self.classifier, decay, warm_up=True)
         self.step = 0
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -77,6 +77,8 @@ class Trainer:
                 self._train(Curves(curves_folder, self.history) if self.team.leads else None)
             finally:
                 self.batches.close()
+        if self.average is not None:
+            self.classifier.load_state_dict(self.average.module.state_dict())
         return self.history
 
     def _train(self, curves: Curves | None) -> None:
@@ -122,6 +124,8 @@ class Trainer:
             self.team.backward(loss, batch.share)
         self.optimizer.step()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.classifier)
         correct = (logits.argmax(1) == batch.labels).sum()
         means = [self.team.part_of_mean(mean, batch.share) for mean in (loss, cross_entropy, alignment)]
         return [*means, self.team.part_of_sum(correct, batch.share)]
@@ -151,6 +155,7 @@ class Trainer:
             "classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(), "draws": self.batches.draws_state(), "global": global_state(self.device),
             "step": self.step, "sums": self.sums, "history": self.history,
+            "average": None if self.average is None else self.average.state_dict(),
         }  # fmt: skip
 
     def _resume(self) -> torch.Tensor | None:
@@ -161,7 +166,24 @@ class Trainer:
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.team.restore_global_state(state["global"], self.device)
         self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
         draws: torch.Tensor = state["draws"]
         return draws
+
+
+def _drawn(term: AlignmentTerm, classes: int) -> int | None:
+    """How many of an image's target gradients a step draws; None is all."""
+    drawn, slots = term.form.classes_per_step, term.targets.slots(classes)
+    if drawn == "all":
+        return None
+    if drawn > slots:
+        held = f"the dataset has {classes} classes"
+        if slots < classes:
+            held = f"the store keeps {slots} classes of an image (gradient_store.classes_per_image)"
+        raise ParamsError(
+            f"params.yaml: objective.classes_per_step is {drawn}, {held}; set it to at most {slots}, or all"
+        )
+    return drawn

@@ -9,6 +9,7 @@ from torch import nn
 from pag_core.compute.precision import computing_in, require_precision
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.targets import TargetGradients
+from pag_core.gradients.online import OnlineGradients
 from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.autograd_path import training_batch_norms
 from pag_core.objective.batch_statistics import shares_batch
@@ -21,7 +22,7 @@ from pag_core.params.sections import ObjectiveParams, TrainParams
 class AlignmentTerm:
     """The second term of Eq. 4: target gradients, lambda (`weight`), and the form in which it is computed."""
 
-    targets: TargetGradients
+    targets: TargetGradients | OnlineGradients
     weight: float
     form: ObjectiveParams
 

@@ -53,6 +53,15 @@ EXPECTED = {
         for dtype in ("int8", "float16")
         for key in ("size", "direction_error_mean", "direction_error_max")
     },
+    "sparse_store": {
+        f"{size}.{key}"
+        for size in ("cifar100", "tiny_imagenet")
+        for key in (
+            "bytes",
+            *(f"{name}.speedup" for name in ("read", "batch")),
+            *(f"{kind}.{name}" for kind in ("dense", "sparse") for name in ("gigabytes", "read", "batch")),
+        )
+    },
     "feeding": {
         *(
             f"{mode}.speedup_over_{name}"

@@ -28,7 +28,7 @@ DESCRIPTION = {
         "tiny": {
             "classes": ["cat", "dog"],
             "train": {"epochs": 1, "validation_attacked": 4},
-            "objective": {"classes_per_step": None},
+            "objective": {"classes_per_step": "all"},
             "autoattack": {"images": 2, "radii": {"L2": [0.5]}},
             "pag_score": {"images": 4},
         }

@@ -21,11 +21,11 @@ from pag_core.gradient_store.store import NeighbourGradients, RepresentativeGrad
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.gradients.one_image import one_image_representatives
-from pag_core.gradients.score_based import averaged_score_based_gradients
 from pag_core.objective.pag import AlignedBatch, drawn_classes, pag_objective, plain_objective
 from pag_core.params.reading import load_params
 from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.provenance import versions
+from tests.samples import distilled
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = Path(__file__).with_name("first_losses.json")
@@ -77,9 +77,9 @@ def gradients(dataset):
     """For each source a few numbers of g(x, c) of training images 0 and 7, classes 3 and 8: a row of eight pixels."""
     images, class_indices = torch.tensor([0, 7]), torch.tensor([[3, 8], [3, 8]])
     found = {name: targets(images, class_indices) for name, targets in sources(dataset).items()}
-    scored = averaged_score_based_gradients(
-        untrained_predictor(dataset), dataset.splits["train"].pixels(images), timestep=300, draws=2, batch_size=1,
-        noise_stream=generator("cpu", SEED, "golden noise"),
+    scored = distilled(
+        untrained_predictor(dataset), dataset.splits["train"].pixels(images), generator("cpu", SEED, "golden noise"),
+        draws=2, batch_size=1,
     )  # fmt: skip
     found["sbg"] = scored[:, [3, 8]]
     return {name: value[:, :, 0, 4].tolist() for name, value in found.items()}
@@ -112,7 +112,7 @@ def first_losses(dataset):
                 output, scaling, mode = options
                 drawn = drawn_classes(BATCH, dataset.classes, DRAWN, draws)
                 form = ObjectiveParams(
-                    output=output, scaling=scaling, differentiation=mode, batch_norm="repeat", classes_per_step=None,
+                    output=output, scaling=scaling, differentiation=mode, batch_norm="repeat", classes_per_step="all",
                     weight_warmup=None,
                 )  # fmt: skip
                 batch = AlignedBatch(images, labels, drawn, targets(indices, drawn))

@@ -17,7 +17,7 @@ from pag_core.params.sections import Params
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import ROOT
+from tests.samples import ROOT, objective_terms
 
 # options that make each architecture quick; resnet18 has one size only
 SMALL = {
@@ -151,6 +151,27 @@ def test_a_fresh_network_has_input_gradients_that_can_be_differentiated(arch):
         F.normalize(gradient.flatten(1), dim=1)[:, ::3].sum().backward(retain_graph=True)
         touched = [p.grad for p in classifier.parameters() if p.grad is not None and p.grad.abs().max() > 0]
         assert len(touched) > 3 and all(torch.isfinite(gradient).all() for gradient in touched)
+
+
+@each_architecture
+def test_the_objective_at_96_pixels_against_autograd_one_image_and_class_at_a_time(arch):
+    """STL-10's images; in eval mode no image depends on another."""
+    classifier = small(arch, (3, 96, 96)).eval()
+    images, labels, chosen = torch.rand(2, 3, 96, 96), torch.tensor([3, 0]), torch.tensor([[0, 2], [3, 1]])
+    targets = torch.randn(2, 2, 3, 96, 96)
+    terms = objective_terms(
+        classifier, images, labels, chosen, targets, weight=1.0, classes=4, output="log_softmax", scaling="drawn",
+        differentiation="adjoint", batch_norm="frozen",
+    )  # fmt: skip
+    expected = 0.0
+    for image, classes, wanted in zip(images, chosen, targets, strict=True):
+        for label, target in zip(classes, wanted, strict=True):
+            pixels = image[None].clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(classifier(pixels).log_softmax(1)[0, label], pixels)
+            expected += (1 - F.cosine_similarity(gradient.flatten(), target.flatten(), dim=0).item()) / 2
+    assert terms.alignment.item() == pytest.approx(expected, abs=1e-4)
+    terms.total.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in classifier.parameters())
 
 
 # --- what they compute

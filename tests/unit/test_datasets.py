@@ -1,17 +1,12 @@
 """Datasets: what is read is what was there, and what cannot be used is refused by name."""
 
 import dataclasses
-import urllib.request
-from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import sklearn.datasets
 import torch
-import torchvision.datasets.utils
 
-from pag_core.datasets import cifar10
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import fingerprint, read_dataset, write_dataset
@@ -209,37 +204,6 @@ def test_a_missing_dataset_names_the_stage(tmp_path, what):
         (tmp_path / "d.zarr").mkdir()
     with pytest.raises(DatasetError, match="prepare"):
         read_dataset(tmp_path / "d.zarr")
-
-
-# --- CIFAR-10
-
-
-@pytest.mark.parametrize("archive", [None, b"", b"corrupt archive"])
-def test_cifar10_without_archive_and_network_names_the_remedy(tmp_path, monkeypatch, archive):
-    asked = []
-
-    def offline(url, *arguments, **options):
-        asked.append(getattr(url, "full_url", url))
-        raise URLError("no network")
-
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    if archive is not None:
-        (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
-    with pytest.raises(
-        DatasetError, match=r"no network.*put cifar-10-python.tar.gz into .* or use dataset: image_folder"
-    ):
-        cifar10.load(tmp_path)
-    assert any("cifar-10-python.tar.gz" in url for url in asked), "a corrupt archive was taken for a good one"
-
-
-def test_cifar10_refuses_a_wrong_download(tmp_path, monkeypatch):
-    def wrong(url, filename, *arguments, **options):
-        Path(filename).write_bytes(b"<html>proxy login</html>")
-
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **options: url)
-    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", wrong)
-    with pytest.raises(DatasetError, match=r"put cifar-10-python.tar.gz"):
-        cifar10.load(tmp_path)
 
 
 def test_images_of_two_splits_are_counted():

@@ -17,12 +17,14 @@ from pag_core.diffusion.training import train_diffusion
 from pag_core.gradient_store.store import RepresentativeGradients
 from pag_core.gradient_store.targets import GradientBatch
 from pag_core.gradients.distillation_precision import in_precision
+from pag_core.gradients.online import OnlineGradients
 from pag_core.gradients.score_based import score_based_gradients
 from pag_core.objective.cosine_alignment import cosine_alignment_loss
 from pag_core.objective.input_gradient import input_gradients
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
+from tests.samples import sbg_params
 
 CPU = torch.device("cpu")
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
@@ -61,12 +63,12 @@ def reads_per_step(run, fewer, more):
 
 @pytest.fixture
 def train_classifier(tmp_path, dataset, make_params, make_classifier):
-    def train(steps, augmentation="none", classifier=None):
+    def train(steps, augmentation="none", classifier=None, targets=None):
         params = make_params(
             {"train.epochs": 1, "train.batch_size": 36 // steps, "train.augmentation": augmentation, "source": "cm"}
         )
         split = dataset.splits["train"]
-        targets = RepresentativeGradients(torch.rand(3, 1, 8, 8), split)
+        targets = targets or RepresentativeGradients(torch.rand(3, 1, 8, 8), split)
         Trainer(
             classifier=classifier or make_classifier(), train=split, classes=3, params=params.train,
             term=AlignmentTerm(targets, 2.0, params.objective), seed=5, device=CPU,
@@ -80,6 +82,12 @@ def train_classifier(tmp_path, dataset, make_params, make_classifier):
 def test_a_step_of_the_classifier_reads_two_values(train_classifier, augmentation):
     """one_hot checks the range of classes, lowest and highest, on the CPU alone."""
     assert reads_per_step(lambda steps: train_classifier(steps, augmentation), 6, 9) == 2
+
+
+@pytest.mark.parametrize("timestep", [300, [200, 300]])
+def test_a_step_that_asks_the_teacher_reads_no_more(train_classifier, dataset, make_predictor, timestep):
+    teacher = OnlineGradients(make_predictor(dataset), sbg_params(timestep=timestep))
+    assert reads_per_step(lambda steps: train_classifier(steps, "crop_flip", targets=teacher), 6, 9) == 2
 
 
 def test_a_planted_read_is_counted(train_classifier, make_classifier):

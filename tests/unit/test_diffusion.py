@@ -10,6 +10,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, Mod
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule as beta_schedule
 from guided_diffusion.unet import AttentionBlock
 
+from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.diffusion import training as training_module
 from pag_core.diffusion.network import (
     architecture,
@@ -124,6 +125,21 @@ def test_the_network_has_an_embedding_for_no_class(make_params, learn_sigma):
     )
 
 
+@pytest.mark.parametrize(("side", "attending"), [(96, [24, 12]), (64, [16, 8])])
+def test_the_network_of_imagenet_64_takes_the_images_of_stl10(make_params, side, attending):
+    """Appendix G.2: improved-diffusion's multipliers, attention after two and three halvings; here an eighth as wide."""
+    changes = {"channels": 32, "channel_multipliers": [1, 2, 3, 4], "residual_blocks": 1, "attention_heads": 4}
+    changes |= {"attention_resolutions": attending, "learn_sigma": True}
+    card = architecture(make_params({f"diffusion.{key}": value for key, value in changes.items()}).diffusion)
+    network, seen = build_network(card, (3, side, side), 10), set()
+    for module in network.modules():
+        if type(module).__name__ == "AttentionBlock":
+            module.register_forward_hook(lambda module, inputs, output: seen.add(output.shape[2]))
+    with torch.no_grad():
+        predicted = network(torch.randn(1, 3, side, side), torch.tensor([500.0]), torch.tensor([10]))
+    assert predicted.shape == (1, 6, side, side) and seen == set(attending)
+
+
 @pytest.mark.parametrize("side", [16, 3, 5])
 def test_attention_where_the_network_has_no_such_side_is_refused(make_params, side):
     card = architecture(make_params({"diffusion.attention_resolutions": [side]}).diffusion)
@@ -230,16 +246,14 @@ def test_the_loss_falls(tmp_path, train):
 
 def test_the_weights_are_the_moving_average(tmp_path, train, cpu, monkeypatch):
     """EMA by hand from the weights after every step."""
-    from pag_core.diffusion import training
-
     seen = []
-    update = training._ExponentialAverage.update_parameters
+    update = ExponentialAverage.update_parameters
 
     def record(self, network):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         update(self, network)
 
-    monkeypatch.setattr(training._ExponentialAverage, "update_parameters", record)
+    monkeypatch.setattr(ExponentialAverage, "update_parameters", record)
     weights, _ = train(RunFolder(tmp_path), steps=6, ema_decay=0.8)
     assert len(seen) == 6
     for name, tensor in weights.items():

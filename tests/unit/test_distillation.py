@@ -6,22 +6,29 @@ import pytest
 import torch
 
 from pag_core.compute.randomness import generator
-from pag_core.gradient_store.store import DenseStoreWriter, open_gradients
+from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.writer import GradientWriter
 from pag_core.gradients import distillation
 from pag_core.gradients.distillation import Distillation, distill
-from pag_core.gradients.score_based import averaged_score_based_gradients
-from pag_core.params.sections import GradientStoreParams, ScoreBasedParams
+from pag_core.params.sections import GradientStoreParams
 from pag_core.pipeline.checkpoint import RunFolder
-from tests.samples import MADE_FROM, Killed, cosines
+from tests.samples import MADE_FROM, Killed, cosines, distilled, sbg_params
 
 
 @pytest.fixture
 def run_distill(dataset, make_predictor):
     predictor = make_predictor(dataset)
-    sbg = ScoreBasedParams(timestep=300, draws=2, batch_size=5, precision="float32", min_cosine=0.99, compile=False)
-    store = GradientStoreParams(dtype="int8", images_per_shard=8, images_per_chunk=4, held_out_images=10)
+    sbg = sbg_params(draws=2, batch_size=5)
 
-    def run(path, folder, seed=7):
+    def run(path, folder, seed=7, kept=None):
+        store = GradientStoreParams(
+            address=None,
+            classes_per_image=kept,
+            dtype="int8",
+            images_per_shard=8,
+            images_per_chunk=4,
+            held_out_images=10,
+        )
         distill(
             path, predictor, dataset, Distillation(sbg, store, seed), folder=folder,
             provenance={"seed": seed, "inputs": MADE_FROM}, measured={},
@@ -42,16 +49,9 @@ def test_distilled_gradients_are_those_of_eq_8(tmp_path, dataset, run_distill, c
         found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu)(torch.arange(count), every)
         parts = []
         for number, start in enumerate(range(0, count, 8)):
-            parts.append(
-                averaged_score_based_gradients(
-                    run_distill.predictor,
-                    dataset.splits[split].pixels(slice(start, min(start + 8, count))),
-                    timestep=300,
-                    draws=2,
-                    batch_size=100,
-                    noise_stream=generator("cpu", 7, "distillation", split, number),
-                )
-            )
+            images = dataset.splits[split].pixels(slice(start, min(start + 8, count)))
+            stream = generator("cpu", 7, "distillation", split, number)
+            parts.append(distilled(run_distill.predictor, images, stream, draws=2, batch_size=100))
         assert (1 - cosines(torch.cat(parts), found)).max() < 1e-3
     # other noise for every shard and seed
     run_distill(tmp_path / "other.zarr", RunFolder(tmp_path / "run"), seed=8)
@@ -62,16 +62,17 @@ def test_distilled_gradients_are_those_of_eq_8(tmp_path, dataset, run_distill, c
 def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkeypatch):
     run_distill(tmp_path / "whole.zarr", RunFolder(tmp_path / "run"))
     calls = []
-    write_shard = DenseStoreWriter.write_shard
+    write_shard = GradientWriter.write_shard
 
-    def broken(self, split, images, *content):
+    def broken(self, split, images, content):
         calls.append((split, images.start))
-        write_shard(self, split, images, *content)
+        records = write_shard(self, split, images, content)
         # killed after the shard was written, before it was recorded
         if len(calls) == 4:
             raise Killed
+        return records
 
-    monkeypatch.setattr(DenseStoreWriter, "write_shard", broken)
+    monkeypatch.setattr(GradientWriter, "write_shard", broken)
     folder = RunFolder(tmp_path / "again")
     with pytest.raises(Killed):
         run_distill(tmp_path / "resumed.zarr", folder)
@@ -81,7 +82,7 @@ def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkey
     (folder.path / "store/train/scale/c/1/0").unlink()
     calls.clear()
     monkeypatch.setattr(
-        DenseStoreWriter, "write_shard", lambda *a: (calls.append((a[1], a[2].start)), write_shard(*a))[1]
+        GradientWriter, "write_shard", lambda *a: (calls.append((a[1], a[2].start)), write_shard(*a))[1]
     )
     run_distill(tmp_path / "resumed.zarr", folder)
     assert calls == [("train", 0), ("train", 8), ("train", 24), ("train", 32), ("test", 0), ("test", 8)]
@@ -90,19 +91,19 @@ def test_resumed_distillation_gives_the_same_bytes(tmp_path, run_distill, monkey
 
 def test_a_shard_is_quantised_batch_by_batch_and_written_by_another_thread(tmp_path, run_distill, monkeypatch):
     sizes, threads = [], set()
-    original, write_shard = distillation.quantised, DenseStoreWriter.write_shard
+    original, write_shard = distillation.quantised, GradientWriter.write_shard
 
     def counted(gradients, dtype):
         sizes.append(len(gradients))
         return original(gradients, dtype)
 
-    def watched(self, split, images, codes, scales):
+    def watched(self, split, images, content):
         threads.add(threading.get_ident())
-        assert str(codes.dtype) == "int8" and len(codes) == images.stop - images.start
-        write_shard(self, split, images, codes, scales)
+        assert content.codes.dtype == torch.int8 and len(content.codes) == images.stop - images.start
+        return write_shard(self, split, images, content)
 
     monkeypatch.setattr(distillation, "quantised", counted)
-    monkeypatch.setattr(DenseStoreWriter, "write_shard", watched)
+    monkeypatch.setattr(GradientWriter, "write_shard", watched)
     run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
     # shards of 8 (the last of a split shorter) in batches of 5
     assert sizes == 4 * [5, 3] + [4] + [5, 3] + [2]
@@ -112,15 +113,15 @@ def test_a_shard_is_quantised_batch_by_batch_and_written_by_another_thread(tmp_p
 @pytest.mark.parametrize("call", [1, 4, 7])
 def test_an_error_of_the_writing_thread_ends_the_run_without_a_store(tmp_path, run_distill, monkeypatch, call):
     """Also that of the last shard, after which no other is handed over."""
-    calls, write_shard = [], DenseStoreWriter.write_shard
+    calls, write_shard = [], GradientWriter.write_shard
 
     def failing(self, *content):
         calls.append(1)
         if len(calls) == call:
             raise OSError(28, "No space left on device")
-        write_shard(self, *content)
+        return write_shard(self, *content)
 
-    monkeypatch.setattr(DenseStoreWriter, "write_shard", failing)
+    monkeypatch.setattr(GradientWriter, "write_shard", failing)
     with pytest.raises(OSError, match="No space left"):
         run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
     assert len(calls) == call and not (tmp_path / "sbg.zarr").exists()

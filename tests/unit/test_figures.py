@@ -188,11 +188,17 @@ def test_colour_images_are_drawn(make_dataset, tmp_path):
         assert all(image.get_array().shape == (8, 8, 3) for image in pictures(figure))
 
 
-def test_more_than_ten_classes_are_cut_and_said(make_dataset):
-    dataset = make_dataset(classes=12, train=2, test=2)
+@pytest.mark.parametrize("classes", [12, 100, 200])
+def test_more_than_ten_classes_are_cut_and_said(make_dataset, classes):
+    dataset = make_dataset(classes=classes, train=2, test=2)
+    sizes = set()
     for figure in (draw_sources(dataset), draw_targeted(dataset, columns=10)):
-        assert any("the first 10 of 12 classes" in text for text in texts(figure))
+        assert any(f"the first 10 of {classes} classes" in text for text in texts(figure))
         assert "class 9" in texts(figure) and len(pictures(figure)) == 2 + 2 * 2 * 10
+        assert overlapping_texts(figure) == []
+        sizes.add(tuple(figure.get_size_inches()))
+    ten = make_dataset(classes=10, train=2, test=2)
+    assert sizes == {tuple(draw_sources(ten).get_size_inches()), tuple(draw_targeted(ten).get_size_inches())}
 
 
 def test_targeted_pgd_names_its_setting(dataset):

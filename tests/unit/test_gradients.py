@@ -14,7 +14,8 @@ from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.label_effect import label_effect, require_label_effect
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.gradients.one_image import one_image_representatives
-from pag_core.gradients.score_based import averaged_score_based_gradients, score_based_gradients
+from pag_core.gradients.score_based import score_based_gradients
+from tests.samples import distilled
 
 
 def make_split(images, labels):
@@ -232,9 +233,7 @@ def test_gradients_do_not_depend_on_the_batch_size(dataset, make_predictor):
 
     def run(batch_size, draws=2):
         stream = torch.Generator().manual_seed(3)
-        return averaged_score_based_gradients(
-            predictor, images, timestep=300, draws=draws, batch_size=batch_size, noise_stream=stream
-        )
+        return distilled(predictor, images, stream, draws=draws, batch_size=batch_size)
 
     whole = run(7)
     for batch_size in (1, 3, 100):
@@ -244,7 +243,7 @@ def test_gradients_do_not_depend_on_the_batch_size(dataset, make_predictor):
 def test_draws_are_averaged(dataset, make_predictor):
     predictor, images = make_predictor(dataset), dataset.splits["test"].pixels(slice(0, 3))
     stream = torch.Generator().manual_seed(3)
-    found = averaged_score_based_gradients(predictor, images, timestep=300, draws=3, batch_size=8, noise_stream=stream)
+    found = distilled(predictor, images, stream, draws=3)
     stream = torch.Generator().manual_seed(3)
     singles = [
         score_based_gradients(predictor, images, timestep=300, noise=torch.randn(images.shape, generator=stream))
@@ -252,8 +251,34 @@ def test_draws_are_averaged(dataset, make_predictor):
     ]
     assert torch.allclose(found, sum(singles) / 3, rtol=1e-5, atol=1e-7)
     assert cosine(singles[0], singles[1]) < 0.9999
-    with pytest.raises(ValueError, match="draws must be positive"):
-        averaged_score_based_gradients(predictor, images, timestep=1, draws=0, batch_size=8, noise_stream=stream)
+
+
+def test_noise_levels_have_the_same_say(dataset, make_predictor):
+    """Means of unit gradients, computed image by image and class by class in float64."""
+    predictor, images = make_predictor(dataset), dataset.splits["test"].pixels(slice(0, 3))
+    found = distilled(predictor, images, torch.Generator().manual_seed(3), timestep=[50, 300, 700], draws=2)
+    stream = torch.Generator().manual_seed(3)
+    levels = []
+    for timestep in (50, 300, 700):
+        noises = [torch.randn(images.shape, generator=stream) for _ in range(2)]
+        parts = [score_based_gradients(predictor, images, timestep=timestep, noise=noise) for noise in noises]
+        levels.append((parts[0].double() + parts[1].double()) / 2)
+    for b in range(3):
+        for label in range(3):
+            units = [level[b, label] / level[b, label].square().sum().sqrt() for level in levels]
+            assert (found[b, label] - sum(units) / 3).abs().max() < 1e-6
+    # the levels differ in length, so a plain mean would be another direction
+    assert cosine(found[0, 0], sum(level[0, 0] for level in levels)) < 0.999
+
+
+def test_some_classes_are_those_of_all(dataset, make_predictor):
+    predictor, images = make_predictor(dataset), dataset.splits["test"].pixels(slice(0, 3))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(3))
+    whole = score_based_gradients(predictor, images, timestep=300, noise=noise)
+    chosen = torch.tensor([[2, 0], [1, 2], [0, 1]])
+    found = score_based_gradients(predictor, images, timestep=300, noise=noise, classes=chosen)
+    expected = torch.stack([whole[b, chosen[b]] for b in range(3)])
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 # --- does the label do anything?

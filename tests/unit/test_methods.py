@@ -30,7 +30,7 @@ from tests.unit.test_adjoint import (
     samples,
 )
 
-FORM = {"output": "logit", "scaling": "drawn", "classes_per_step": None, "weight_warmup": None}
+FORM = {"output": "logit", "scaling": "drawn", "classes_per_step": "all", "weight_warmup": None}
 STEPS, BATCH = 10, 8
 
 

@@ -8,7 +8,8 @@ import torch
 
 from pag_core.errors import StoreError
 from pag_core.gradient_store.manifest import read_manifest
-from pag_core.gradient_store.store import SmallStore, open_gradients, quantised, write_small_store
+from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
+from pag_core.gradient_store.writer import quantised
 from tests.samples import MADE_FROM, cosines, flip, gaussian, write_dense
 
 
@@ -142,6 +143,8 @@ def test_stores_of_other_origin_are_refused(dense, dataset, make_dataset, cpu):
         open_gradients(dense, make_dataset(seed=99), "train", cpu)
     with pytest.raises(StoreError, match="made for the classes class 0, class 1, class 2"):
         open_gradients(dense, make_dataset(classes=4), "train", cpu)
+    with pytest.raises(StoreError, match=r"has class 0, .*class 9 \.\.\. \(200 classes\); run"):
+        open_gradients(dense, make_dataset(classes=200, shape=(1, 2, 2), train=1, validation=1, test=1), "train", cpu)
     with pytest.raises(StoreError, match="made with another diffusion model"):
         open_gradients(dense, dataset, "train", cpu, inputs={"diffusion model": "b" * 64})
     with pytest.raises(StoreError, match="made with another teacher"):

@@ -115,6 +115,39 @@ def test_vanilla_training_equals_a_loop_by_hand(tmp_path, dataset, make_trainer,
         assert row["cross_entropy"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.99])
+def test_the_average_of_the_weights_is_kept(tmp_path, make_trainer, monkeypatch, decay):
+    """Against an average by hand of the weights after each of ten steps, batch-norm's statistics included."""
+    plain = make_trainer(RunFolder(tmp_path / "plain"))
+    with_batch_norm(plain)
+    weights, original = [], plain._step
+
+    def recording(*arguments):
+        found = original(*arguments)
+        weights.append({name: tensor.detach().clone() for name, tensor in plain.classifier.state_dict().items()})
+        return found
+
+    monkeypatch.setattr(plain, "_step", recording)
+    torch.manual_seed(1)
+    history = plain.run(tmp_path / "curves-plain")
+    averaged = with_batch_norm(make_trainer(RunFolder(tmp_path / "averaged"), **{"train.ema_decay": decay}))
+    torch.manual_seed(1)
+    assert averaged.run(tmp_path / "curves") == history
+    found = averaged.classifier.state_dict()
+    assert len(weights) == 10
+    for name in found:
+        if not found[name].is_floating_point():
+            assert torch.equal(found[name], weights[-1][name])
+            continue
+        by_hand = weights[0][name].double()
+        for n in range(1, 10):
+            keep = min(decay, (1 + n) / (10 + n))
+            by_hand = keep * by_hand + (1 - keep) * weights[n][name].double()
+        assert torch.allclose(found[name].double(), by_hand, rtol=1e-5, atol=1e-6), name
+        constant = name in ("mean", "deviation")
+        assert torch.equal(found[name], weights[-1][name]) == (decay == 0 or constant), name
+
+
 def test_lambda_0_trains_the_vanilla_network(tmp_path, make_trainer):
     """An alignment term of weight 0 changes no weight."""
     networks = []
@@ -153,7 +186,7 @@ def test_a_run_killed_in_the_first_epochs_goes_on_with_its_lambda(tmp_path, make
 
 
 def test_alignment_training_aligns(tmp_path, make_trainer):
-    changes = {"train.epochs": 12, "train.learning_rate": 0.01, "objective.classes_per_step": None}
+    changes = {"train.epochs": 12, "train.learning_rate": 0.01, "objective.classes_per_step": "all"}
     history = make_trainer(RunFolder(tmp_path / "run"), **changes).run(tmp_path / "curves")
     # the sum over three classes starts near three, at no alignment
     assert 2 < history[0]["alignment"] < 3.6
@@ -172,6 +205,7 @@ def test_alignment_training_aligns(tmp_path, make_trainer):
         {"method": "at", "at.steps": 2, "train.augmentation": "crop_flip"},
         {"method": "trades", "trades.steps": 1},
         {"method": "gradient_norm", "gradient_norm.warmup_epochs": 1},
+        {"train.ema_decay": 0.9},
     ],
 )
 def test_resumed_training_is_bit_identical(tmp_path, make_trainer, monkeypatch, cpu, reads, survive, step, changes):
@@ -233,24 +267,26 @@ def test_a_precision_that_the_device_lacks_is_refused(tmp_path, make_trainer):
         make_trainer(RunFolder(tmp_path), **{"train.precision": "tf32"}).run(tmp_path / "curves")
 
 
-def test_batch_norm_state_survives_a_kill(tmp_path, make_trainer):
-    def with_norm(trainer):
-        torch.manual_seed(0)
-        trainer.classifier.network = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.2), torch.nn.SiLU(), torch.nn.Flatten(),
-            torch.nn.Linear(144, 3),
-        )  # fmt: skip
-        trainer.__post_init__()
-        return trainer
+def with_batch_norm(trainer):
+    torch.manual_seed(0)
+    trainer.classifier.network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.2), torch.nn.SiLU(), torch.nn.Flatten(),
+        torch.nn.Linear(144, 3),
+    )  # fmt: skip
+    trainer.__post_init__()
+    return trainer
 
-    whole = with_norm(make_trainer(RunFolder(tmp_path / "whole"), **{"objective.batch_norm": "repeat"}))
+
+def test_batch_norm_state_survives_a_kill(tmp_path, make_trainer):
+    changes = {"objective.batch_norm": "repeat", "train.ema_decay": 0.5}
+    whole = with_batch_norm(make_trainer(RunFolder(tmp_path / "whole"), **changes))
     torch.manual_seed(1)
     whole.run(tmp_path / "a")
-    broken = with_norm(make_trainer(KilledFolder(tmp_path / "run", 1), **{"objective.batch_norm": "repeat"}))
+    broken = with_batch_norm(make_trainer(KilledFolder(tmp_path / "run", 1), **changes))
     torch.manual_seed(1)
     with pytest.raises(Killed):
         broken.run(tmp_path / "b")
-    resumed = with_norm(make_trainer(RunFolder(tmp_path / "run"), **{"objective.batch_norm": "repeat"}))
+    resumed = with_batch_norm(make_trainer(RunFolder(tmp_path / "run"), **changes))
     torch.manual_seed(2)
     resumed.run(tmp_path / "b")
     for name, tensor in whole.classifier.state_dict().items():
@@ -282,7 +318,9 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, make_trainer, monkey
 
 
 def test_more_classes_per_step_than_classes_are_refused(tmp_path, make_trainer):
-    with pytest.raises(ParamsError, match=r"objective.classes_per_step is 4, the dataset has 3 classes"):
+    with pytest.raises(
+        ParamsError, match=r"classes_per_step is 4, the dataset has 3 classes; set it to at most 3, or all"
+    ):
         make_trainer(RunFolder(tmp_path), **{"objective.classes_per_step": 4})
     make_trainer(RunFolder(tmp_path), **{"objective.classes_per_step": 3})
     # without an alignment term the number means nothing

@@ -36,6 +36,8 @@ def test_wrong_values_are_refused_by_name(key):
             taken = at(params, key)
             if key.endswith(("radius", "step_size")) and value is not None:
                 value = str(value)  # kept as it is written, for fractions
+            if key == "sbg.timestep" and value == [1]:
+                value = 1  # one noise level, as a list
             if isinstance(taken, float):
                 value = float(value)
             assert taken == value and type(taken) is type(value), (value, taken)
