@@ -69,8 +69,8 @@ def _recipe(params: ToyParams) -> TrainParams:
     """Appendix G.1; AdamW without weight decay is Adam."""
     return TrainParams(
         epochs=params.epochs, batch_size=params.batch_size, learning_rate=params.learning_rate, optimizer="adamw",
-        momentum=0.0, weight_decay=0.0, ema_decay=None, schedule="constant", augmentation="none", precision="float32", compile=False,
-        channels_last=False, validation_attacked=1, validation_radii={}, checkpoint_seconds=20.0,
+        momentum=0.0, weight_decay=0.0, ema_decay=None, schedule="constant", augmentation="none", precision="float32",
+        compile=False, channels_last=False, validation_attacked=1, validation_radii={}, checkpoint_seconds=20.0,
     )  # fmt: skip
 
 
