@@ -12,6 +12,8 @@ from pag_core.pipeline.code_identity import CHECKOUT
 
 Plain = dict[str, Any]
 
+# keys of a size that are no parameters
+SPECIAL = ("title", "stages", "seeds", "classes", "needs_images", "classifiers", "rows", "settings")
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
@@ -25,7 +27,7 @@ class Row:
     label: str
     classifier: str
     baseline: bool
-    published: tuple[float, ...]
+    published: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,13 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     if size not in described["sizes"]:
         raise typer.BadParameter(f"{size} is not one of: {', '.join(described['sizes'])}", param_hint="--size")
     chosen = dict(described["sizes"][size])
-    special = {key: chosen.pop(key, None) for key in ("classes", "classifiers", "seeds", "needs_images")}
+    # a size may have classifiers and rows of its own
+    own = {**described, **{key: value for key, value in chosen.items() if key in SPECIAL}}
     common = laid_over(base_params(), *_layers(file, size))
-    classifiers = laid_over(described["classifiers"], special["classifiers"] or {})
-    params = {name: laid_over(common, layer) for name, layer in classifiers.items()}
+    params = {name: laid_over(common, layer) for name, layer in own["classifiers"].items()}
     for change in changes:
         _set(params, change)
-    seeds = special["seeds"] or described.get("seeds")
+    seeds = own.get("seeds")
     runs = {name: [name] if seeds is None else [f"{name}-seed{seed}" for seed in seeds] for name in params}
     # every classifier with the first seed, then with the next: what is broken off has something of each
     every = {
@@ -106,14 +108,14 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
         parse_params(plain, f"{file} ({size}, {run})")
     return Experiment(
         name=f"{file.stem}-{size}",
-        title=described.get("title", file.stem),
+        title=own.get("title", file.stem),
         params=every,
         runs=runs,
-        stages=tuple(described["stages"]),
-        classes=special["classes"],
-        rows=_rows(described, list(params)),
-        settings=tuple(described.get("settings", ())),
-        needs_images=bool(special["needs_images"]),
+        stages=tuple(own["stages"]),
+        classes=own.get("classes"),
+        rows=_rows(own, list(params)),
+        settings=tuple(own.get("settings", ())),
+        needs_images=bool(own.get("needs_images")),
     )
 
 
@@ -123,16 +125,15 @@ def _layers(file: Path, size: str) -> list[Plain]:
     chosen = dict(described["sizes"][size])
     before: list[Plain] = []
     if "like" in chosen:
-        other, _, of_size = chosen.pop("like").partition(":")
-        before = _layers(file.parent / other, of_size)
-    for key in ("classes", "classifiers", "seeds", "needs_images"):
-        chosen.pop(key, None)
-    return [*before, described.get("params", {}), chosen]
+        other, _, name = chosen.pop("like").partition(":")
+        before = _layers(file.parent / other, name)
+    of_size = {key: value for key, value in chosen.items() if key not in SPECIAL}
+    return [*before, described.get("params", {}), of_size]
 
 
-def _rows(described: Plain, classifiers: list[str]) -> tuple[Row, ...]:
+def _rows(own: Plain, classifiers: list[str]) -> tuple[Row, ...]:
     """The rows that are described; without any, the first classifier's baseline and then every classifier."""
-    rows = described.get("rows")
+    rows = own.get("rows")
     if rows is None:
         rows = {"vanilla": {"of": classifiers[0], "baseline": True}, **{name: {"of": name} for name in classifiers}}
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
@@ -141,9 +142,8 @@ def _rows(described: Plain, classifiers: list[str]) -> tuple[Row, ...]:
         numbers: Any = published
         for key in str(row.get("published", "")).split("/") if "published" in row else []:
             numbers = numbers[key]
-        found.append(
-            Row(label, row["of"], bool(row.get("baseline")), () if numbers is published else tuple(map(float, numbers)))
-        )
+        beside = () if numbers is published else tuple(numbers)
+        found.append(Row(label, row["of"], bool(row.get("baseline")), beside))
     return tuple(found)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.description import Experiment, Plain, Row
+from pag_core.report.page import FOOLBOX_NAMES
 
 # each run's metrics by the names of their files, as "autoattack" and "details/foolbox"; a run that is not there is a gap
 Measured = dict[str, dict[str, Plain]]
@@ -59,15 +60,13 @@ def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]
 
 
 def _of_foolbox(row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
-    """The mean over its radii of each attack of Table 6; the paper does not state its radii."""
+    """A line for each attack of Table 6, which has the mean over the radii of the grid; the paper does not state its own."""
     who = "baseline" if row.baseline else "model"
-    attacks = (
-        [name for name, found in runs[0]["details/foolbox"][who].items() if isinstance(found, dict)] if runs else []
-    )
-    for number, name in enumerate(attacks):
+    for number, (name, title) in enumerate(FOOLBOX_NAMES.items()):
         ours = tuple(_mean_over_radii(run["details/foolbox"][who][name]) for run in runs)
-        published = row.published[number] if len(row.published) == len(attacks) else None
-        yield Cell(row.label, name, ours, published, "radii not stated", runs[0]["details/foolbox"]["images"])
+        published = row.published[number] if row.published else None
+        images = runs[0]["details/foolbox"]["images"] if runs else None
+        yield Cell(title, row.label, ours, published, "radii not stated", images)
 
 
 def _mean_over_radii(found: Plain) -> float:

@@ -14,7 +14,7 @@ from PIL import Image
 from experiments.by_hand import described_stages, outputs_of
 from experiments.description import base_params, read_experiment
 from experiments.images import arrange_images
-from experiments.results import as_csv, markdown
+from experiments.results import as_csv, cells, markdown
 from experiments.with_dvc import overrides
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params
@@ -299,6 +299,46 @@ def test_the_rivals_on_digits_are_valid(size):
     assert {experiment.params[run]["seed"] for run in experiment.runs["trades"]} == {3407, 3408, 3409}
     assert {experiment.params[run]["lambda"] for run in experiment.runs["sbg_trades"]} == {0.5}
     assert experiment.params["at_linf-seed3407"]["at"]["norm"] == "Linf"
+
+
+TABLES = sorted((ROOT / "experiments/tables").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("size", ["mini", "full"])
+@pytest.mark.parametrize("file", TABLES, ids=[file.stem for file in TABLES])
+def test_every_table_is_valid(file, size):
+    experiment = read_experiment(file, size, [])
+    for params in experiment.params.values():
+        assert set(experiment.stages) <= described_stages(params).keys()
+        assert params["dataset"] in (
+            {"digits", "cifar10"} if size == "mini" else {"cifar10", "stl10", "cifar100", "tiny_imagenet"}
+        )
+    assert experiment.needs_images == (
+        size == "mini" and "cifar10" in {p["dataset"] for p in experiment.params.values()}
+    )
+    gaps = markdown(experiment, {}).splitlines()
+    rows = [line for line in gaps if "not run" in line]
+    assert len(rows) == (7 if experiment.stages == ("foolbox",) else len(experiment.rows))
+    if (file.stem, size) != ("table_2", "mini"):
+        # every row has its published numbers, one for each column
+        assert all(row.published for row in experiment.rows)
+        columns = {cell.setting for cell in cells(experiment, {}) if cell.published is not None}
+        assert len(columns) >= 2
+
+
+def test_published_numbers_are_those_of_the_paper():
+    """A number of each table, copied once more by hand."""
+    found = {
+        (file.stem, cell.row, number): cell.published
+        for file in TABLES
+        for number, cell in enumerate(cells(read_experiment(file, "full", []), {}))
+    }
+    assert found["table_1", "ResNet: SBG", 13] == 55.39 and found["table_1", "ViT: AT L2", 41] == 8.13
+    assert found["table_2", "STL-10: SBG", 8] == 43.53 and found["table_2", "CIFAR-100: vanilla", 15] == 74.36
+    assert found["table_3", "SBG", 4] == 30.43 and found["table_4", "TRADES and SBG", 10] == 62.66
+    assert found["table_5", "MLP-Mixer: SBG", 15] == 35.97 and found["table_7", "CM", 5] == 3.14
+    assert found["table_6", "EAD", 6] == 8.57 and found["table_6", "Salt-and-pepper noise", 7] == 42.59
+    assert found["figure_5", "lambda 0.5", 6] is None and found["figure_5", "lambda 0.5", 7] == 48.34
 
 
 def test_several_seeds_give_a_mean_and_a_range():
