@@ -3,6 +3,7 @@
 from typing import Any
 
 from pag_core.classifiers.architectures import PACKAGES
+from pag_core.datasets.labelled_images import listed_classes
 from pag_core.figures.labels import settings_by_norm
 from pag_core.report.verdict import MASKING_CHECKS, percent
 
@@ -39,7 +40,7 @@ def _title(name: str, who: str, dataset: str, card: Plain, parameters: int) -> s
         f"- Architecture: `{card['arch']}`, {parameters:,} parameters, options "
         f"{', '.join(f'{key} {value}' for key, value in card['options'].items() if value is not None) or 'as by default'}\n"
         f"- Takes images float32 [B, {channels}, {height}, {width}] in [0, 1]; normalisation is inside. Returns logits\n"
-        f"- Classes, in the order of the logits: {', '.join(card['class_names'])}\n"
+        f"- Classes, in the order of the logits: {listed_classes(card['class_names'])}; `card.json` names all\n"
         f"- Data: {dataset}, fingerprint `{card['dataset']}`"
     )
 
