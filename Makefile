@@ -1,5 +1,6 @@
 # make repro: the experiment of params.yaml, from data to page.
 # make quick: the checks that are done in a few minutes. make test: all of them.
+# make table NAME=table_1: a table of the paper in miniature.
 # make bench: the speed, against plain implementations.
 # Each makes .venv on first use; a second run installs nothing.
 
@@ -39,6 +40,15 @@ experiments: $(VENV)/.installed
 # the same as a page to sort, filter and compare, with figures; WORK=FOLDER adds experiments that ran by hand there
 page: $(VENV)/.installed
 	PATH="$(BIN):$$PATH" python experiments/page.py $(if $(WORK),--work $(WORK))
+
+# a table of the paper beside its published numbers: make table NAME=table_1 SCALE=mini; runs what is missing. IMAGES names a
+# folder of images for those that take one (docs/tables.md)
+SCALE ?= mini
+.PHONY: table
+table: $(VENV)/.installed
+	@test -f "experiments/tables/$(NAME).yaml" || { echo "NAME is one of: $(notdir $(basename $(wildcard experiments/tables/*.yaml)))"; exit 1; }
+	PATH="$(BIN):$$PATH" python experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --output results \
+		$(if $(IMAGES),--images "$(IMAGES)")
 
 # the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
 .PHONY: picture

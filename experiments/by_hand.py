@@ -4,18 +4,21 @@ Every run of a stage has a folder of its own, named after all that its result de
 stages before it. So classifiers share what is equal, and a stage that has finished is not run again.
 """
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from experiments.description import Experiment, Plain
+from experiments.results import Measured
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
 from pag_core.pipeline.places import FIGURES
@@ -56,51 +59,89 @@ def outputs_of(stage: Plain) -> list[str]:
 class ByHand:
     """Runs of stages below `work` with the parameters of one classifier."""
 
-    def __init__(self, params: Plain, work: Path) -> None:
+    def __init__(self, params: Plain, work: Path, fingerprint: Callable[[Path], str] = code_fingerprint) -> None:
+        """`fingerprint` gives that of a program's code; it is asked before each stage, as the code may have changed."""
         self.params = params
+        self.fingerprint = fingerprint
         self.work = work.resolve()
         self.stages = described_stages(params)
         self.makers = {output: name for name, stage in self.stages.items() for output in outputs_of(stage)}
         self.folders: dict[str, Path] = {}
+        self.made: set[str] = set()
 
-    def made(self, name: str) -> Path:
-        """The folder in which the stage `name` has run, after all that it needs; ends the program where one fails."""
+    def make(self, name: str) -> None:
+        """Run the stage `name` after all that it needs, unless it has run; ends the program where one fails."""
+        if name in self.made:
+            return
+        for maker in self._needed(name).values():
+            self.make(maker)
+        if self.is_done(name):
+            print(f"{name}: done before", flush=True)
+        else:
+            self._run(name)
+        self.made.add(name)
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage has run with what it depends on now, and its outputs are there."""
+        folder = self.folder(name)
+        return (folder / ENDED).exists() and all((folder / path).exists() for path in outputs_of(self.stages[name]))
+
+    def folder(self, name: str) -> Path:
+        """The folder of the stage `name`, which runs in it or has run."""
         if name not in self.folders:
-            stage = self.stages[name]
-            needed = {
-                output: self.made(maker)
-                for output, maker in self.makers.items()
-                if any(output == path or output.startswith(f"{path}/") for path in stage["deps"])
-            }
-            self.folders[name] = self._run(name, stage, needed)
+            self.folders[name] = self.work / f"{name}-{digest(self._identity(name))[:16]}"
         return self.folders[name]
 
-    def _run(self, name: str, stage: Plain, needed: dict[str, Path]) -> Path:
+    def measured(self) -> dict[str, Plain]:
+        """The metrics of the stages that were made, by the names of their files."""
+        return {
+            path.removeprefix("metrics/").removesuffix(".json"): read_json(self.folder(name) / path)
+            for name in sorted(self.made)
+            for path in outputs_of(self.stages[name])
+            if path.startswith("metrics/")
+        }
+
+    def find(self, stages: tuple[str, ...]) -> bool:
+        """Whether `stages` have run with what they depend on now; they count as made then, and nothing runs."""
+        done = all(self.is_done(stage) for stage in stages)
+        self.made |= set(stages) if done else set()
+        return done
+
+    def _needed(self, name: str) -> dict[str, str]:
+        """The outputs that a stage takes, and the stages that make them."""
+        deps = self.stages[name]["deps"]
+        return {
+            output: maker
+            for output, maker in self.makers.items()
+            if any(output == path or output.startswith(f"{path}/") for path in deps)
+        }
+
+    def _identity(self, name: str) -> Plain:
+        stage = self.stages[name]
         _, script, *options = stage["cmd"].split()
         # an entry that is not a key is the file itself: all parameters
         tracked = {
             str(key): value_at(self.params, key) if isinstance(key, str) else self.params for key in stage["params"]
         }
-        inputs = {path: folder.name for path, folder in needed.items()}
-        identity = {
-            "code": code_fingerprint(CHECKOUT / script),
+        return {
+            "code": self.fingerprint(CHECKOUT / script),
             "options": options,
             "params": tracked,
-            "inputs": inputs,
+            "inputs": {path: self.folder(maker).name for path, maker in self._needed(name).items()},
         }
-        folder = self.work / f"{name}-{digest(identity)[:16]}"
-        if (folder / ENDED).exists() and all((folder / path).exists() for path in outputs_of(stage)):
-            print(f"{name}: done before", flush=True)
-            return folder
-        print(f"\n=== {name}: {stage['cmd']}", flush=True)
+
+    def _run(self, name: str) -> None:
+        _, script, *options = self.stages[name]["cmd"].split()
+        print(f"\n=== {name}: {self.stages[name]['cmd']}", flush=True)
+        folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PARAMS).write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
-        for path, maker in needed.items():
+        for path, maker in self._needed(name).items():
             link = folder / path
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
-                link.symlink_to(maker / path)
-        start = time.perf_counter()
+                link.symlink_to(self.folder(maker) / path)
+        identity, start = self._identity(name), time.perf_counter()
         # checkpoints of all stages in one place, as under DVC
         environment = {**os.environ, "DVC_ROOT": str(self.work)}
         command = [sys.executable, str(CHECKOUT / script), *options]
@@ -109,31 +150,35 @@ class ByHand:
             print(f"{name} ended with exit code {code}; the same command resumes from here", file=sys.stderr)
             sys.exit(code)
         write_json(folder / ENDED, {"seconds": round(time.perf_counter() - start, 1), "identity": identity})
-        return folder
 
 
-def run_by_hand(experiment: Experiment, work: Path) -> dict[str, Plain]:
-    """Run the stages that the experiment wants of each classifier; returns each one's metrics/autoattack.json."""
-    found = {}
-    for classifier, params in experiment.params.items():
-        runs = ByHand(params, work)
-        folders = {stage: runs.made(stage) for stage in experiment.stages}
-        found[classifier] = read_json(folders["autoattack"] / "metrics/autoattack.json")
+def run_by_hand(experiment: Experiment, work: Path) -> Measured:
+    """Run the stages that the experiment wants of each classifier; returns what each run measured."""
+    found: Measured = {}
+    for run, params in experiment.params.items():
+        stages = ByHand(params, work)
+        for stage in experiment.stages:
+            stages.make(stage)
+        found[run] = stages.measured()
         # as a whole, so that nothing of an earlier run with other parameters stays
-        with replacing_folder(work / "results" / classifier) as place:
-            gather(runs, place)
+        with replacing_folder(work / "results" / run) as place:
+            gather(stages, place)
     return found
 
 
-def gather(runs: ByHand, place: Path) -> None:
-    """Copy into `place` what the stages say of a classifier: parameters, metrics, figures if wanted, and durations."""
-    (place / PARAMS).write_text(yaml.safe_dump(runs.params, sort_keys=False), encoding="utf-8")
-    for name, folder in runs.folders.items():
-        for path in outputs_of(runs.stages[name]):
-            if path.startswith("metrics/"):
-                write_json(place / path, read_json(folder / path))
-            elif path == str(FIGURES):
-                shutil.copytree(folder / path, place / path)
-    write_json(
-        place / "seconds.json", {name: read_json(folder / ENDED)["seconds"] for name, folder in runs.folders.items()}
-    )
+def gather(stages: ByHand, place: Path) -> None:
+    """Copy into `place` what there is of a run: parameters, metrics, figures if they were wanted, and durations."""
+    (place / PARAMS).write_text(yaml.safe_dump(stages.params, sort_keys=False), encoding="utf-8")
+    for name, content in stages.measured().items():
+        write_json(place / f"metrics/{name}.json", content)
+    if "figures" in stages.made:
+        shutil.copytree(stages.folder("figures") / FIGURES, place / FIGURES)
+    seconds = {name: read_json(stages.folder(name) / ENDED)["seconds"] for name in sorted(stages.made)}
+    write_json(place / "seconds.json", seconds)
+
+
+def found_by_hand(experiment: Experiment, work: Path) -> Measured:
+    """What has been measured by earlier runs of the same experiment, with the code and the parameters of now."""
+    fingerprint = functools.lru_cache(code_fingerprint)
+    runs = {run: ByHand(params, work, fingerprint) for run, params in experiment.params.items()}
+    return {run: stages.measured() for run, stages in runs.items() if stages.find(experiment.stages)}

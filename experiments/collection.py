@@ -21,7 +21,7 @@ from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.places import FIGURES, METRICS
 from pag_core.report.overview import Listed
 
-LOCKS = ("dvc.lock", "stages/gradients/dvc.lock")
+LOCKS = ("dvc.lock", "stages/gradients/dvc.lock", "stages/toy/dvc.lock")
 
 
 def of_work(work: Path) -> list[Listed]:

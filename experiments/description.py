@@ -1,7 +1,5 @@
-"""An experiment as data: parameters laid over params.yaml, several classifiers, published numbers beside them."""
+"""An experiment as data: parameters laid over params.yaml, several classifiers, and the table that they fill."""
 
-import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,42 @@ from pag_core.pipeline.code_identity import CHECKOUT
 
 Plain = dict[str, Any]
 
+# keys of a size that are no parameters
+SPECIAL = ("title", "stages", "seeds", "classes", "needs_images", "classifiers", "rows", "settings")
+PUBLISHED = Path(__file__).with_name("published.yaml")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the experiment's table: the accuracies of `classifier`, or of the `baseline` that is trained beside it.
+
+    `published` are the paper's numbers in percent, by the table's columns; empty where there are none.
+    """
+
+    label: str
+    classifier: str
+    baseline: bool
+    published: tuple[float | None, ...]
+
 
 @dataclass(frozen=True)
 class Experiment:
     """What is run: the parameters of each run (as params.yaml holds them), and the stages that are wanted of it.
 
     `runs` has the names of each classifier's runs, one for each seed. `classes` are the class folders taken from a folder of
-    images, None takes all; `published` has clean accuracy and robust accuracies by classifier, in percent.
+    images, None takes all. `settings` are the columns of the published numbers; `needs_images` says that a folder of images
+    must be given.
     """
 
     name: str
+    title: str
     params: dict[str, Plain]
     runs: dict[str, list[str]]
     stages: tuple[str, ...]
     classes: list[str] | None
-    published: dict[str, list[float]]
+    rows: tuple[Row, ...]
+    settings: tuple[str, ...]
+    needs_images: bool
 
     def on_images(self, folder: Path) -> "Experiment":
         """The same on the images of `folder`, as `image_folder` takes them."""
@@ -41,7 +60,8 @@ class Experiment:
             raise typer.BadParameter(f"{unknown[0]} is not one of: {', '.join(self.runs)}", param_hint="--only")
         runs = {name: self.runs[name] for name in classifiers}
         wanted = {run for names in runs.values() for run in names}
-        return replace(self, runs=runs, params={run: plain for run, plain in self.params.items() if run in wanted})
+        params = {run: plain for run, plain in self.params.items() if run in wanted}
+        return replace(self, runs=runs, params=params, rows=tuple(row for row in self.rows if row.classifier in runs))
 
 
 def base_params() -> Plain:
@@ -70,12 +90,13 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     if size not in described["sizes"]:
         raise typer.BadParameter(f"{size} is not one of: {', '.join(described['sizes'])}", param_hint="--size")
     chosen = dict(described["sizes"][size])
-    classes = chosen.pop("classes", None)
-    common = laid_over(base_params(), described["params"], chosen)
-    params = {name: laid_over(common, layer) for name, layer in described["classifiers"].items()}
+    # a size may have classifiers and rows of its own
+    own = {**described, **{key: value for key, value in chosen.items() if key in SPECIAL}}
+    common = laid_over(base_params(), *_layers(file, size))
+    params = {name: laid_over(common, layer) for name, layer in own["classifiers"].items()}
     for change in changes:
         _set(params, change)
-    seeds = described.get("seeds")
+    seeds = own.get("seeds")
     runs = {name: [name] if seeds is None else [f"{name}-seed{seed}" for seed in seeds] for name in params}
     # every classifier with the first seed, then with the next: what is broken off has something of each
     every = {
@@ -86,8 +107,44 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     for run, plain in every.items():
         parse_params(plain, f"{file} ({size}, {run})")
     return Experiment(
-        f"{file.stem}-{size}", every, runs, tuple(described["stages"]), classes, described.get("published", {})
+        name=f"{file.stem}-{size}",
+        title=own.get("title", file.stem),
+        params=every,
+        runs=runs,
+        stages=tuple(own["stages"]),
+        classes=own.get("classes"),
+        rows=_rows(own, list(params)),
+        settings=tuple(own.get("settings", ())),
+        needs_images=bool(own.get("needs_images")),
     )
+
+
+def _layers(file: Path, size: str) -> list[Plain]:
+    """The parameters of a description at one of its sizes: those of the size that it is `like`, its own, the size's."""
+    described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    chosen = dict(described["sizes"][size])
+    before: list[Plain] = []
+    if "like" in chosen:
+        other, _, name = chosen.pop("like").partition(":")
+        before = _layers(file.parent / other, name)
+    of_size = {key: value for key, value in chosen.items() if key not in SPECIAL}
+    return [*before, described.get("params", {}), of_size]
+
+
+def _rows(own: Plain, classifiers: list[str]) -> tuple[Row, ...]:
+    """The rows that are described; without any, the first classifier's baseline and then every classifier."""
+    rows = own.get("rows")
+    if rows is None:
+        rows = {"vanilla": {"of": classifiers[0], "baseline": True}, **{name: {"of": name} for name in classifiers}}
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    found = []
+    for label, row in rows.items():
+        numbers: Any = published
+        for key in str(row.get("published", "")).split("/") if "published" in row else []:
+            numbers = numbers[key]
+        beside = () if numbers is published else tuple(numbers)
+        found.append(Row(label, row["of"], bool(row.get("baseline")), beside))
+    return tuple(found)
 
 
 def _set(params: dict[str, Plain], change: str) -> None:
@@ -102,38 +159,3 @@ def _set(params: dict[str, Plain], change: str) -> None:
         if not separator or not isinstance(place, dict) or last not in place:
             raise typer.BadParameter(f"{change}: no such parameter (SECTION.KEY=VALUE)", param_hint="--set")
         place[last] = yaml.safe_load(value)
-
-
-def table(experiment: Experiment, autoattack: dict[str, Plain]) -> str:
-    """The accuracies of each classifier in percent, and the published ones, as Markdown.
-
-    `autoattack` has each run's metrics/autoattack.json. Several seeds give a mean and a range; those of the baseline are
-    counted once for each seed.
-    """
-    first = next(iter(experiment.runs.values()))
-    rows = {"vanilla": [autoattack[run]["baseline"] for run in first]}
-    rows |= {name: [autoattack[run]["model"] for run in runs] for name, runs in experiment.runs.items()}
-    settings = ["clean", *sorted(set(rows["vanilla"][0]) - {"clean"})]
-    images = autoattack[first[0]]["images"]
-    seeds = f", {len(first)} seeds: mean (range)" if len(first) > 1 else ""
-    head = [f"classifier ({images} test images{seeds})", *settings]
-    if experiment.published:
-        head.append("published: clean, L2, Linf")
-    lines = [_row(head), "|---" * len(head) + "|"]
-    for name, found in rows.items():
-        cells = [name, *(_over_seeds(accuracies[setting] for accuracies in found) for setting in settings)]
-        if experiment.published:
-            cells.append(", ".join(f"{value:.2f}" for value in experiment.published.get(name, [])))
-        lines.append(_row(cells))
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _over_seeds(fractions: Iterable[float]) -> str:
-    percents = [100 * fraction for fraction in fractions]
-    if len(percents) == 1:
-        return f"{percents[0]:.1f}"
-    return f"{statistics.mean(percents):.1f} ({min(percents):.1f} to {max(percents):.1f})"

@@ -14,17 +14,21 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
 
 import typer
 
-from experiments.by_hand import run_by_hand
-from experiments.description import read_experiment, table
+from experiments.by_hand import found_by_hand, run_by_hand
+from experiments.description import read_experiment
 from experiments.images import arrange_images
+from experiments.results import as_csv, markdown
 from pag_core.errors import PagError
+from pag_core.pipeline.artifacts import replacing_file
 
 
 def main(
-    description: Annotated[Path, typer.Argument(help="The experiment, for example experiments/cifar10_resnet18.yaml.")],
+    description: Annotated[Path, typer.Argument(help="The experiment, for example experiments/tables/table_1.yaml.")],
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder with train and test, as folders or .tar.* files; none: CIFAR-10, downloaded."),
+        typer.Option(
+            help="Folder with train and test, as folders or .tar.* files; none: the dataset of the description."
+        ),
     ] = None,
     size: Annotated[str, typer.Option(help="Which of the description's sizes.")] = "full",
     change: Annotated[
@@ -40,6 +44,10 @@ def main(
     by_hand: Annotated[
         bool, typer.Option("--by-hand", help="Run the stages one by one below --work, also where DVC is installed.")
     ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Run nothing: print what there is, with gaps for what is missing.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="A folder for the table, as Markdown and as CSV.")] = None,
 ) -> None:
     """Run what is not done yet, and print the results beside the published numbers."""
     try:
@@ -49,15 +57,21 @@ def main(
         sys.exit(1)
     if only:
         experiment = experiment.only(only)
+    if images is None and experiment.needs_images:
+        raise typer.BadParameter(f"{description} at size {size} takes a folder of images", param_hint="--images")
     if images is not None:
         experiment = experiment.on_images(arrange_images(images, work, experiment.classes))
     if by_hand or importlib.util.find_spec("dvc") is None:
-        found = run_by_hand(experiment, work)
+        found = found_by_hand(experiment, work) if show else run_by_hand(experiment, work)
     else:
-        from experiments.with_dvc import run_with_dvc
+        from experiments.with_dvc import found_with_dvc, run_with_dvc
 
-        found = run_with_dvc(experiment)
-    print(f"\n{table(experiment, found)}")
+        found = found_with_dvc(experiment) if show else run_with_dvc(experiment)
+    print(f"\n{markdown(experiment, found)}")
+    if output is not None:
+        for ending, text in (("md", markdown(experiment, found)), ("csv", as_csv(experiment, found))):
+            with replacing_file(output / f"{experiment.name}.{ending}") as partial:
+                partial.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

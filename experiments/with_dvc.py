@@ -8,6 +8,7 @@ from typing import Any
 import dvc.api
 
 from experiments.description import Experiment, Plain, base_params
+from experiments.results import Measured
 from pag_core.pipeline.code_identity import CHECKOUT
 
 
@@ -43,8 +44,8 @@ def _spelled(value: Any) -> str:
             return str(value)
 
 
-def run_with_dvc(experiment: Experiment) -> dict[str, Plain]:
-    """Queue a DVC experiment for each classifier, run them, and return each one's metrics/autoattack.json.
+def run_with_dvc(experiment: Experiment) -> Measured:
+    """Queue a DVC experiment for each classifier, run them, and return what each of them measured.
 
     What was made before comes out of DVC's cache; a stage that was killed resumes from its checkpoint. Ends the
     program with exit code 1 if an experiment fails, and prints its last lines.
@@ -59,7 +60,14 @@ def run_with_dvc(experiment: Experiment) -> dict[str, Plain]:
     # its exit code does not report a failure
     _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
     revisions = _revisions()
-    return {classifier: _metrics(name, revisions.get(name)) for classifier, name in names.items()}
+    return {classifier: _metrics(name, revisions.get(name), experiment) for classifier, name in names.items()}
+
+
+def found_with_dvc(experiment: Experiment) -> Measured:
+    """What has been measured by the latest DVC experiments of these names."""
+    revisions = _revisions()
+    names = {run: f"{experiment.name}-{run}" for run in experiment.params}
+    return {run: _metrics(name, revisions[name], experiment) for run, name in names.items() if name in revisions}
 
 
 def _revisions() -> dict[str, str]:
@@ -74,15 +82,20 @@ def _run(*command: str) -> None:
         sys.exit(code)
 
 
-def _metrics(name: str, revision: str | None) -> Plain:
+def _metrics(name: str, revision: str | None, experiment: Experiment) -> dict[str, Plain]:
     if revision is None:
         print(f"\nThe experiment {name} failed; its last lines (dvc queue logs {name}):", file=sys.stderr, flush=True)
         print(
             "\n".join(_printed(sys.executable, "-m", "dvc", "queue", "logs", name).splitlines()[-10:]), file=sys.stderr
         )
         sys.exit(1)
-    metrics: Plain = json.loads(_printed("git", "show", f"{revision}:metrics/autoattack.json"))
-    return metrics
+    # headlines are in the experiment's commit, details in DVC's cache
+    wanted = [stage for stage in experiment.stages if stage in ("autoattack", "foolbox", "pag_score")]
+    found = {stage: json.loads(_printed("git", "show", f"{revision}:metrics/{stage}.json")) for stage in wanted}
+    for stage in wanted:
+        details = dvc.api.read(f"metrics/details/{stage}.json", repo=str(CHECKOUT), rev=revision)
+        found[f"details/{stage}"] = json.loads(details)
+    return found
 
 
 def _printed(*command: str) -> str:

@@ -28,7 +28,7 @@ def main(baseline: BaselineOption = False) -> None:
                 who=who,
             )
             head = {"attack": attack_name(subject.classes), "images": len(subject.labels)}
-            keep_result("autoattack", who, found, head=head, headline=headline)
+            keep_result("autoattack", who, found, provenance=subject.provenance, head=head, headline=headline)
 
 
 if __name__ == "__main__":

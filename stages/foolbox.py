@@ -26,7 +26,8 @@ def main(baseline: BaselineOption = False) -> None:
                 processes=subject.processes,
                 who=who,
             )
-            keep_result("foolbox", who, found, head={"images": len(subject.labels)}, headline=headline)
+            head = {"images": len(subject.labels)}
+            keep_result("foolbox", who, found, provenance=subject.provenance, head=head, headline=headline)
 
 
 if __name__ == "__main__":

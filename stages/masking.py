@@ -28,7 +28,8 @@ def main() -> None:
                 processes=subject.processes,
             )
             signs = [check for check, holds in found["verdict"].items() if not holds]
-            write_metrics("masking", found, {"signs_of_masking": len(signs)})
+            details = {**found, "provenance": subject.provenance}
+            write_metrics("masking", details, {"signs_of_masking": len(signs)})
         for check in signs:
             print(f"Sign of gradient masking: {check} does not hold; see metrics/details/masking.json", flush=True)
 

@@ -80,7 +80,9 @@ def main(
                 raise ParamsError(
                     f"params.yaml: sbg.timestep is {timestep}, {checkpoint} was trained for timesteps {low} to {high}"
                 )
-        if saved.card["dataset"] != dataset.fingerprint:
+        if saved.card["dataset"] is None:
+            print(f"{checkpoint} comes from elsewhere: the images that it was trained on are not known")
+        elif saved.card["dataset"] != dataset.fingerprint:
             print(
                 f"{checkpoint} was trained on other images of the same classes (fingerprint {saved.card['dataset'][:12]})"
             )

@@ -36,6 +36,8 @@ SMALL = {
     "pag_score.images": 10,
     "figures.images": 2,
     "figures.targeted_steps": 3,
+    "toy.seeds": 2,
+    "toy.epochs": 3,
 }
 
 

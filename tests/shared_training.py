@@ -20,9 +20,10 @@ from torch import nn
 from pag_core.classifiers.building import build_classifier
 from pag_core.compute.processes import this_process
 from pag_core.datasets.prepared import Split
-from pag_core.diffusion.network import architecture, build_network
+from pag_core.diffusion.network import NoisePredictor, architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.gradient_store.store import RepresentativeGradients
+from pag_core.gradients.online import OnlineGradients
 from pag_core.objective.methods import build_method
 from pag_core.params.reading import parse_params
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
@@ -30,7 +31,7 @@ from pag_core.pipeline.stage import stage
 from pag_core.training import classifier as classifier_module
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import ROOT, changed, make_labelled
+from tests.samples import ROOT, changed, make_labelled, sbg_params
 
 
 def _die_at_checkpoint(folder: RunFolder, survive: int, rank: int) -> None:
@@ -59,6 +60,8 @@ def _classifier(options, params, split, folder):
     term = None
     if options.get("aligned", True):
         targets = RepresentativeGradients(torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), split)
+        if options.get("asks_teacher"):
+            targets = OnlineGradients(_teacher(params), sbg_params(timestep=[200, 300], draws=2))
         term = AlignmentTerm(targets, 2.0, params.objective)
     # several reads, and so checkpoints, in an epoch
     classifier_module.STEPS_BETWEEN_READS = 2
@@ -69,6 +72,15 @@ def _classifier(options, params, split, folder):
     )  # fmt: skip
     history = trainer.run(Path("curves"))
     return {"weights": classifier.state_dict(), "history": history}
+
+
+def _teacher(params):
+    card = architecture(params.diffusion.model_copy(update={"timestep_window": None}))
+    network = build_network(card, (1, 8, 8), 3)
+    with torch.no_grad():  # a new network predicts zero
+        for parameter in network.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return NoisePredictor({**card, "class_names": ["a", "b", "c"]}, network, torch.device("cpu"))
 
 
 def _diffusion(options, params, split, folder):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 
 import torch
 
@@ -57,3 +58,9 @@ def device_description(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def described_threads(description: str) -> int | None:
+    """The number of CPU threads that a `device_description` states; None for a GPU."""
+    found = re.fullmatch(r"cpu, (\d+) threads", description)
+    return int(found[1]) if found else None

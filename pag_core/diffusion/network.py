@@ -49,6 +49,15 @@ CARD_KEYS = (
     "channels", "channel_multipliers", "residual_blocks", "attention_resolutions", "attention_heads",
     "dropout", "learn_sigma", "schedule", "timesteps", "timestep_window",
 )  # fmt: skip
+# what only a model from elsewhere can have otherwise: its card says so. `head_channels` in place of the number of heads
+OWN_FORM: dict[str, Any] = {
+    # without it, GroupNorm of as many groups as channels would erase the label (an added constant per channel)
+    "scale_shift_norm": True,
+    "head_channels": None,
+    "new_attention_order": False,
+    "resblock_updown": False,
+    "rescale_timesteps": True,
+}
 
 
 def architecture(params: DiffusionParams) -> dict[str, Any]:
@@ -64,6 +73,7 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
     as many channels again for the variance where `learn_sigma`. Raises ParamsError for an image that it cannot halve and
     for attention that does not fit.
     """
+    card = OWN_FORM | card
     channels, height, width = image_shape
     halvings = len(card["channel_multipliers"]) - 1
     if height != width or height % 2**halvings:
@@ -77,14 +87,15 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
             f"diffusion.attention_resolutions names {odd[0]} pixels, but the U-Net of these images works at "
             f"{', '.join(map(str, sides))} pixels"
         )
-    heads = card["attention_heads"]
+    heads, head_channels = card["attention_heads"], card["head_channels"]
     attending = {
         side: card["channels"] * factor for side, factor in zip(sides, card["channel_multipliers"], strict=True)
     }
     for side in (*card["attention_resolutions"], sides[-1]):  # its middle attends in any case
-        if attending[side] % heads:
+        if attending[side] % (head_channels or heads):
+            chosen = f"attention_heads is {heads}" if head_channels is None else f"head_channels is {head_channels}"
             raise ParamsError(
-                f"diffusion.attention_heads is {heads}, which does not divide the {attending[side]} channels at {side} pixels"
+                f"diffusion.{chosen}, which does not divide the {attending[side]} channels at {side} pixels"
             )
     network: nn.Module = UNetModel(
         image_size=height,
@@ -95,11 +106,13 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
         # the library names the levels that attend by their reduction factor, params.yaml by their side in pixels
         attention_resolutions=tuple(height // side for side in card["attention_resolutions"]),
         num_heads=heads,
+        num_head_channels=head_channels or -1,
         dropout=card["dropout"],
         channel_mult=tuple(card["channel_multipliers"]),
         num_classes=classes + 1,
-        # without it, GroupNorm of as many groups as channels would erase the label (an added constant per channel)
-        use_scale_shift_norm=True,
+        use_scale_shift_norm=card["scale_shift_norm"],
+        resblock_updown=card["resblock_updown"],
+        use_new_attention_order=card["new_attention_order"],
     )
     return network
 
@@ -111,7 +124,7 @@ def build_noising(card: dict[str, Any]) -> GaussianDiffusion:
         model_mean_type=ModelMeanType.EPSILON,
         model_var_type=ModelVarType.LEARNED_RANGE if card["learn_sigma"] else ModelVarType.FIXED_LARGE,
         loss_type=LossType.RESCALED_MSE if card["learn_sigma"] else LossType.MSE,
-        rescale_timesteps=True,
+        rescale_timesteps=(OWN_FORM | card)["rescale_timesteps"],
     )
 
 
@@ -147,8 +160,9 @@ class NoisePredictor:
 
     def predicted_noise(self, noised_images: torch.Tensor, timestep: int, labels: torch.Tensor) -> torch.Tensor:
         """eps of x_t float [B, C, H, W] under labels int64 [B], of which C means "no class"."""
-        scaled = timestep * (1000.0 / self.noising.num_timesteps)
-        timesteps = torch.full((len(noised_images),), scaled, device=noised_images.device)
+        rescaled = timestep * (1000.0 / self.noising.num_timesteps)
+        scaled = rescaled if self.noising.rescale_timesteps else timestep
+        timesteps = torch.full((len(noised_images),), float(scaled), device=noised_images.device)
         predicted: torch.Tensor = self.network(noised_images, timesteps, labels)
         return predicted[:, : noised_images.shape[1]]
 

@@ -78,6 +78,16 @@ def attack_name(classes: int) -> str:
     return f"non-standard: {classes - 1} target classes{without}"
 
 
+def shard_seed(seed: int, norm: str, label: str, start: int) -> int:
+    """The seed of the shard that begins with image `start`, from the experiment's seed and a setting's norm and radius."""
+    return derived_seed(seed, "autoattack", norm, label, start)
+
+
+def library_seed(seed: int) -> int:
+    """What AutoAttack itself is given of a shard's seed; its attacks seed their draws with it."""
+    return seed % 2**31
+
+
 def attack_shard(
     classifier: nn.Module,
     images: torch.Tensor,
@@ -96,7 +106,7 @@ def attack_shard(
     Raises EvaluationRefused if more than DISAGREEMENT_LIMIT of them differ.
     """
     seed_global_streams(seed, "autoattack")
-    attack = _attack(classifier, norm, radius, classes, seed % 2**31, images.device)
+    attack = _attack(classifier, norm, radius, classes, library_seed(seed), images.device)
     with _captured_log(f"{norm} {radius:g}") as records:
         adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
     after: dict[str, int] = {}
@@ -166,7 +176,7 @@ def run_autoattack(
             radius=radius_value(label),
             classes=classes,
             batch_size=params.batch_size,
-            seed=derived_seed(seed, "autoattack", norm, label, start),
+            seed=shard_seed(seed, norm, label, start),
         )
 
     work: dict[str, Unit] = {

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -24,7 +25,8 @@ BaselineOption = Annotated[bool, typer.Option("--baseline", help="Attack the van
 class Subject:
     """Networks in eval mode by name, and the images that they are attacked on, with where finished work is kept.
 
-    `images` float32 [B, C, H, W] in [0, 1], `labels` int64 [B]. `processes` share the work in `folder`.
+    `images` float32 [B, C, H, W] in [0, 1], `labels` int64 [B]. `processes` share the work in `folder`. `provenance` goes
+    with the results; it leaves out the number of processes, which changes none of them.
     """
 
     networks: dict[str, nn.Module]
@@ -33,6 +35,7 @@ class Subject:
     classes: int
     folder: RunFolder
     processes: int
+    provenance: dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -48,10 +51,16 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int
     loaded = {network: load_classifier(classifier_place(network), dataset, opened.device) for network in who}
     inputs = {"dataset": dataset.fingerprint} | {network: saved.fingerprint for network, (_, saved) in loaded.items()}
     processes = process_count(params.processes, opened.device)
-    record = opened.provenance(name, inputs=inputs, processes=processes)
+    record = opened.provenance(name, inputs=inputs)
+    shared = opened.provenance(name, inputs=inputs, processes=processes)
     networks: dict[str, nn.Module] = {network: module for network, (module, _) in loaded.items()}
-    with run_folder("_".join((name, *who)), record, opened.device) as folder:
-        yield Subject(networks, test.pixels(rows), test.labels[rows], dataset.classes, folder, processes)
+    with run_folder("_".join((name, *who)), shared, opened.device) as folder:
+        yield Subject(networks, test.pixels(rows), test.labels[rows], dataset.classes, folder, processes, record)
+
+
+def baseline_place(name: str) -> Path:
+    """What the attack `name` on the baseline found, until the metrics of the same attack on the classifier take it in."""
+    return DATA / "attacks" / f"baseline_{name}.json"
 
 
 def keep_result(
@@ -59,17 +68,20 @@ def keep_result(
     who: str,
     found: dict[str, Any],
     *,
+    provenance: dict[str, Any],
     head: dict[str, Any],
     headline: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
     """Keep the results of an attack on the baseline; for one on the classifier write the metrics, both results in them.
 
-    `head` describes the attack itself. `headline` picks what experiments are compared by from everything: `head`, `model`
-    and `baseline`.
+    The details also hold the `provenance` of both, which says whose results they are. `head` describes the attack itself.
+    `headline` picks what experiments are compared by from everything: `head`, `model` and `baseline`.
     """
-    place = DATA / "attacks" / f"baseline_{name}.json"
+    place = baseline_place(name)
     if who == "baseline":
-        write_json(place, found)
+        write_json(place, {"result": found, "provenance": provenance})
         return
-    details = {**head, "model": found, "baseline": read_json(place)}
-    write_metrics(name, details, headline(details))
+    baseline = read_json(place)
+    measured = {**head, "model": found, "baseline": baseline["result"]}
+    records = {"model": provenance, "baseline": baseline["provenance"]}
+    write_metrics(name, {**measured, "provenance": records}, headline(measured))

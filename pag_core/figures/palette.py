@@ -21,6 +21,8 @@ GRID_COLOUR = "#e3e3e3"
 # bluish green, found in neither a grey picture nor the signed colours
 OWN_CLASS_COLOUR = "#009E73"
 SIGNED_COLOURS = "RdBu_r"
+# of two classes that are drawn as areas and points: Okabe and Ito's orange and sky blue, which stand for no network
+CLASS_COLOURS = ("#E69F00", "#56B4E9")
 
 OWN_CLASS_WIDTH = 2.4  # points
 

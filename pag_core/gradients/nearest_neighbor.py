@@ -27,17 +27,15 @@ def class_samples(train: Split, classes: int, *, samples_per_class: int, seed: i
 def nearest_neighbor_indices(images: torch.Tensor, train: Split, samples: torch.Tensor) -> torch.Tensor:
     """For each image the index into `train` of its L2-nearest sample of each class, other than an equal image (Eq. 6).
 
-    `images` uint8 [N, C, H, W]; `samples` int64 [classes, S] from `class_samples`; returns int32 [N, classes].
-    Distances are exact (integers in float64). Raises DatasetError if all samples of a class equal an image.
+    `images` [N, C, H, W], uint8 or float32 as those of `train`; `samples` int64 [classes, S] from `class_samples`; returns
+    int32 [N, classes]. Raises DatasetError if all samples of a class equal an image.
     """
     classes, per_class = samples.shape
     device = images.device
-    candidates = train.images[samples.flatten().to(train.images.device)].to(device, torch.float64).flatten(1)
-    candidate_norms = candidates.square().sum(1)
+    candidates = train.images[samples.flatten().to(train.images.device)].to(device)
     nearest = []
     for start in range(0, len(images), ROWS_AT_ONCE):
-        rows = images[start : start + ROWS_AT_ONCE].to(torch.float64).flatten(1)
-        distances = rows.square().sum(1, keepdim=True) + candidate_norms - 2 * (rows @ candidates.T)
+        distances = _distances(images[start : start + ROWS_AT_ONCE], candidates)
         distances[distances == 0] = torch.inf
         best = distances.unflatten(1, (classes, per_class)).min(2)
         if best.values.isinf().any():
@@ -48,3 +46,12 @@ def nearest_neighbor_indices(images: torch.Tensor, train: Split, samples: torch.
             )
         nearest.append(samples.to(device).gather(1, best.indices.T).T)
     return torch.cat(nearest).to(torch.int32)
+
+
+def _distances(images: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Distances [N, M] in float64, those of images of integers squared; 0 for equal images and for no others."""
+    rows, columns = (part.to(torch.float64).flatten(1) for part in (images, candidates))
+    if images.is_floating_point():
+        # the sums below cancel, which only integers survive
+        return torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
+    return rows.square().sum(1, keepdim=True) + columns.square().sum(1) - 2 * (rows @ columns.T)

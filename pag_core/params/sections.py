@@ -280,6 +280,21 @@ class FiguresParams(Section):
     targeted_steps: PositiveInt
 
 
+class ToyParams(Section):
+    """The toy experiment (Section 5.1, Appendix G.1); radius and step size are in units of the points."""
+
+    seeds: PositiveInt
+    weight: NonNegativeReal = Field(alias="lambda")
+    output: Output
+    samples_per_class: Annotated[PositiveInt, Field(ge=2)]
+    epochs: PositiveInt
+    batch_size: BatchSize
+    learning_rate: PositiveReal
+    radius: PositiveReal
+    steps: PositiveInt
+    step_size: PositiveReal
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -318,6 +333,7 @@ class Params(Section):
     masking: MaskingParams
     pag_score: PagScoreParams
     figures: FiguresParams
+    toy: ToyParams
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named parameters as plain data, spelled as in params.yaml: what a stage's result depends on."""

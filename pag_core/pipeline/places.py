@@ -7,6 +7,7 @@ from pag_core.pipeline.artifacts import write_json
 
 DATA = Path("data")
 DIFFUSION = DATA / "diffusion"
+TOY = DATA / "toy"
 METRICS = Path("metrics")
 FIGURES = Path("figures")
 PAGE = Path("report.html")

@@ -21,7 +21,9 @@ PARAMETERS = "parameters"
 # where it ran is not part of an experiment
 NO_PARAMETERS = {"device", "processes", "threads"}
 # in the order in which results are read; files of other names follow
-FILES = ("autoattack", "foolbox", "masking", "pag_score", "training", "diffusion")
+FILES = ("autoattack", "foolbox", "masking", "pag_score", "training")
+# what does not tell of the experiment's classifier
+SECONDARY = {"diffusion", "diffusion_online", "toy"}
 # what a number was measured with: shown where it differs, because such numbers do not compare
 MEASURED_WITH = {"attack", "images", "timestep"}
 
@@ -101,7 +103,7 @@ def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | floa
         add(found, Column(group, ".".join(rest), ".".join(key), shown))
     for key in sorted({key for values in measured for key in values}, key=_metric_order):
         found = [values.get(key) for values in measured]
-        secondary = key[0] == "diffusion" or "baseline" in " ".join(key)
+        secondary = key[0] in SECONDARY or "baseline" in " ".join(key)
         shown = _differ(found) if key[-1] in MEASURED_WITH else not secondary
         add(found, Column(f"{METRICS}/{key[0]}", " ".join(key[1:]), ".".join(key), shown, True, _decimals(found)))
     return columns, cells

@@ -13,8 +13,9 @@ from PIL import Image
 
 from experiments.by_hand import described_stages, outputs_of
 from experiments.collection import of_work
-from experiments.description import base_params, read_experiment, table
+from experiments.description import base_params, read_experiment
 from experiments.images import arrange_images
+from experiments.results import as_csv, cells, markdown
 from experiments.with_dvc import overrides
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params
@@ -35,7 +36,11 @@ DESCRIPTION = {
         }
     },
     "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
-    "published": {"cm": [81.41, 47.25, 11.24]},
+    "settings": ["clean", "L2 0.5"],
+    "rows": {
+        "vanilla": {"of": "cm", "baseline": True, "published": "table_5/vgg16/vanilla"},
+        "class means": {"of": "cm", "published": "table_5/vgg16/sbg"},
+    },
 }
 
 
@@ -85,14 +90,22 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     assert failed.returncode == 1 and "autoattack.images is 1000" in failed.stderr
     assert ran(failed.stdout) == ["prepare", "heuristic@cm", "train", "baseline", "baseline_autoattack"]
 
-    whole = by_hand()
+    # what was not run is a gap
+    shown = by_hand("--show")
+    assert "| class means | not run | 81.93 |  | not run | 42.03 |  |" in shown.stdout and ran(shown.stdout) == []
+
+    whole = by_hand("--output", "tables")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert ran(whole.stdout) == ["baseline_autoattack", "autoattack", "heuristic@none", "pag_score"]
     results = tmp_path / "work/results/cm"
     attacked = json.loads((results / "metrics/autoattack.json").read_text())
     assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 0.5"}
-    assert f"| cm | {100 * attacked['model']['clean']:.1f} | {100 * attacked['model']['L2 0.5']:.1f} |" in whole.stdout
-    assert "81.41, 47.25, 11.24" in whole.stdout and "| vanilla |" in whole.stdout
+    clean, robust = (100 * attacked["model"][name] for name in ("clean", "L2 0.5"))
+    row = f"| class means | {clean:.1f} | 81.93 | {clean - 81.93:+.1f} | {robust:.1f} | 42.03 | {robust - 42.03:+.1f} |"
+    assert row in whole.stdout and "| vanilla |" in whole.stdout and "2 test images; one seed." in whole.stdout
+    written = (tmp_path / "tables/tiny-tiny.csv").read_text(encoding="utf-8").splitlines()
+    assert len(written) == 1 + 4 and written[3].startswith(f"tiny-tiny,class means,clean,{clean:.2f},")
+    assert row in (tmp_path / "tables/tiny-tiny.md").read_text(encoding="utf-8")
     assert (results / "metrics/details/training.json").exists() and len(
         json.loads((results / "seconds.json").read_text())
     ) == 8
@@ -102,7 +115,9 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     # a stage whose output is gone runs again; equal inputs are not asked for again
     (train,) = (path.parent for path in (tmp_path / "work").glob("train-*/ended.json"))
     shutil.rmtree(train / "data/classifier")
+    assert "not run" in by_hand("--show").stdout
     again = by_hand()
+    assert by_hand("--show").stdout.strip() == again.stdout[again.stdout.index("tiny\n") :].strip()
     assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 7
 
     # lambda changes one classifier; everything before it stays
@@ -270,7 +285,12 @@ def test_a_folder_of_the_users_is_never_replaced(tmp_path):
 @pytest.mark.parametrize("size", ["full", "half_hour", "small"])
 def test_the_committed_experiment_is_valid(size):
     experiment = read_experiment(ROOT / "experiments/cifar10_resnet18.yaml", size, [])
-    assert experiment.params.keys() == {"cm", "sbg"} and experiment.published.keys() == {"vanilla", "cm", "sbg"}
+    assert experiment.params.keys() == {"cm", "sbg"} and [row.label for row in experiment.rows] == [
+        "vanilla",
+        "cm",
+        "sbg",
+    ]
+    assert experiment.rows[2].published == (78.56, 55.39, 23.97)
     for name, params in experiment.params.items():
         # heuristic targets aligned with the log-probability cost the clean accuracy
         assert parse_params(params).objective.output == {"cm": "logit", "sbg": "log_softmax"}[name]
@@ -286,16 +306,69 @@ def test_the_rivals_on_digits_are_valid(size):
     assert experiment.params["at_linf-seed3407"]["at"]["norm"] == "Linf"
 
 
+TABLES = sorted((ROOT / "experiments/tables").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("size", ["mini", "full"])
+@pytest.mark.parametrize("file", TABLES, ids=[file.stem for file in TABLES])
+def test_every_table_is_valid(file, size):
+    experiment = read_experiment(file, size, [])
+    for params in experiment.params.values():
+        assert set(experiment.stages) <= described_stages(params).keys()
+        assert params["dataset"] in (
+            {"digits", "cifar10"} if size == "mini" else {"cifar10", "stl10", "cifar100", "tiny_imagenet"}
+        )
+    assert experiment.needs_images == (
+        size == "mini" and "cifar10" in {p["dataset"] for p in experiment.params.values()}
+    )
+    gaps = markdown(experiment, {}).splitlines()
+    rows = [line for line in gaps if "not run" in line]
+    assert len(rows) == (7 if experiment.stages == ("foolbox",) else len(experiment.rows))
+    if (file.stem, size) != ("table_2", "mini"):
+        # every row has its published numbers, one for each column
+        assert all(row.published for row in experiment.rows)
+        columns = {cell.setting for cell in cells(experiment, {}) if cell.published is not None}
+        assert len(columns) >= 2
+
+
+def test_published_numbers_are_those_of_the_paper():
+    """A number of each table, copied once more by hand."""
+    found = {
+        (file.stem, cell.row, number): cell.published
+        for file in TABLES
+        for number, cell in enumerate(cells(read_experiment(file, "full", []), {}))
+    }
+    assert found["table_1", "ResNet: SBG", 13] == 55.39 and found["table_1", "ViT: AT L2", 41] == 8.13
+    assert found["table_2", "STL-10: SBG", 8] == 43.53 and found["table_2", "CIFAR-100: vanilla", 15] == 74.36
+    assert found["table_3", "SBG", 4] == 30.43 and found["table_4", "TRADES and SBG", 10] == 62.66
+    assert found["table_5", "MLP-Mixer: SBG", 15] == 35.97 and found["table_7", "CM", 5] == 3.14
+    assert found["table_6", "EAD", 6] == 8.57 and found["table_6", "Salt-and-pepper noise", 7] == 42.59
+    assert found["figure_5", "lambda 0.5", 6] is None and found["figure_5", "lambda 0.5", 7] == 48.34
+
+
 def test_several_seeds_give_a_mean_and_a_range():
     experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", "full", [])
-    attacked = {
-        run: {"images": 200, "model": {"clean": 0.9, "L2 1": 0.1 * seed}, "baseline": {"clean": 0.95, "L2 1": 0.0}}
-        for runs in experiment.runs.values()
+    measured = {
+        run: {
+            "autoattack": {
+                "images": 200,
+                "model": {"clean": 0.9, "L2 0.75": 0.1 * seed, "Linf 0.15": 0.5},
+                "baseline": {"clean": 0.95, "L2 0.75": 0.0, "Linf 0.15": 0.0},
+            }
+        }
+        for name, runs in experiment.runs.items()
         for seed, run in enumerate(runs)
+        if name != "trades"
     }
-    lines = table(experiment, attacked).splitlines()
-    assert lines[0] == "| classifier (200 test images, 3 seeds: mean (range)) | clean | L2 1 |"
-    assert "| sbg | 90.0 (90.0 to 90.0) | 10.0 (0.0 to 20.0) |" in lines and len(lines) == 2 + 13
+    lines = markdown(experiment, measured).splitlines()
+    assert lines[2] == "|  | clean | L2 0.75 | Linf 0.15 |"
+    assert "| sbg | 90.0 (90.0 to 90.0) | 10.0 (0.0 to 20.0) | 50.0 (50.0 to 50.0) |" in lines
+    assert "| trades | not run | not run | not run |" in lines
+    assert lines[-1] == "Percent; 200 test images; 3 seeds, mean (range)."
+    table = {tuple(line.split(",")[1:3]): line for line in as_csv(experiment, measured).splitlines()}
+    assert table["sbg", "L2 0.75"] == "digits_rivals-full,sbg,L2 0.75,10.00,0.00,20.00,3,200,,,"
+    assert table["trades", "clean"] == "digits_rivals-full,trades,clean,,,,0,,,,"
+    assert len(table) == 1 + 3 * 13
 
 
 def test_stages_are_described_with_their_values():

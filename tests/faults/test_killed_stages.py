@@ -27,6 +27,7 @@ STAGES = {
     ),
     "autoattack": (["stages/autoattack.py"], ["metrics/autoattack.json"], "autoattack_classifier-*/units/*.json"),
     "foolbox": (["stages/foolbox.py"], ["metrics/foolbox.json"], "foolbox_classifier-*/units/*.json"),
+    "toy": (["stages/toy.py"], ["data/toy", "metrics/toy.json"], "toy-*/units/*.json"),
 }
 KILLS = 3
 
@@ -43,6 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
         "autoattack.images_per_shard": 1,
     }
     project = ProjectCopy(tmp_path_factory.mktemp("unbroken"), overrides)
+    project.stage("toy")
     project.stage("prepare")
     for name in ("diffusion", "sbg"):
         project.stage(name)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg11_bn, vgg13_bn, vgg16_bn
 
-from pag_core.classifiers.building import OPTIONS, build_classifier, load_classifier, save_classifier
+from pag_core.classifiers.architectures import OPTIONS, build_classifier
+from pag_core.classifiers.building import load_classifier, save_classifier
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.store import RepresentativeGradients
 from pag_core.params.sections import Params

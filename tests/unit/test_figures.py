@@ -6,7 +6,10 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
+from pag_core.classifiers.toy_mlp import toy_mlp
 from pag_core.datasets.prepared import Dataset
+from pag_core.datasets.toy import toy_points
+from pag_core.figures.decision_boundary import Panel, decision_boundary
 from pag_core.figures.gradient_sources import gradient_sources, signed_picture
 from pag_core.figures.labels import baseline_label, model_label, settings_by_norm
 from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
@@ -84,6 +87,19 @@ def draw_targeted(dataset, images=2, columns=None):
     )
 
 
+def draw_decision_boundary(dataset):
+    torch.manual_seed(3)
+    networks = [toy_mlp().requires_grad_(False) for _ in range(2)]
+    # a border between the modes
+    networks[1][3].weight[:, :] = 0
+    networks[1][1].weight[0] = torch.tensor([1.0, 2.0])
+    networks[1][1].bias[0] = 0.0
+    networks[1][3].weight[1, 0], networks[1][3].bias[:] = 1.0, torch.tensor([55.0, 0.0])
+    accuracy = {"clean": 1.0, "pgd": 0.755, "exact": 0.5}
+    panels = [Panel(name, network, accuracy) for name, network in zip(("vanilla", "aligned"), networks, strict=True)]
+    return decision_boundary(panels, toy_points(20, seed=1, split="test"), radius=15.0, steps=10)
+
+
 def renamed(dataset, names):
     return Dataset(tuple(names), dataset.fingerprint, dataset.splits)
 
@@ -97,6 +113,7 @@ DRAWINGS = {
     "robustness_radius": lambda dataset: robustness_radius(
         MASKING, AUTOATTACK, model="model (SBG, λ 3)", beside="vanilla baseline"
     ),
+    "decision_boundary": draw_decision_boundary,
 }
 
 
@@ -203,6 +220,26 @@ def test_robustness_panels_and_points():
     assert list(curves[1].get_xdata()) == [0, 0.25, 2, 10] and list(curves[1].get_ydata()) == [0.9, 0.8, 0.5, 0.0]
     assert [list(star.get_ydata()) for star in stars] == [[0.05], [0.45]]
     assert figure.axes[2].get_lines()[1].get_xdata()[1] == pytest.approx(8 / 255)
+
+
+def test_decision_regions_and_border_are_the_networks(dataset):
+    """The second network answers 1 where x1 + 2 x2 > 55."""
+    axes = draw_decision_boundary(dataset).axes[1]
+    (image,) = axes.images
+    left, right, bottom, top = image.get_extent()
+    classes = np.asarray(image.get_array())
+    rows, columns = classes.shape
+    x1 = left + (right - left) * (np.arange(columns) + 0.5) / columns
+    x2 = bottom + (top - bottom) * (np.arange(rows)[:, None] + 0.5) / rows
+    assert image.origin == "lower" and (x1[0], x2[0, 0]) < (-60, -110) and (x1[-1], x2[-1, 0]) > (60, 110)
+    np.testing.assert_array_equal(classes, x1 + 2 * x2 > 55)
+    ends = np.concatenate(axes.collections[0].get_segments())
+    assert len(ends) >= 2
+    np.testing.assert_allclose(ends @ [1, 2], 55, atol=1e-4)
+    # 20 points of each mode, on the line
+    for label, line in enumerate(axes.get_lines()):
+        np.testing.assert_allclose(line.get_ydata(), 2 * line.get_xdata())
+        assert len(line.get_xdata()) == 60 and abs(np.mean(line.get_xdata()) - (-10, 10)[label]) < 1
 
 
 def test_settings_are_ordered_by_radius_and_not_as_text():

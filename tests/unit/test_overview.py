@@ -188,6 +188,7 @@ def test_results_of_a_run_by_hand_are_gathered_for_the_page(tmp_path, plain_para
         ("figures", "figures/targeted_pgd.png", png(30)),
     ):
         runs.folders[stage] = tmp_path / stage
+        runs.made.add(stage)
         (tmp_path / stage / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / stage / path).write_bytes(content)
         (tmp_path / stage / "ended.json").write_text('{"seconds": 1.5}')

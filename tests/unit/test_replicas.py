@@ -109,7 +109,7 @@ def normed(meaning):
 # begins so near to the image that the first direction is rounding for a thousandth, which no tolerance tells from an error
 METHODS = {
     "at": {"method": "at", "at.steps": 2, "at.mode": "train"},
-    "gradient_norm": {"method": "gradient_norm"},
+    "gradient_norm": {"method": "gradient_norm", "train.ema_decay": 0.5},
 }
 
 
@@ -119,6 +119,8 @@ def rival(method):
     return {**training, "params": {**training["params"], **METHODS[method]}}
 
 
+ASKING = {**ALIGNED, "asks_teacher": True}
+
 # those of one process come first: it must not have loaded what several need
 TRAININGS = {
     "vanilla 1": {**VANILLA, "processes": 1},
@@ -126,12 +128,14 @@ TRAININGS = {
     "diffusion 1": {**DENOISER, "processes": 1},
     **{f"batch norm {meaning} 1": {**normed(meaning), "processes": 1} for meaning in MEANINGS},
     **{f"{method} 1": {**rival(method), "processes": 1} for method in METHODS},
+    "teacher 1": {**ASKING, "processes": 1},
     "vanilla 2": {**VANILLA, "processes": 2},
     "aligned 2": {**ALIGNED, "processes": 2},
     "aligned 3": {**ALIGNED, "processes": 3},
     "diffusion 2": {**DENOISER, "processes": 2},
     **{f"batch norm {meaning} 2": {**normed(meaning), "processes": 2} for meaning in MEANINGS},
     **{f"{method} 2": {**rival(method), "processes": 2} for method in METHODS},
+    "teacher 2": {**ASKING, "processes": 2},
     "dropout": DROPOUT,
 }
 
@@ -182,6 +186,11 @@ def test_batch_norm_takes_the_statistics_of_the_whole_batch(outcome, meaning):
 def test_methods_are_those_of_one_process(outcome, method):
     """Starts of attacks are drawn for the whole batch, and each process takes its rows of them."""
     assert_close(outcome(f"{method} 1"), outcome(f"{method} 2"))
+
+
+@pytest.mark.slow
+def test_each_process_asks_the_teacher_for_its_share(outcome):
+    assert_close(outcome("teacher 1"), outcome("teacher 2"))
 
 
 @pytest.mark.slow

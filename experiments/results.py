@@ -1,0 +1,151 @@
+"""What the runs of an experiment measured, as a table beside what the paper publishes: for people, or as CSV."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from experiments.description import Experiment, Plain, Row
+from pag_core.report.page import FOOLBOX_NAMES
+
+# each run's metrics by the names of their files, as "autoattack" and "details/foolbox"; a run that is not there is a gap
+Measured = dict[str, dict[str, Plain]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table: accuracies in percent, one for each seed that was run, and the published one if there is one."""
+
+    row: str
+    setting: str
+    ours: tuple[float, ...]
+    published: float | None
+    published_setting: str
+    images: int | None
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over seeds; None is a gap."""
+        return statistics.mean(self.ours) if self.ours else None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the published one, in points."""
+        return None if self.mean is None or self.published is None else self.mean - self.published
+
+
+def cells(experiment: Experiment, measured: Measured) -> list[Cell]:
+    """Every number of the experiment's table, row by row: AutoAttack's, or Foolbox's where that is what it wants."""
+    found: list[Cell] = []
+    for row in experiment.rows:
+        runs = [measured[run] for run in experiment.runs[row.classifier] if run in measured]
+        found += _of_foolbox(row, runs) if "foolbox" in experiment.stages else _of_autoattack(experiment, row, runs)
+    return found
+
+
+def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
+    radii = experiment.params[experiment.runs[row.classifier][0]]["autoattack"]["radii"]
+    names = ["clean", *(f"{norm} {radius}" for norm, of_norm in radii.items() for radius in of_norm)]
+    who = "baseline" if row.baseline else "model"
+    for number, name in enumerate(names):
+        published, setting = None, ""
+        # the paper has one radius for each norm, in the order of ours
+        if len(row.published) == len(names):
+            published = row.published[number]
+            setting = experiment.settings[number] if experiment.settings else name
+        ours = tuple(100 * run["autoattack"][who][name] for run in runs)
+        images = runs[0]["autoattack"]["images"] if runs else None
+        yield Cell(row.label, name, ours, published, setting, images)
+
+
+def _of_foolbox(row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
+    """A line for each attack of Table 6, which has the mean over the radii of the grid; the paper does not state its own."""
+    who = "baseline" if row.baseline else "model"
+    for number, (name, title) in enumerate(FOOLBOX_NAMES.items()):
+        ours = tuple(_mean_over_radii(run["details/foolbox"][who][name]) for run in runs)
+        published = row.published[number] if row.published else None
+        images = runs[0]["details/foolbox"]["images"] if runs else None
+        yield Cell(title, row.label, ours, published, "radii not stated", images)
+
+
+def _mean_over_radii(found: Plain) -> float:
+    return 100 * statistics.fmean(value for radius, value in found.items() if radius.startswith("L"))
+
+
+def markdown(experiment: Experiment, measured: Measured) -> str:
+    """The table for people: ours (mean and range over seeds), the published number and the difference in points."""
+    found = cells(experiment, measured)
+    settings = list(dict.fromkeys(cell.setting for cell in found))
+    beside = {cell.setting: cell.published_setting for cell in found if cell.published is not None}
+    head = [""]
+    for setting in settings:
+        head += [setting, f"published, {beside[setting]}", "difference"] if setting in beside else [setting]
+    lines = [_line(head), "|---" * len(head) + "|"]
+    for label in dict.fromkeys(cell.row for cell in found):
+        by_setting = {cell.setting: cell for cell in found if cell.row == label}
+        entries = [label]
+        for setting in settings:
+            cell = by_setting.get(setting)
+            entries.append("" if cell is None else _over_seeds(cell.ours))
+            if setting in beside:
+                published = cell is not None and cell.published is not None
+                entries.append(f"{cell.published:.2f}" if cell is not None and published else "")
+                difference = None if cell is None else cell.difference
+                entries.append("" if difference is None else f"{difference:+.1f}")
+        lines.append(_line(entries))
+    images = sorted({cell.images for cell in found if cell.images is not None})
+    seeds = max((len(cell.ours) for cell in found), default=0)
+    said = f"{seeds} seeds, mean (range)" if seeds > 1 else "one seed"
+    return "\n".join([f"{experiment.title}", "", *lines, "", f"Percent; {_listed(images)} test images; {said}."]) + "\n"
+
+
+def as_csv(experiment: Experiment, measured: Measured) -> str:
+    """One line for each number, in percent and points; what is empty was not run, or not published."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            "table",
+            "row",
+            "setting",
+            "mean",
+            "lowest",
+            "highest",
+            "seeds",
+            "images",
+            "published",
+            "published_setting",
+            "difference",
+        ]
+    )
+    for cell in cells(experiment, measured):
+        ours = (
+            ["", "", ""]
+            if cell.mean is None
+            else [f"{value:.2f}" for value in (cell.mean, min(cell.ours), max(cell.ours))]
+        )
+        published = ["", ""] if cell.published is None else [f"{cell.published:.2f}", cell.published_setting]
+        difference = "" if cell.difference is None else f"{cell.difference:.2f}"
+        writer.writerow(
+            [experiment.name, cell.row, cell.setting, *ours, len(cell.ours), cell.images or "", *published, difference]
+        )
+    return text.getvalue()
+
+
+def _line(entries: list[str]) -> str:
+    return f"| {' | '.join(entries)} |"
+
+
+def _listed(images: list[int]) -> str:
+    return " and ".join(map(str, images)) if images else "no"
+
+
+def _over_seeds(percents: tuple[float, ...]) -> str:
+    match percents:
+        case ():
+            return "not run"
+        case (only,):
+            return f"{only:.1f}"
+        case _:
+            return f"{statistics.mean(percents):.1f} ({min(percents):.1f} to {max(percents):.1f})"
