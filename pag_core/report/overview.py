@@ -83,8 +83,9 @@ def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | floa
     """
     leaves = [dict(_parameters(experiment.params)) for experiment in experiments]
     measured = [dict(_metrics(experiment.metrics)) for experiment in experiments]
-    top_first = sorted(dict.fromkeys(key for found in leaves for key in found), key=lambda key: len(key) > 1)
-    keys = dict.fromkeys([("seed",), *top_first])
+    keys = dict.fromkeys([("seed",), *(key for found in leaves for key in found)])
+    # sections stay together, also where only some experiments have all of their keys
+    groups = list(dict.fromkeys([PARAMETERS, *(_group(key) for key in keys)]))
     columns = [
         Column("", "experiment", "name", True),
         Column("", "from", "from", len({e.origin for e in experiments}) > 1),
@@ -96,17 +97,20 @@ def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | floa
         for row, value in zip(cells, found, strict=True):
             row.append(value)
 
-    for key in keys:
+    for key in sorted(keys, key=lambda key: groups.index(_group(key))):
         found = [values.get(key) for values in leaves]
-        group, *rest = key if len(key) > 1 else (PARAMETERS, *key)
         shown = key == ("seed",) or _differ(found)
-        add(found, Column(group, ".".join(rest), ".".join(key), shown))
+        add(found, Column(_group(key), ".".join(key[1:] or key), ".".join(key), shown))
     for key in sorted({key for values in measured for key in values}, key=_metric_order):
         found = [values.get(key) for values in measured]
-        secondary = key[0] in SECONDARY or "baseline" in " ".join(key)
-        shown = _differ(found) if key[-1] in MEASURED_WITH else not secondary
+        of_model = key[0] not in SECONDARY and "baseline" not in " ".join(key)
+        shown = of_model and (key[-1] not in MEASURED_WITH or _differ(found))
         add(found, Column(f"{METRICS}/{key[0]}", " ".join(key[1:]), ".".join(key), shown, True, _decimals(found)))
     return columns, cells
+
+
+def _group(key: tuple[str, ...]) -> str:
+    return key[0] if len(key) > 1 else PARAMETERS
 
 
 def _parameters(params: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str | float]]:

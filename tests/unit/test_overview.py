@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 
@@ -63,6 +64,18 @@ def test_what_numbers_were_measured_with_is_shown_where_it_differs(work, plain_p
     write_results(work, "few", plain_params, {"autoattack.images": 10}, {"autoattack": autoattack(0.9, 0.5, images=10)})
     keys, _ = shown(of_work(work))
     assert keys.count("autoattack.images") == 2  # the parameter, and what was measured
+
+
+def test_sections_and_files_stay_together(plain_params):
+    """Also where params.yaml has gained keys since an experiment."""
+    older = {"seed": 1, "cm": {"factor": 1.0}, "train": {"epochs": 2}, "dataset": "digits"}
+    metrics = {"toy": {"clean": 1.0}, "diffusion": {"images": 5}, "autoattack": autoattack(0.9, 0.5)}
+    other = Listed("b", "", plain_params, {**metrics, "diffusion": {"images": 6}}, {})
+    columns, _ = table([Listed("a", "", older, metrics, {}), other])
+    groups = [column.group for column in columns]
+    assert [group for group, _ in itertools.groupby(groups)] == list(dict.fromkeys(groups))
+    assert groups[2:4] == ["parameters", "parameters"] and groups[-1] == "metrics/toy"
+    assert not any(column.shown for column in columns if column.group in ("metrics/toy", "metrics/diffusion"))
 
 
 def test_each_picture_is_there_once_and_with_all_its_pixels(work):
