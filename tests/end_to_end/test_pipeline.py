@@ -149,8 +149,10 @@ def test_the_page_of_all_experiments(project: ProjectCopy) -> None:
     assert sorted((row["source"], row["lambda"], len(row["figures"])) for row in rows) == [
         ("cm", 1.5, 4), ("sbg", 0.5, 0), ("sbg", 1.5, 4), ("sbg", 2.0, 4), ("sbg", 3.0, 0)
     ]  # fmt: skip
+    listed = project.git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    references = {name.rsplit("/", 1)[1]: name for name in listed}
     for row in rows:
-        revision = "HEAD" if row["name"] == "last commit" else row["name"]
+        revision = references.get(row["name"], "HEAD")
         attacked = json.loads(project.git("show", f"{revision}:metrics/autoattack.json"))["model"]
         whole = bool(row["figures"])
         # the sweep did not attack: what its commits hold is of the model before

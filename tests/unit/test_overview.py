@@ -153,6 +153,18 @@ def test_outdated_results_are_left_out_with_a_remark(work, capsys):
     assert "sbg (here): left out" in (said := capsys.readouterr().err) and "figures, metrics/autoattack.json" in said
 
 
+def test_a_figure_that_dvc_lists_but_does_not_hold_is_remarked_on(work, capsys):
+    class Emptied(DirFileSystem):
+        def cat_file(self, path, *args, **options):
+            if path == "figures/targeted_pgd.png":
+                raise FileNotFoundError(path)
+            return super().cat_file(path, *args, **options)
+
+    found = listed(Emptied(str(work / "results/sbg")), "sbg", "here")
+    assert found.figures.keys() == {"gradient_sources"} and found.metrics.keys() == {"autoattack", "pag_score"}
+    assert "figures/targeted_pgd.png of sbg (here) is not in DVC's cache" in capsys.readouterr().err
+
+
 def test_the_command(work, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(page, "of_checkout", list)
     output = tmp_path / "made/experiments.html"
