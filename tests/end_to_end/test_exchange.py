@@ -20,17 +20,17 @@ ATTACK = RUN + "runpy.run_path(sys.argv[0], run_name='__main__')"
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectCopy, Path]:
     """A project whose classifier has been attacked, in two shards of which the second is small, and its export."""
     chosen = {
-        "source": "none", "train.epochs": 8, "prepare.images_per_class": None, "autoattack.images": 5,
-        "autoattack.images_per_shard": 3, "autoattack.batch_size": 3, "autoattack.radii": {"L2": [0.25]},
+        "source": "cm", "train.epochs": 8, "prepare.images_per_class": None, "autoattack.images": 5,
+        "autoattack.images_per_shard": 3, "autoattack.batch_size": 3, "autoattack.radii": {"L2": [0.6]},
     }  # fmt: skip
     project = ProjectCopy(tmp_path_factory.mktemp("exchange"), {**SMALL, **chosen})
     project.stage("prepare")
-    project.stage("heuristic", "none")
+    project.stage("heuristic", "cm")
     for name in ("train", "autoattack"):
         project.stage(name, "--baseline")
         project.stage(name)
-    project.run(sys.executable, "-m", "pag_core.exchange.export", "exports/vanilla")
-    return project, project.path / "exports/vanilla"
+    project.run(sys.executable, "-m", "pag_core.exchange.export", "exports/aligned")
+    return project, project.path / "exports/aligned"
 
 
 def test_autoattack_outside_gives_the_numbers_of_the_metrics(exported: tuple[ProjectCopy, Path]) -> None:
@@ -38,9 +38,9 @@ def test_autoattack_outside_gives_the_numbers_of_the_metrics(exported: tuple[Pro
     model = project.metrics("details/autoattack")["model"]
     done = outside(ATTACK, str(folder / "attack.py"))
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    printed = re.findall(r"^L2 0.25, ([a-z-]+): (\d+) of 5 images", done.stdout, re.MULTILINE)
+    printed = re.findall(r"^L2 0.6, ([a-z-]+): (\d+) of 5 images", done.stdout, re.MULTILINE)
     found = {name: int(count) / 5 for name, count in printed}
-    assert found == {"clean": model["clean"], **model["per_attack"]["L2 0.25"]}
+    assert found == {"clean": model["clean"], **model["per_attack"]["L2 0.6"]}
     assert 0 < found["square"] < found["clean"], "a radius at which nothing or everything falls proves little"
 
 
@@ -53,7 +53,7 @@ def test_the_lines_of_the_card_do_what_they_say(exported: tuple[ProjectCopy, Pat
     program += "print('clean', int((classifier(images).argmax(1) == labels).sum()), len(images))"
     done = outside(program)
     assert done.returncode == 0, done.stderr[-3000:]
-    counts = json.loads((folder / "measured.json").read_text(encoding="utf-8"))["autoattack"]["counts"]["L2 0.25"]
+    counts = json.loads((folder / "measured.json").read_text(encoding="utf-8"))["autoattack"]["counts"]["L2 0.6"]
     assert f"clean {counts['clean']} 5" in done.stdout
 
 
@@ -62,7 +62,7 @@ def test_other_counts_are_noticed(exported: tuple[ProjectCopy, Path]) -> None:
     path = folder / "measured.json"
     before = path.read_text(encoding="utf-8")
     measured = json.loads(before)
-    for shard in measured["autoattack"]["shards"]["L2 0.25"]:
+    for shard in measured["autoattack"]["shards"]["L2 0.6"]:
         shard["radius"] = 3.0  # every image falls to the first attack, which ends it soon
     path.write_text(json.dumps(measured), encoding="utf-8")
     done = outside(ATTACK, str(folder / "attack.py"))
