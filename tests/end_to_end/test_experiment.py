@@ -31,7 +31,7 @@ DESCRIPTION = {
             "train": {"epochs": 1, "validation_attacked": 4},
             "objective": {"classes_per_step": "all"},
             "autoattack": {"images": 2, "radii": {"L2": [0.5]}},
-            "pag_score": {"images": 4},
+            "pag_score": {"images": 4, "judged_images": 4},
         }
     },
     "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
