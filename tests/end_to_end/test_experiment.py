@@ -319,7 +319,7 @@ def test_every_table_is_valid(file, size):
     gaps = markdown(experiment, {}).splitlines()
     rows = [line for line in gaps if "not run" in line]
     assert len(rows) == (7 if experiment.stages == ("foolbox",) else len(experiment.rows))
-    if (file.stem, size) != ("table_2", "mini"):
+    if (file.stem, size) != ("table_2", "mini") and file.stem != "figure_8":
         # every row has its published numbers, one for each column
         assert all(row.published for row in experiment.rows)
         columns = {cell.setting for cell in cells(experiment, {}) if cell.published is not None}
