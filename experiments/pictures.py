@@ -193,7 +193,7 @@ def draw_sources(several: list[Finished], chosen: list[int]) -> Drawn:
             rows[SOURCES[model.params.source].title] = open_gradients(place, dataset, "test", cpu)(indices, classes)
     for label, model in shown.models.items():
         if model.kind.method == "at" and model.kind.source == "none":
-            _, rows[f"input-gradient: {label}"] = input_gradients(
+            _, rows[f"input-gradient\n{label}"] = input_gradients(
                 shown.network(model),
                 shown.images,
                 classes.to(shown.device),
@@ -203,7 +203,8 @@ def draw_sources(several: list[Finished], chosen: list[int]) -> Drawn:
                 create_graph=False,
             )
     figure = gradient_sheet(dataset, indices, rows, title=f"Gradients of sources and of classifiers{remark}")
-    return Drawn(figure, [f"From top to bottom: {', '.join(rows)}.", shown.caption()])
+    listed = ", ".join(name.replace("\n", " of ") for name in rows)
+    return Drawn(figure, [f"From top to bottom: {listed}.", shown.caption()])
 
 
 def _is_score_based(model: Model) -> bool:

@@ -61,7 +61,7 @@ def draw_correlation(several: list[Finished], setting: str | None) -> Drawn:
         f"Judge: {_counts(score['judged']['images'] for score in scores)} test images, pushed towards every other class "
         f"({'; '.join(sorted(pushed))}); its own accuracy is {min(accuracies):.1f} to {max(accuracies):.1f} %.",
         *(
-            f"Spearman's rho of {words} with robustness: {'; '.join(correlations(scored, measure))}."
+            f"Spearman's rank correlation of {words} with robustness: {'; '.join(correlations(scored, measure))}."
             for measure, words in (("cosine", "the cosine"), ("judged", "what the judge sees"))
         ),
     ]

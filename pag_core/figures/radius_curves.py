@@ -78,6 +78,6 @@ def _draw(axes: Axes, curve: RadiusCurve, keys: list[str], look: tuple[Kind, Fil
     ]
     radii = [radius for radius, _ in points]
     means = [sum(values) / len(values) for _, values in points]
-    axes.plot(radii, means, **_look(*look))  # type: ignore[arg-type]
+    axes.plot(radii, means, clip_on=False, zorder=3, **_look(*look))  # type: ignore[arg-type]
     lowest, highest = ([choose(values) for _, values in points] for choose in (min, max))
     axes.fill_between(radii, lowest, highest, color=curve.kind.colour, alpha=0.12, linewidth=0)

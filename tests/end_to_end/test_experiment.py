@@ -109,6 +109,16 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
         json.loads((results / "seconds.json").read_text())
     ) == 8
 
+    # both models of one seed, from the runs by hand
+    command = ["experiments/figure.py", "correlation", "tiny.yaml", "--by-hand", "--work", "work", "--size", "tiny"]
+    drawn = subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:], "--images", str(archives), "--output", "drawn"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr[-2000:]
+    assert (tmp_path / "drawn/correlation.png").read_bytes().startswith(b"\x89PNG")
+    assert "; 2 models; seed 3407." in (tmp_path / "drawn/correlation.txt").read_text(encoding="utf-8")
+
     # a stage whose output is gone runs again; equal inputs are not asked for again
     (train,) = (path.parent for path in (tmp_path / "work").glob("train-*/ended.json"))
     shutil.rmtree(train / "data/classifier")
@@ -140,6 +150,13 @@ def test_the_same_experiment_through_dvc(tmp_path, archives):
     by_hand = run(tmp_path, archives, "--by-hand")
     # the numbers do not depend on who runs the stages
     assert table_of(whole.stdout) == table_of(by_hand.stdout) != []
+
+    # the networks come out of DVC's cache
+    pictured = project.run(
+        command[0], "experiments/figure.py", "targeted", *command[2:], "--size", "tiny", "--output", "drawn"
+    )
+    assert "class means" in pictured.stdout and "not run" not in pictured.stderr
+    assert (project.path / "drawn/targeted.png").exists()
 
     again = project.run(*command, "--size", "tiny")
     assert table_of(again.stdout) == table_of(whole.stdout)
