@@ -92,6 +92,10 @@ class ByHand:
             self.folders[name] = self.work / f"{name}-{digest(self._identity(name))[:16]}"
         return self.folders[name]
 
+    def output(self, path: str) -> Path:
+        """Where an output of a stage that has run lies."""
+        return self.folder(self.makers[path]) / path
+
     def measured(self) -> dict[str, Plain]:
         """The metrics of the stages that were made, by the names of their files."""
         return {
@@ -177,8 +181,13 @@ def gather(stages: ByHand, place: Path) -> None:
     write_json(place / "seconds.json", seconds)
 
 
-def found_by_hand(experiment: Experiment, work: Path) -> Measured:
-    """What has been measured by earlier runs of the same experiment, with the code and the parameters of now."""
+def opened_by_hand(experiment: Experiment, work: Path) -> dict[str, ByHand]:
+    """The runs whose wanted stages have run with the code and the parameters of now."""
     fingerprint = functools.lru_cache(code_fingerprint)
     runs = {run: ByHand(params, work, fingerprint) for run, params in experiment.params.items()}
-    return {run: stages.measured() for run, stages in runs.items() if stages.find(experiment.stages)}
+    return {run: stages for run, stages in runs.items() if stages.find(experiment.stages)}
+
+
+def found_by_hand(experiment: Experiment, work: Path) -> Measured:
+    """What has been measured by earlier runs of the same experiment, with the code and the parameters of now."""
+    return {run: stages.measured() for run, stages in opened_by_hand(experiment, work).items()}

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dvc.api
@@ -70,6 +72,21 @@ def found_with_dvc(experiment: Experiment) -> Measured:
     return {run: _metrics(name, revisions[name], experiment) for run, name in names.items() if name in revisions}
 
 
+def outputs_with_dvc(experiment: Experiment, place: Path) -> Callable[[str, str], Path]:
+    """A function that takes an output of a run out of DVC's cache, once, into a folder of the run below `place`."""
+    revisions = _revisions()
+
+    def output(run: str, path: str) -> Path:
+        target = place / experiment.name / run / path
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stored = dvc.api.DVCFileSystem(str(CHECKOUT), rev=revisions[f"{experiment.name}-{run}"])
+            stored.get(path, str(target), recursive=True)
+        return target
+
+    return output
+
+
 def _revisions() -> dict[str, str]:
     """The revision of each experiment that has succeeded, by name."""
     rows = dvc.api.exp_show(repo=str(CHECKOUT))
@@ -90,7 +107,7 @@ def _metrics(name: str, revision: str | None, experiment: Experiment) -> dict[st
         )
         sys.exit(1)
     # headlines are in the experiment's commit, details in DVC's cache
-    wanted = [stage for stage in experiment.stages if stage in ("autoattack", "foolbox", "pag_score")]
+    wanted = [stage for stage in experiment.stages if stage in ("autoattack", "foolbox", "masking", "pag_score")]
     found = {stage: json.loads(_printed("git", "show", f"{revision}:metrics/{stage}.json")) for stage in wanted}
     for stage in wanted:
         details = dvc.api.read(f"metrics/details/{stage}.json", repo=str(CHECKOUT), rev=revision)

@@ -1,4 +1,4 @@
-"""Score how well the input-gradients of classifier and baseline align with held-out target gradients."""
+"""Score how perceptually aligned the input-gradients of classifier and baseline are, in two ways."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
+from pag_core.evaluation.judge import judged, trained_judge
 from pag_core.evaluation.pag_score import pag_score
 from pag_core.gradient_store.store import RepresentativeGradients, TargetGradients, open_gradients
 from pag_core.gradients.class_mean import class_mean_representatives
+from pag_core.params.values import radius_value
 from pag_core.pipeline.places import classifier_place, dataset_place, gradients_place, write_metrics
 from pag_core.pipeline.stage import run, stage
 
@@ -17,7 +19,10 @@ MEANS = "class means"
 
 
 def main() -> None:
-    """Write metrics/pag_score.json: scores against the own source; in its details a chosen reference and class means too."""
+    """Write metrics/pag_score.json: the score against the own source, and how often a judge sees the target class.
+
+    Its details have the scores against a chosen reference and class means too, and how good the judge is.
+    """
     with stage("pag_score") as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
@@ -29,16 +34,49 @@ def main() -> None:
         rows = test.first(params.pag_score.images, "pag_score.images")
         # the store of sbg holds gradients of this many
         images = test.pixels(slice(0, min(rows.stop, params.gradient_store.held_out_images)))
-        scores = {}
+        shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
+        judge = trained_judge(train, test, images=params.pag_score.judge_images)
+        ((norm, radius),) = params.figures.targeted_radius.items()
+        scores, seen = {}, {}
         for who, place in (("model", "classifier"), ("baseline", "baseline")):
             classifier, _ = load_classifier(classifier_place(place), dataset, device)
             scores[who] = {
                 source: pag_score(classifier, images, gradients, classes=dataset.classes)
                 for source, gradients in targets.items()
             }
+            seen[who] = judged(
+                judge,
+                classifier,
+                test.pixels(shown),
+                test.labels[shown],
+                classes=dataset.classes,
+                norm=norm,
+                radius=radius_value(radius),
+                steps=params.figures.targeted_steps,
+            )
         own = MEANS if params.source == "none" else params.source
-        headline = {"PAG": scores["model"][own], "PAG of baseline": scores["baseline"][own]}
-        write_metrics("pag_score", {"images": len(images), **scores}, headline)
+        headline = {
+            "PAG": scores["model"][own],
+            "PAG of baseline": scores["baseline"][own],
+            "judged": seen["model"],
+            "judged of baseline": seen["baseline"],
+        }
+        details = {
+            "images": len(images),
+            **scores,
+            "judged": {
+                "images": shown.stop,
+                "attack": f"{norm} {radius}",
+                "steps": params.figures.targeted_steps,
+                "judge": {
+                    "accuracy": judge.accuracy,
+                    "training_images": judge.trained_on,
+                    "test_images": judge.tested,
+                },
+                **seen,
+            },
+        }
+        write_metrics("pag_score", details, headline)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ SMALL = {
     "masking.steps": 3,
     "masking.square_queries": 20,
     "pag_score.images": 10,
+    "pag_score.judged_images": 5,
     "figures.images": 2,
     "figures.targeted_steps": 3,
     "toy.seeds": 2,

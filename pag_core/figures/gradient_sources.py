@@ -35,26 +35,36 @@ def signed_picture(gradient: torch.Tensor) -> torch.Tensor:
 def gradient_sources(dataset: Dataset, gradients: dict[str, TargetGradients], *, images: int) -> Figure:
     """Target gradients (Fig. 7) of the first `images` test images: a row per source, a column per target class.
 
-    `gradients` maps a source's name to its target gradients of the test split, on the CPU. Each picture has its own
-    symmetric scale, since Eq. 5 depends on directions only. The green frame marks the image's own class. More than ten classes
-    are cut to the first ten, and the title says so.
+    `gradients` maps a source's name to its target gradients of the test split, on the CPU. More than ten classes are cut to
+    the first ten, and the title says so.
+    """
+    indices = torch.arange(min(images, len(dataset.splits["test"])))
+    shown, remark = shown_classes(dataset.classes)
+    classes = torch.arange(shown).expand(len(indices), shown)
+    rows = {name: source(indices, classes) for name, source in gradients.items()}
+    return gradient_sheet(dataset, indices, rows, title=f"Target gradients of each source{remark}")
+
+
+def gradient_sheet(dataset: Dataset, indices: torch.Tensor, rows: dict[str, torch.Tensor], *, title: str) -> Figure:
+    """Gradients for the test images `indices` int64 [B]: for each image a row per name, a column per class.
+
+    `rows` maps a name to gradients float [B, classes shown, C, H, W]. Each picture has its own symmetric scale, since Eq. 5
+    depends on directions only. The green frame marks the image's own class.
     """
     test = dataset.splits["test"]
-    count = min(images, len(test))
-    shown, remark = shown_classes(dataset.classes)
-    classes = torch.arange(shown).expand(count, shown)
-    labels = [int(label) for label in test.labels[:count]]
+    shown, _ = shown_classes(dataset.classes)
+    labels = [int(label) for label in test.labels[indices]]
     with style():
         sheet = ContactSheet(
-            test.pixels(slice(0, count)),
+            test.pixels(indices),
             [f"class {short_name(dataset.class_names[label])}" for label in labels],
-            rows=list(gradients),
+            rows=list(rows),
             columns=list(dataset.class_names[:shown]),
-            title=f"Target gradients of each source{remark}",
+            title=title,
             subtitle="g(x, c), the direction in which image x comes to look more like class c",
         )
-        for row, source in enumerate(gradients.values()):
-            values = source(torch.arange(count), classes).detach().float().cpu()
+        for row, gradients in enumerate(rows.values()):
+            values = gradients.detach().float().cpu()
             for image, label in enumerate(labels):
                 for column in range(shown):
                     _draw(sheet.cell(image, row, column), values[image, column], own=column == label)

@@ -266,10 +266,12 @@ class MaskingParams(Section):
 
 
 class PagScoreParams(Section):
-    """The PAG score."""
+    """Both PAG scores: images and reference of the cosine, images for the judge and of the judge."""
 
     images: PositiveInt
     reference: Source
+    judged_images: PositiveInt
+    judge_images: BatchSize
 
 
 class FiguresParams(Section):

@@ -80,6 +80,7 @@ def render_page(results: Results) -> str:
         masking_rows=masking_rows(results.masking),
         score_images=results.pag_score["images"],
         scores=score_rows(results.pag_score),
+        judged=judged_line(results.pag_score["judged"]),
         training=training_rows(results.training),
         label_effect=results.label_effect,
         figures=[
@@ -158,6 +159,18 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows (target gradients, model, baseline): mean cosines."""
     model, baseline = scores["model"], scores["baseline"]
     return [(_source_title(name), _cosine(model[name]), _cosine(baseline[name])) for name in model]
+
+
+def judged_line(judged: dict[str, Any]) -> str:
+    """How often the judge sees the target class in pushed images, and how good the judge is."""
+    judge = judged["judge"]
+    return (
+        f"An independent judge, a support vector machine on pixels, sees the target class in {percent(judged['model'])} of "
+        f"{judged['images']} test images that the classifier's gradients push towards every other class "
+        f"({setting_label(judged['attack'])}, {judged['steps']} steps), and in {percent(judged['baseline'])} for the "
+        f"baseline. It has learnt {judge['training_images']} training images, and is right for {percent(judge['accuracy'])} "
+        f"of {judge['test_images']} test images."
+    )
 
 
 def training_rows(training: dict[str, Any]) -> list[tuple[str, str]]:

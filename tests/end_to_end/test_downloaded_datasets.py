@@ -25,6 +25,7 @@ TINY = {
     "autoattack.radii": {"L2": [3.0]},
     "masking.images": 2,
     "pag_score.images": 2,
+    "pag_score.judged_images": 2,
 }
 
 

@@ -1,0 +1,99 @@
+"""Test images pushed towards every class by several classifiers, a block of pictures for each classifier (Fig. 9 to 12)."""
+
+import math
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from pag_core.figures.labels import norm_label
+from pag_core.figures.palette import (
+    LABEL_SIZE,
+    MUTED_COLOUR,
+    OWN_CLASS_COLOUR,
+    SMALL_SIZE,
+    SUBTITLE_SIZE,
+    TITLE_SIZE,
+    draw_picture,
+    frame,
+    short_name,
+    shown_classes,
+    style,
+)
+
+# all lengths in inches
+CELL = 0.4
+GAP = 0.03
+# between an image and its pushed versions
+APART = 0.12
+MARGIN = 0.3
+BETWEEN = 0.35
+# above a block: its classifier's name and the class names
+BLOCK_HEAD = 0.62
+HEAD = 0.85
+FOOT = 0.45
+NAMES = 4
+COLUMNS = 2
+OWN_WIDTH = 1.6  # points
+
+
+def targeted_blocks(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    pushed: dict[str, torch.Tensor],
+    *,
+    class_names: tuple[str, ...],
+    norm: str,
+    radius: str,
+    steps: int,
+) -> Figure:
+    """Targeted large-radius images: in each classifier's block a row per image, which is on the left, a column per class.
+
+    `images` float [B, C, H, W] in [0, 1], `labels` int64 [B]; `pushed` maps a classifier's name to images
+    [B, at least the classes shown, C, H, W] in [0, 1]. More than ten classes are cut to the first ten.
+    """
+    shown, remark = shown_classes(len(class_names))
+    width = CELL + APART + shown * (CELL + GAP)
+    height = BLOCK_HEAD + len(images) * (CELL + GAP)
+    columns = min(COLUMNS, len(pushed))
+    rows = math.ceil(len(pushed) / columns)
+    whole = (
+        max(2 * MARGIN + columns * width + (columns - 1) * BETWEEN, 7.2),
+        HEAD + rows * height + (rows - 1) * BETWEEN + FOOT,
+    )
+    with style():
+        figure = Figure(figsize=whole)
+
+        def write(x: float, y: float, text: str, **options: Any) -> None:
+            figure.text(x / whole[0], y / whole[1], text, **options)
+
+        def picture(x: float, y: float, pixels: torch.Tensor, *, own: bool) -> None:
+            axes = figure.add_axes((x / whole[0], y / whole[1], CELL / whole[0], CELL / whole[1]))
+            draw_picture(axes, pixels)
+            if own:
+                frame(axes, OWN_CLASS_COLOUR, OWN_WIDTH)
+
+        write(
+            MARGIN, whole[1] - 0.32, f"Images pushed towards each class by targeted PGD{remark}", fontsize=TITLE_SIZE,
+            fontweight="bold", va="center",
+        )  # fmt: skip
+        write(
+            MARGIN, whole[1] - 0.58, f"{norm_label(norm)} radius {radius}, {steps} steps from the image on the left",
+            va="center", fontsize=LABEL_SIZE, color=MUTED_COLOUR,
+        )  # fmt: skip
+        for number, (name, pictures) in enumerate(pushed.items()):
+            left = MARGIN + (number % columns) * (width + BETWEEN)
+            top = whole[1] - HEAD - (number // columns) * (height + BETWEEN)
+            write(left, top - 0.2, name, fontsize=SUBTITLE_SIZE, va="center")
+            for column in range(shown):
+                middle = left + CELL + APART + column * (CELL + GAP) + CELL / 2
+                title = short_name(class_names[column], NAMES)
+                write(middle, top - BLOCK_HEAD + 0.06, title, fontsize=SMALL_SIZE, ha="center", va="bottom")
+            for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+                bottom = top - BLOCK_HEAD - row * (CELL + GAP) - CELL
+                picture(left, bottom, image, own=False)
+                for column in range(shown):
+                    x = left + CELL + APART + column * (CELL + GAP)
+                    picture(x, bottom, pictures[row, column], own=column == int(label))
+        write(MARGIN, 0.2, "Green frame: the image's own class.", fontsize=SMALL_SIZE, color=MUTED_COLOUR, va="center")
+    return figure

@@ -1,0 +1,98 @@
+"""The judge: its decisions by the formula of its kernel in float64, and what it counts, image by image."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pag_core.datasets.prepared import Split
+from pag_core.evaluation.judge import Judge, judged, trained_judge
+from pag_core.evaluation.pgd import targeted_images
+
+
+class Nearest:
+    """A judge that we can compute: the class whose mean pixel, class / 10, is nearest."""
+
+    def predict(self, pixels):
+        assert pixels.dtype == np.float32 and pixels.ndim == 2
+        return np.rint(10 * pixels.mean(1)).astype(np.int64)
+
+
+class Brightness(nn.Module):
+    """Its gradient towards class c moves the mean pixel towards c / 10."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.register_buffer("levels", torch.arange(classes) / 10)
+
+    def forward(self, images):
+        return -1000 * (images.flatten(1).mean(1)[:, None] - self.levels) ** 2
+
+
+def levels(values):
+    return torch.tensor(values)[:, None, None, None].expand(-1, 1, 2, 2).contiguous()
+
+
+@pytest.mark.parametrize("at_once", [1, 500])
+def test_what_is_counted(monkeypatch, at_once):
+    """Within L2 radius 0.2 the mean of four pixels moves by 0.1: to a neighbouring class and no further."""
+    monkeypatch.setattr("pag_core.evaluation.judge.IMAGES_AT_ONCE", at_once)
+    images, labels = levels([0.0, 0.1, 0.2, 0.3]), torch.tensor([0, 1, 2, 3])
+    judge = Judge(Nearest(), 1, 1, 1.0)
+    found = judged(judge, Brightness(4).eval(), images, labels, classes=4, norm="L2", radius=0.2, steps=40)
+    # 0 to 1; 1 to 0 and 2; 2 to 1 and 3; 3 to 2; of 4 x 3
+    assert found == 6 / 12
+    # an image of another label than it looks like: its own class is no target, whatever the judge sees
+    wrong = judged(
+        judge, Brightness(4).eval(), images, torch.tensor([1, 0, 3, 2]), classes=4, norm="L2", radius=0.2, steps=40
+    )
+    # 0 to 0; 1 to 1 and 2; 2 to 1 and 2; none of 3, which its own class pushes on to 4
+    assert wrong == 5 / 12
+
+
+def test_the_count_is_that_of_a_loop(dataset, make_classifier):
+    classifier = make_classifier().eval().requires_grad_(False)
+    judge = trained_judge(dataset.splits["train"], dataset.splits["test"], images=1000)
+    images, labels = dataset.splits["test"].pixels(slice(0, 5)), dataset.splits["test"].labels[:5]
+    found = judged(judge, classifier, images, labels, classes=3, norm="L2", radius=2.0, steps=10)
+    hits = []
+    for image, own in zip(images, labels, strict=True):
+        pushed = targeted_images(classifier, image[None], 3, norm="L2", radius=2.0, steps=10)[0]
+        hits += [
+            judge.machine.predict(pushed[target].reshape(1, -1).numpy())[0] == target
+            for target in range(3)
+            if target != own
+        ]
+    assert len(hits) == 10 and found == np.mean(hits)
+
+
+def test_the_judge_decides_as_its_kernel_says(dataset):
+    """Two classes: the sign of sum_i a_i exp(-gamma |x - x_i|^2) + b, with gamma of 1 / (pixels x variance)."""
+    train, test = (
+        Split(part.images[part.labels < 2], part.labels[part.labels < 2])
+        for part in (dataset.splits["train"], dataset.splits["test"])
+    )
+    judge = trained_judge(train, test, images=1000)
+    learnt, shown = (split.pixels().flatten(1).double().numpy() for split in (train, test))
+    gamma = 1 / (learnt.shape[1] * learnt.var())
+    machine = judge.machine
+    decided = [
+        sum(
+            weight * np.exp(-gamma * np.sum((image - learnt[index]) ** 2))
+            for weight, index in zip(machine.dual_coef_[0], machine.support_, strict=True)
+        )
+        + machine.intercept_[0]
+        for image in shown
+    ]
+    np.testing.assert_array_equal(judge.sees(test.pixels()).numpy(), np.array(decided) > 0)
+    assert judge.accuracy == np.mean((np.array(decided) > 0) == test.labels.numpy())
+    assert (judge.trained_on, judge.tested) == (24, 10)
+
+
+def test_the_number_of_images_is_limited(dataset):
+    train, test = dataset.splits["train"], dataset.splits["test"]
+    judge = trained_judge(train, test, images=14)
+    assert (judge.trained_on, judge.tested) == (14, 14)
+    assert judge.machine.support_.max() < 14
+    seen = judge.sees(test.pixels())
+    assert judge.accuracy == (seen[:14] == test.labels[:14]).double().mean().item()
