@@ -31,7 +31,7 @@ DESCRIPTION = {
             "classes": ["cat", "dog"],
             "train": {"epochs": 1, "validation_attacked": 4},
             "objective": {"classes_per_step": "all"},
-            "autoattack": {"images": 2, "radii": {"L2": [0.5]}},
+            "autoattack": {"images": 2, "radii": {"L2": [3.0]}},
             "pag_score": {"images": 4, "judged_images": 4},
         }
     },
@@ -99,8 +99,8 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     assert ran(whole.stdout) == ["baseline_autoattack", "autoattack", "heuristic@none", "pag_score"]
     results = tmp_path / "work/results/cm"
     attacked = json.loads((results / "metrics/autoattack.json").read_text())
-    assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 0.5"}
-    clean, robust = (100 * attacked["model"][name] for name in ("clean", "L2 0.5"))
+    assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 3.0"}
+    clean, robust = (100 * attacked["model"][name] for name in ("clean", "L2 3.0"))
     row = f"| class means | {clean:.1f} | 81.93 | {clean - 81.93:+.1f} | {robust:.1f} | 42.03 | {robust - 42.03:+.1f} |"
     assert row in whole.stdout and "| vanilla |" in whole.stdout and "2 test images; one seed." in whole.stdout
     written = (tmp_path / "tables/tiny-tiny.csv").read_text(encoding="utf-8").splitlines()

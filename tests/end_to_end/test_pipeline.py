@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slow
 
 SBG = "stages/gradients/dvc.yaml:sbg"
 AFTER_TRAINING = {"train", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
+# radii at which every image falls to the first attack: the others take seconds a radius, and are tested elsewhere
+QUICK = {**SMALL, "autoattack.radii": {"L2": [3], "Linf": [0.6]}}
 HEADLINES = ("training", "autoattack", "foolbox", "masking", "pag_score", "diffusion")
 BEFORE = {"code", "prepare", "baseline", "baseline_autoattack", "baseline_foolbox"}
 
@@ -23,7 +25,7 @@ BEFORE = {"code", "prepare", "baseline", "baseline_autoattack", "baseline_foolbo
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
     """One project for the whole module: the tests below run in order, each going on from the last."""
-    yield ProjectCopy(tmp_path_factory.mktemp("project"), SMALL)
+    yield ProjectCopy(tmp_path_factory.mktemp("project"), QUICK)
 
 
 def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
@@ -34,8 +36,8 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
     autoattack = project.metrics("autoattack")
     assert autoattack["attack"] == "standard" and autoattack["images"] == 2
     for who in ("model", "baseline"):
-        assert {"clean", "L2 0.75", "Linf 0.15"} == set(autoattack[who])
-        assert autoattack[who]["L2 0.75"] <= autoattack[who]["clean"] <= 1
+        assert {"clean", "L2 3", "Linf 0.6"} == set(autoattack[who])
+        assert autoattack[who]["L2 3"] <= autoattack[who]["clean"] <= 1
         details = project.metrics("details/autoattack")[who]
         assert autoattack[who].items() <= details.items()
         assert set(details) - set(autoattack[who]) == {"per_attack", "disagreements", "warnings"}
@@ -53,7 +55,7 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
 
 def test_stages_by_hand_give_the_same_bytes(project: ProjectCopy, tmp_path: Path) -> None:
     """A second run from scratch, in another folder and without DVC."""
-    by_hand = ProjectCopy(tmp_path, SMALL)
+    by_hand = ProjectCopy(tmp_path, QUICK)
     for name in ("prepare", "diffusion", "sbg"):
         by_hand.stage(name)
     for name in ("train", "autoattack", "foolbox"):
@@ -156,7 +158,7 @@ def test_the_page_of_all_experiments(project: ProjectCopy) -> None:
         attacked = json.loads(project.git("show", f"{revision}:metrics/autoattack.json"))["model"]
         whole = bool(row["figures"])
         # the sweep did not attack: what its commits hold is of the model before
-        assert row["autoattack.model.L2 0.75"] == (attacked["L2 0.75"] if whole else None)
+        assert row["autoattack.model.L2 3"] == (attacked["L2 3"] if whole else None)
         assert row["training.validation.clean"] is not None
         assert whole or f"{row['name']} ({row['from']}): left out" in done.stderr
     # figures that experiments share are there once
