@@ -1,0 +1,72 @@
+"""The paper's tables as descriptions: what they read as, what they print beside published numbers, and their gaps."""
+
+import pytest
+
+from experiments.by_hand import described_stages
+from experiments.description import read_experiment
+from experiments.results import as_csv, cells, markdown
+from tests.samples import ROOT
+
+TABLES = sorted((ROOT / "experiments/tables").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("size", ["mini", "full"])
+@pytest.mark.parametrize("file", TABLES, ids=[file.stem for file in TABLES])
+def test_every_table_is_valid(file, size):
+    experiment = read_experiment(file, size, [])
+    for params in experiment.params.values():
+        assert set(experiment.stages) <= described_stages(params).keys()
+        assert params["dataset"] in (
+            {"digits", "cifar10"} if size == "mini" else {"cifar10", "stl10", "cifar100", "tiny_imagenet"}
+        )
+    assert experiment.needs_images == (
+        size == "mini" and "cifar10" in {p["dataset"] for p in experiment.params.values()}
+    )
+    gaps = markdown(experiment, {}).splitlines()
+    rows = [line for line in gaps if "not run" in line]
+    assert len(rows) == (7 if experiment.stages == ("foolbox",) else len(experiment.rows))
+    if (file.stem, size) != ("table_2", "mini") and file.stem != "figure_8":
+        # every row has its published numbers, one for each column
+        assert all(row.published for row in experiment.rows)
+        columns = {cell.setting for cell in cells(experiment, {}) if cell.published is not None}
+        assert len(columns) >= 2
+
+
+def test_published_numbers_are_those_of_the_paper():
+    """A number of each table, copied once more by hand."""
+    found = {
+        (file.stem, cell.row, number): cell.published
+        for file in TABLES
+        for number, cell in enumerate(cells(read_experiment(file, "full", []), {}))
+    }
+    assert found["table_1", "ResNet: SBG", 13] == 55.39 and found["table_1", "ViT: AT L2", 41] == 8.13
+    assert found["table_2", "STL-10: SBG", 8] == 43.53 and found["table_2", "CIFAR-100: vanilla", 15] == 74.36
+    assert found["table_3", "SBG", 4] == 30.43 and found["table_4", "TRADES and SBG", 10] == 62.66
+    assert found["table_5", "MLP-Mixer: SBG", 15] == 35.97 and found["table_7", "CM", 5] == 3.14
+    assert found["table_6", "EAD", 6] == 8.57 and found["table_6", "Salt-and-pepper noise", 7] == 42.59
+    assert found["figure_5", "lambda 0.5", 6] is None and found["figure_5", "lambda 0.5", 7] == 48.34
+
+
+def test_several_seeds_give_a_mean_and_a_range():
+    experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", "full", [])
+    measured = {
+        run: {
+            "autoattack": {
+                "images": 200,
+                "model": {"clean": 0.9, "L2 0.75": 0.1 * seed, "Linf 0.15": 0.5},
+                "baseline": {"clean": 0.95, "L2 0.75": 0.0, "Linf 0.15": 0.0},
+            }
+        }
+        for name, runs in experiment.runs.items()
+        for seed, run in enumerate(runs)
+        if name != "trades"
+    }
+    lines = markdown(experiment, measured).splitlines()
+    assert lines[2] == "|  | clean | L2 0.75 | Linf 0.15 |"
+    assert "| sbg | 90.0 (90.0 to 90.0) | 10.0 (0.0 to 20.0) | 50.0 (50.0 to 50.0) |" in lines
+    assert "| trades | not run | not run | not run |" in lines
+    assert lines[-1] == "Percent; 200 test images; 3 seeds, mean (range)."
+    table = {tuple(line.split(",")[1:3]): line for line in as_csv(experiment, measured).splitlines()}
+    assert table["sbg", "L2 0.75"] == "digits_rivals-full,sbg,L2 0.75,10.00,0.00,20.00,3,200,,,"
+    assert table["trades", "clean"] == "digits_rivals-full,trades,clean,,,,0,,,,"
+    assert len(table) == 1 + 3 * 13
