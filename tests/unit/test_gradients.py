@@ -327,6 +327,25 @@ def test_label_effect_against_a_loop(mixture):
     assert measured["relative_difference"] == pytest.approx(difference / magnitude, rel=1e-4)
 
 
+def test_draws_are_compared_on_the_first_images_only(mixture, monkeypatch):
+    predictor, means, _ = mixture
+    split = mixture_split(means, 12)
+    first = label_effect(predictor, mixture_split(means, 12), timestep=300, batch_size=4, seed=1)
+    monkeypatch.setattr("pag_core.gradients.label_effect.DRAW_SAMPLE", 6)
+    fewer = label_effect(predictor, split, timestep=300, batch_size=4, seed=1)
+    assert (first["draw_images"], fewer["draw_images"], fewer["images"]) == (12, 6, 12)
+    from pag_core.compute.randomness import generator
+
+    draws, cosines = generator("cpu", 1, "label effect"), []
+    for start, count in ((0, 4), (4, 2)):
+        noises = [torch.randn(4, 1, 4, 4, generator=draws)[:count] for _ in range(2)]
+        images = split.pixels(slice(start, start + count))
+        one, other = (score_based_gradients(predictor, images, timestep=300, noise=noise) for noise in noises)
+        cosines += [cosine(one[b, c], other[b, c]) for b in range(count) for c in range(3)]
+    assert fewer["draw_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4) != first["draw_cosine"]
+    assert fewer["held_out_error_conditional"] == first["held_out_error_conditional"]
+
+
 def test_an_exact_model_passes_and_one_that_ignores_its_label_is_refused(mixture):
     predictor, means, _ = mixture
     split = mixture_split(means, 60)
