@@ -1,4 +1,4 @@
-"""Attack the classifier, or the baseline, with standard AutoAttack."""
+"""Attack the classifier, or the baseline, with AutoAttack."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def main(baseline: BaselineOption = False) -> None:
                 processes=subject.processes,
                 who=who,
             )
-            head = {"attack": attack_name(subject.classes), "images": len(subject.labels)}
+            head = {"attack": attack_name(params.autoattack.version, subject.classes), "images": len(subject.labels)}
             keep_result("autoattack", who, found, provenance=subject.provenance, head=head, headline=headline)
 
 

@@ -1,4 +1,4 @@
-"""Standard AutoAttack (Croce and Hein, 2020) over the test subset, in shards that survive a killed run."""
+"""AutoAttack (Croce and Hein, 2020), standard or plus, over the test subset, in shards that survive a killed run."""
 
 import functools
 import logging
@@ -57,25 +57,31 @@ def _captured_log(what: str) -> Iterator[list[logging.LogRecord]]:
 
 
 def _attack(
-    classifier: nn.Module, norm: str, radius: float, classes: int, seed: int, device: torch.device
+    classifier: nn.Module, norm: str, radius: float, classes: int, version: str, seed: int, device: torch.device
 ) -> AutoAttack:
-    attack = AutoAttack(classifier, norm=norm, eps=radius, seed=seed, device=device, version="standard")
+    attack = AutoAttack(classifier, norm=norm, eps=radius, seed=seed, device=device, version=version)
     targets = classes - 1
     if targets < attack.fab.n_target_classes:
-        # the standard version assumes ten classes and would index past the end with fewer
+        # both versions assume ten classes and would index past the end with fewer
         attack.fab.n_target_classes = targets
         attack.apgd_targeted.n_target_classes = min(targets, attack.apgd_targeted.n_target_classes)
-        if classes <= 3:  # its loss needs the third and fourth largest logits
-            attack.attacks_to_run = [name for name in attack.attacks_to_run if name != "apgd-t"]
+        skipped = too_few_classes(classes)
+        attack.attacks_to_run = [name for name in attack.attacks_to_run if name not in skipped]
     return attack
 
 
-def attack_name(classes: int) -> str:
-    """`standard`, or what differs from it where the dataset has fewer than ten classes."""
+def too_few_classes(classes: int) -> tuple[str, ...]:
+    """The attacks that cannot run: the loss of APGD-T needs the third and fourth largest logits, that of APGD-DLR the third."""
+    return tuple(name for name, needed in (("apgd-t", 4), ("apgd-dlr", 3)) if classes < needed)
+
+
+def attack_name(version: str, classes: int) -> str:
+    """The version, `standard` or `plus`, and what differs from it where the dataset has fewer than ten classes."""
     if classes >= 10:
-        return "standard"
-    without = "" if classes > 3 else ", without APGD-T"
-    return f"non-standard: {classes - 1} target classes{without}"
+        return version
+    skipped = [name.upper() for name in too_few_classes(classes) if name != "apgd-dlr" or version == "plus"]
+    without = f", without {' and '.join(skipped)}" if skipped else ""
+    return f"non-{version}: {classes - 1} target classes{without}"
 
 
 def shard_seed(seed: int, norm: str, label: str, start: int) -> int:
@@ -96,6 +102,7 @@ def attack_shard(
     norm: str,
     radius: float,
     classes: int,
+    version: str,
     batch_size: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def attack_shard(
     Raises EvaluationRefused if more than DISAGREEMENT_LIMIT of them differ.
     """
     seed_global_streams(seed, "autoattack")
-    attack = _attack(classifier, norm, radius, classes, library_seed(seed), images.device)
+    attack = _attack(classifier, norm, radius, classes, version, library_seed(seed), images.device)
     with _captured_log(f"{norm} {radius:g}") as records:
         adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
     after: dict[str, int] = {}
@@ -175,6 +182,7 @@ def run_autoattack(
             norm=norm,
             radius=radius_value(label),
             classes=classes,
+            version=params.version,
             batch_size=params.batch_size,
             seed=shard_seed(seed, norm, label, start),
         )

@@ -80,7 +80,8 @@ def _repeatable(found: Plain, classes: int) -> Plain:
     shares = {setting: {"clean": result["clean"], **result["per_attack"][setting]} for setting in shards}
     return {
         **found,
-        "attack": attack_name(classes),
+        "attack": attack_name(params["version"], classes),
+        "version": params["version"],
         "images": images,
         "batch_size": params["batch_size"],
         "shards": shards,

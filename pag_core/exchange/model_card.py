@@ -143,8 +143,8 @@ def _threads(found: Plain) -> str:
 
 
 def _by_hand(name: str, found: Plain) -> str:
-    if found["attack"] != "standard":
-        return "The standard attack assumes ten classes: `attack_shard` in `attack.py` shows what is set for fewer."
+    if found["attack"] != found["version"]:
+        return "The attack assumes ten classes: `attack_shard` in `attack.py` shows what is set for fewer."
     setting, (shard, *_) = next(iter(found["shards"].items()))
     return f"""The same by hand, for the first images at {setting}:
 
@@ -153,7 +153,9 @@ from pag_classifier import attacked_images
 from pyautoattack.autoattack import AutoAttack
 
 images, labels = attacked_images("{name}")
-attack = AutoAttack(classifier, norm="{shard["norm"]}", eps={shard["radius"]!r}, seed={shard["seed"]})
+attack = AutoAttack(
+    classifier, norm="{shard["norm"]}", eps={shard["radius"]!r}, seed={shard["seed"]}, version="{found["version"]}"
+)
 attack.run_standard_evaluation(images[:{shard["stop"]}], labels[:{shard["stop"]}], batch_size={found["batch_size"]})
 ```"""
 

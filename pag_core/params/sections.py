@@ -229,8 +229,9 @@ class GradientNormParams(Section):
 
 
 class AutoAttackParams(Section):
-    """Test images and radii of AutoAttack, and how its work is divided."""
+    """Test images and radii of AutoAttack, which of its versions, and how its work is divided."""
 
+    version: Literal["standard", "plus"]
     images: PositiveInt
     radii: Annotated[dict[Literal["L1", "L2", "Linf"], Radii], Field(min_length=1)]
     # the library reports its counts as percentages with two decimals

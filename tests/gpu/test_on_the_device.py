@@ -134,5 +134,7 @@ def test_a_channels_last_classifier_can_be_attacked(make_classifier, device):
     images = torch.rand(6, 1, 8, 8).to(device)
     labels = classifier(images).argmax(1)
     require_fit_for_attack(classifier, images, labels)
-    found = attack_shard(classifier, images, labels, norm="Linf", radius=0.02, classes=3, batch_size=4, seed=1)
+    found = attack_shard(
+        classifier, images, labels, norm="Linf", radius=0.02, classes=3, version="standard", batch_size=4, seed=1
+    )
     assert 0 <= found["robust"] <= found["clean"] == 6

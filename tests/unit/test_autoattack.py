@@ -30,20 +30,33 @@ def few_queries(monkeypatch):
         make(self, *arguments, **options)
         self.square.n_queries, self.fab.n_iter = 40, 5
         self.apgd.n_iter = self.apgd_targeted.n_iter = 6
-        self.apgd.n_restarts = 1
+        self.apgd.n_restarts = self.fab.n_restarts = min(2, self.apgd.n_restarts)
 
     monkeypatch.setattr(AutoAttack, "__init__", init)
 
 
+OPTIONS = {"norm": "Linf", "radius": 0.1, "classes": 10, "version": "standard"}
+SEQUENCES = {
+    "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
+}
+
+
 @pytest.mark.parametrize(
-    ("norm", "radius"), [("Linf", 0.06), ("L2", 0.15), pytest.param("L1", 1.5, marks=pytest.mark.slow)]
+    ("version", "norm", "radius"),
+    [
+        ("standard", "Linf", 0.06),
+        ("standard", "L2", 0.15),
+        ("plus", "L2", 0.15),
+        pytest.param("standard", "L1", 1.5, marks=pytest.mark.slow),
+    ],
 )
-def test_a_shard_equals_the_library_called_directly(few_queries, monkeypatch, norm, radius):
+def test_a_shard_equals_the_library_called_directly(few_queries, monkeypatch, version, norm, radius):
     model = small_network(10)
     count = 6 if norm == "L1" else 14
     images, labels = labelled_images(model, count, side=8)
     labels[3] = (labels[3] + 1) % 10
-    library = AutoAttack(model, norm=norm, eps=radius, seed=77, device="cpu", version="standard")
+    library = AutoAttack(model, norm=norm, eps=radius, seed=77, device="cpu", version=version)
     expected, _ = library.run_standard_evaluation(images, labels, batch_size=6)
     robust = int((model(expected).argmax(1) == labels).sum())
     returned = []
@@ -51,39 +64,47 @@ def test_a_shard_equals_the_library_called_directly(few_queries, monkeypatch, no
     monkeypatch.setattr(
         AutoAttack, "run_standard_evaluation", lambda *a, **o: returned.append(run(*a, **o)) or returned[-1]
     )
-    found = attack_shard(model, images, labels, norm=norm, radius=radius, classes=10, batch_size=6, seed=77)
+    options = {"norm": norm, "radius": radius, "classes": 10, "version": version, "batch_size": 6, "seed": 77}
+    found = attack_shard(model, images, labels, **options)
     assert torch.equal(returned[0][0], expected)
     assert (found["images"], found["clean"], found["robust"]) == (count, count - 1, robust)
-    assert list(found["after"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(found["after"]) == SEQUENCES[version]
     counts = [found["clean"], *found["after"].values()]
     assert counts == sorted(counts, reverse=True) and counts[-1] == robust
     assert 0 < robust < count - 1, "a radius at which nothing or everything falls proves little"
 
 
-def test_the_standard_version_is_not_changed_from_ten_classes_on():
+@pytest.mark.parametrize(("version", "restarts"), [("standard", 1), ("plus", 5)])
+def test_a_version_is_not_changed_from_ten_classes_on(version, restarts):
     for classes, targets in ((10, 9), (100, 9)):
-        attack = autoattack_module._attack(small_network(classes), "Linf", 0.1, classes, 0, torch.device("cpu"))
-        assert attack.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        network = small_network(classes)
+        attack = autoattack_module._attack(network, "Linf", 0.1, classes, version, 0, torch.device("cpu"))
+        assert attack.attacks_to_run == SEQUENCES[version]
         assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == targets
+        assert attack.apgd.n_restarts == attack.fab.n_restarts == restarts
         assert attack.square.n_queries == 5000 and attack.apgd.n_iter == attack.fab.n_iter == 100
 
 
+@pytest.mark.parametrize("version", ["standard", "plus"])
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
-def test_fewer_than_ten_classes_run_and_are_named(few_queries, classes):
+def test_fewer_than_ten_classes_run_and_are_named(few_queries, version, classes):
     model = small_network(classes)
     images, labels = labelled_images(model, 8, side=8)
-    found = attack_shard(model, images, labels, norm="Linf", radius=0.02, classes=classes, batch_size=8, seed=1)
+    options = {"norm": "Linf", "radius": 0.02, "classes": classes, "version": version, "batch_size": 8, "seed": 1}
+    found = attack_shard(model, images, labels, **options)
     assert ("apgd-t" in found["after"]) == (classes > 3)
+    assert ("apgd-dlr" in found["after"]) == (version == "plus" and classes > 2)
     assert found["clean"] == 8 and {"apgd-ce", "fab-t", "square"} <= set(found["after"])
-    assert attack_name(classes).startswith(f"non-standard: {classes - 1} target classes")
-    assert ("without APGD-T" in attack_name(classes)) == (classes <= 3)
-    assert attack_name(10) == attack_name(100) == "standard"
+    name = attack_name(version, classes)
+    assert name.startswith(f"non-{version}: {classes - 1} target classes")
+    assert ("without" in name) == (classes <= 3)
+    assert attack_name(version, 10) == attack_name(version, 100) == version
 
 
 def test_a_model_that_is_always_wrong_is_counted(few_queries):
     model = small_network(10)
     images, labels = labelled_images(model, 4, side=8)
-    found = attack_shard(model, images, (labels + 1) % 10, norm="Linf", radius=0.1, classes=10, batch_size=4, seed=1)
+    found = attack_shard(model, images, (labels + 1) % 10, **OPTIONS, batch_size=4, seed=1)
     assert found["clean"] == found["robust"] == 0 and set(found["after"].values()) == {0}
 
 
@@ -94,9 +115,7 @@ def test_warnings_of_the_library_are_captured_and_its_logger_is_left_as_it_was(f
     # logits so large that the cross-entropy saturates: many gradients are exactly zero, and AutoAttack warns
     images, labels = labelled_images(model, 6, side=8)
     confident = Changed(model, lambda z, x: torch.cat([z[:, :1] * 0 + 0.1, z[:, 1:] * 0 + 0.1], 1) + 0.0 * z).eval()
-    found = attack_shard(
-        confident, images, torch.zeros_like(labels), norm="Linf", radius=0.1, classes=10, batch_size=6, seed=1
-    )
+    found = attack_shard(confident, images, torch.zeros_like(labels), **OPTIONS, batch_size=6, seed=1)
     assert found["warnings"], "a model without gradients must be warned of"
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
@@ -115,7 +134,7 @@ def otherwise_in_large_batches(model, changed):
 def test_an_image_that_answers_otherwise_in_another_batch_is_not_robust(few_queries):
     model = small_network(10)
     images, labels = labelled_images(model, 20, side=8)
-    options = {"norm": "Linf", "radius": 0.002, "classes": 10, "batch_size": 5, "seed": 3}
+    options = {"norm": "Linf", "radius": 0.002, "classes": 10, "version": "standard", "batch_size": 5, "seed": 3}
     plain = attack_shard(model, images, labels, **options)
     assert plain["robust"] >= 19 and plain["disagreements"] == 0
     found = attack_shard(otherwise_in_large_batches(model, 1), images, labels, **options)
@@ -134,6 +153,7 @@ def test_many_that_answer_otherwise_are_refused_with_a_remedy(few_queries):
             norm="Linf",
             radius=0.002,
             classes=10,
+            version="standard",
             batch_size=5,
             seed=3,
         )
@@ -142,7 +162,7 @@ def test_many_that_answer_otherwise_are_refused_with_a_remedy(few_queries):
 def test_images_beyond_the_radius_or_the_range_are_refused(few_queries, monkeypatch):
     model = small_network(10)
     images, labels = labelled_images(model, 10, side=8)
-    options = {"norm": "Linf", "radius": 0.12, "classes": 10, "batch_size": 10, "seed": 1}
+    options = {"norm": "Linf", "radius": 0.12, "classes": 10, "version": "standard", "batch_size": 10, "seed": 1}
     run = AutoAttack.run_standard_evaluation
 
     def moved(by):

@@ -61,7 +61,13 @@ def provenance(who, **changes):
     dataset = read_dataset(dataset_place("digits"))
     _, saved = load_classifier(classifier_place(who), dataset, torch.device("cpu"))
     sections = {
-        "autoattack": {"images": 5, "images_per_shard": 3, "batch_size": 3, "radii": {"Linf": ["8/255"]}},
+        "autoattack": {
+            "version": "standard",
+            "images": 5,
+            "images_per_shard": 3,
+            "batch_size": 3,
+            "radii": {"Linf": ["8/255"]},
+        },
         "foolbox": {"images": 4},
     }
     inputs = {"dataset": dataset.fingerprint, who: saved.fingerprint, **changes}

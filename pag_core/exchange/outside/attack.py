@@ -41,6 +41,7 @@ def attack_shard(
     shard: dict[str, Any],
     *,
     classes: int,
+    version: str,
     batch: int,
 ) -> dict[str, int]:
     """Images [N, C, H, W] that are classified as their labels at first (`clean`) and after each attack of the sequence."""
@@ -50,14 +51,15 @@ def attack_shard(
         eps=shard["radius"],
         seed=shard["seed"],
         device=images.device,
-        version="standard",
+        version=version,
     )
     if classes < 10:
-        # the standard version assumes ten classes and would index past the end with fewer
+        # both versions assume ten classes and would index past the end with fewer
         attack.fab.n_target_classes = classes - 1
         attack.apgd_targeted.n_target_classes = min(classes - 1, attack.apgd_targeted.n_target_classes)
-    if classes <= 3:  # the loss of APGD-T needs the third and fourth largest logits
-        attack.attacks_to_run = [name for name in attack.attacks_to_run if name != "apgd-t"]
+    # the loss of APGD-T needs the third and fourth largest logits, that of APGD-DLR the third
+    skipped = [name for name, needed in (("apgd-t", 4), ("apgd-dlr", 3)) if classes < needed]
+    attack.attacks_to_run = [name for name in attack.attacks_to_run if name not in skipped]
     counter, logger = Counts(len(images)), logging.getLogger("auto-attack")
     logger.addHandler(counter)
     logger.setLevel(logging.DEBUG)
@@ -94,7 +96,7 @@ def main() -> None:
             rows = slice(shard["start"], shard["stop"])
             found = attack_shard(
                 classifier, images[rows], labels[rows], shard,
-                classes=len(card["class_names"]), batch=measured["batch_size"],
+                classes=len(card["class_names"]), version=measured["version"], batch=measured["batch_size"],
             )  # fmt: skip
             total = {name: total.get(name, 0) + count for name, count in found.items()}
         expected = measured["counts"][setting]
