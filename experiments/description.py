@@ -1,5 +1,6 @@
 """An experiment as data: parameters laid over params.yaml, several classifiers, and the table that they fill."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ class Experiment:
     rows: tuple[Row, ...]
     settings: tuple[str, ...]
     needs_images: bool
+
+    @property
+    def attacks(self) -> bool:
+        """Whether test images are attacked; if not, its table is of validation images."""
+        return _attacks(self.stages)
 
     def on_images(self, folder: Path) -> "Experiment":
         """The same on the images of `folder`, as `image_folder` takes them."""
@@ -113,7 +119,7 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
         runs=runs,
         stages=tuple(own["stages"]),
         classes=own.get("classes"),
-        rows=_rows(own, list(params)),
+        rows=_rows(own, list(params), baseline=_attacks(own["stages"])),
         settings=tuple(own.get("settings", ())),
         needs_images=bool(own.get("needs_images")),
     )
@@ -131,11 +137,16 @@ def _layers(file: Path, size: str) -> list[Plain]:
     return [*before, described.get("params", {}), of_size]
 
 
-def _rows(own: Plain, classifiers: list[str]) -> tuple[Row, ...]:
-    """The rows that are described; without any, the first classifier's baseline and then every classifier."""
+def _attacks(stages: Iterable[str]) -> bool:
+    return not {"autoattack", "foolbox"}.isdisjoint(stages)
+
+
+def _rows(own: Plain, classifiers: list[str], *, baseline: bool) -> tuple[Row, ...]:
+    """The rows that are described; without any every classifier, after the first one's baseline if `baseline`."""
     rows = own.get("rows")
     if rows is None:
-        rows = {"vanilla": {"of": classifiers[0], "baseline": True}, **{name: {"of": name} for name in classifiers}}
+        first = {"vanilla": {"of": classifiers[0], "baseline": True}} if baseline else {}
+        rows = {**first, **{name: {"of": name} for name in classifiers}}
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     found = []
     for label, row in rows.items():

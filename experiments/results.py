@@ -36,17 +36,34 @@ class Cell:
 
 
 def cells(experiment: Experiment, measured: Measured) -> list[Cell]:
-    """Every number of the experiment's table, row by row: AutoAttack's, or Foolbox's where that is what it wants."""
+    """Every number of the experiment's table, row by row: AutoAttack's, Foolbox's, or validation's where nothing attacks."""
     found: list[Cell] = []
     for row in experiment.rows:
         runs = [measured[run] for run in experiment.runs[row.classifier] if run in measured]
-        found += _of_foolbox(row, runs) if "foolbox" in experiment.stages else _of_autoattack(experiment, row, runs)
+        if "foolbox" in experiment.stages:
+            found += _of_foolbox(row, runs)
+        elif experiment.attacks:
+            found += _of_autoattack(experiment, row, runs)
+        else:
+            found += _of_validation(experiment, row, runs)
     return found
 
 
+def _settings(radii: dict[str, list[str]]) -> list[str]:
+    return ["clean", *(f"{norm} {radius}" for norm, of_norm in radii.items() for radius in of_norm)]
+
+
+def _of_validation(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
+    """What training measures: the clean accuracy, and that under APGD, by which choices are made."""
+    train = experiment.params[experiment.runs[row.classifier][0]]["train"]
+    measured = [{**run["training"]["validation"], **run["training"]["proxy"]} for run in runs]
+    for name in _settings(train["validation_radii"]):
+        ours = tuple(100 * run[name] for run in measured)
+        yield Cell(row.label, name, ours, None, "", train["validation_attacked"] if runs else None)
+
+
 def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
-    radii = experiment.params[experiment.runs[row.classifier][0]]["autoattack"]["radii"]
-    names = ["clean", *(f"{norm} {radius}" for norm, of_norm in radii.items() for radius in of_norm)]
+    names = _settings(experiment.params[experiment.runs[row.classifier][0]]["autoattack"]["radii"])
     who = "baseline" if row.baseline else "model"
     for number, name in enumerate(names):
         published, setting = None, ""
@@ -97,7 +114,8 @@ def markdown(experiment: Experiment, measured: Measured) -> str:
     images = sorted({cell.images for cell in found if cell.images is not None})
     seeds = max((len(cell.ours) for cell in found), default=0)
     said = f"{seeds} seeds, mean (range)" if seeds > 1 else "one seed"
-    return "\n".join([f"{experiment.title}", "", *lines, "", f"Percent; {_listed(images)} test images; {said}."]) + "\n"
+    attacked = "test images" if experiment.attacks else "validation images under APGD (clean: all of them)"
+    return "\n".join([f"{experiment.title}", "", *lines, "", f"Percent; {_listed(images)} {attacked}; {said}."]) + "\n"
 
 
 def as_csv(experiment: Experiment, measured: Measured) -> str:

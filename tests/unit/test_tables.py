@@ -70,3 +70,29 @@ def test_several_seeds_give_a_mean_and_a_range():
     assert table["sbg", "L2 0.75"] == "digits_rivals-full,sbg,L2 0.75,10.00,0.00,20.00,3,200,,,"
     assert table["trades", "clean"] == "digits_rivals-full,trades,clean,,,,0,,,,"
     assert len(table) == 1 + 3 * 13
+
+
+def test_an_experiment_that_attacks_nothing_shows_what_validation_says(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "stages: [train]\nseeds: [1, 2]\nsizes: {full: {}}\n"
+        "params: {train: {validation_attacked: 7, validation_radii: {L2: [0.5, 1], Linf: [8/255]}}}\n"
+        "classifiers: {cm: {source: cm}, nn: {source: nn}}\n"
+    )
+    experiment = read_experiment(file, "full", [])
+    measured = {
+        f"cm-seed{seed}": {
+            "training": {
+                "validation": {"clean": 0.9},
+                "proxy": {"L2 0.5": 0.1 * seed, "L2 1": 0.0, "Linf 8/255": 0.25},
+            }
+        }
+        for seed in (1, 2)
+    }
+    lines = markdown(experiment, measured).splitlines()
+    assert lines[2] == "|  | clean | L2 0.5 | L2 1 | Linf 8/255 |"
+    assert lines[4:6] == [
+        "| cm | 90.0 (90.0 to 90.0) | 15.0 (10.0 to 20.0) | 0.0 (0.0 to 0.0) | 25.0 (25.0 to 25.0) |",
+        "| nn | not run | not run | not run | not run |",
+    ]
+    assert lines[-1].startswith("Percent; 7 validation images under APGD")
