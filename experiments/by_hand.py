@@ -165,7 +165,7 @@ def run_by_hand(experiment: Experiment, work: Path) -> Measured:
             stages.make(stage)
         found[run] = stages.measured()
         # as a whole, so that nothing of an earlier run with other parameters stays
-        with replacing_folder(work / "results" / run) as place:
+        with replacing_folder(work / "results" / experiment.names[run]) as place:
             gather(stages, place)
     return found
 

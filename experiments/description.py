@@ -51,6 +51,11 @@ class Experiment:
     needs_images: bool
 
     @property
+    def names(self) -> dict[str, str]:
+        """A name for each run that no run of another description or size has: of its DVC experiment, and of its results."""
+        return {run: f"{self.name}-{run}" for run in self.params}
+
+    @property
     def attacks(self) -> bool:
         """Whether test images are attacked; if not, its table is of validation images."""
         return _attacks(self.stages)

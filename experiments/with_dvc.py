@@ -52,7 +52,7 @@ def run_with_dvc(experiment: Experiment) -> Measured:
     What was made before comes out of DVC's cache; a stage that was killed resumes from its checkpoint. Ends the
     program with exit code 1 if an experiment fails, and prints its last lines.
     """
-    names = _names(experiment)
+    names = experiment.names
     # removing an experiment frees its name, and its results stay in the cache; --force would make everything again
     if earlier := _revisions().keys() & names.values():
         _run("dvc", "exp", "remove", "--quiet", *sorted(earlier))
@@ -68,13 +68,13 @@ def run_with_dvc(experiment: Experiment) -> Measured:
 def found_with_dvc(experiment: Experiment) -> Measured:
     """What has been measured by the latest DVC experiments of these names."""
     revisions = _revisions()
-    names = _names(experiment)
+    names = experiment.names
     return {run: _metrics(name, revisions[name], experiment) for run, name in names.items() if name in revisions}
 
 
 def outputs_with_dvc(experiment: Experiment, place: Path) -> Callable[[str, str], Path]:
     """A function that takes an output of a run out of DVC's cache, once, into a folder of the run below `place`."""
-    revisions, names = _revisions(), _names(experiment)
+    revisions, names = _revisions(), experiment.names
 
     def output(run: str, path: str) -> Path:
         target = place / experiment.name / run / path
@@ -85,11 +85,6 @@ def outputs_with_dvc(experiment: Experiment, place: Path) -> Callable[[str, str]
         return target
 
     return output
-
-
-def _names(experiment: Experiment) -> dict[str, str]:
-    """The names of the DVC experiments by run."""
-    return {run: f"{experiment.name}-{run}" for run in experiment.params}
 
 
 def _revisions() -> dict[str, str]:

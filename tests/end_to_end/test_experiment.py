@@ -96,7 +96,7 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     whole = by_hand("--output", "tables")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert ran(whole.stdout) == ["baseline_autoattack", "autoattack", "heuristic@none", "pag_score"]
-    results = tmp_path / "work/results/cm"
+    results = tmp_path / "work/results/tiny-tiny-cm"
     attacked = json.loads((results / "metrics/autoattack.json").read_text())
     assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 3.0"}
     clean, robust = (100 * attacked["model"][name] for name in ("clean", "L2 3.0"))
