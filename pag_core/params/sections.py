@@ -266,12 +266,16 @@ class MaskingParams(Section):
     transfer_radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
 
 
+LargeRadius = Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_length=1, max_length=1)]
+
+
 class PagScoreParams(Section):
     """Both PAG scores: images and reference of the cosine, images for the judge and of the judge."""
 
     images: PositiveInt
     reference: Source
     judged_images: PositiveInt
+    judged_radius: LargeRadius
     judge_images: BatchSize
 
 
@@ -279,7 +283,7 @@ class FiguresParams(Section):
     """The pictures; the radius and steps are those of Fig. 2."""
 
     images: PositiveInt
-    targeted_radius: Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_length=1, max_length=1)]
+    targeted_radius: LargeRadius
     targeted_steps: PositiveInt
 
 
