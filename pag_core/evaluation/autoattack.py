@@ -16,7 +16,7 @@ from pag_core.compute.randomness import derived_seed, seed_global_streams
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.fitness import IMAGES_AT_ONCE, correct, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
-from pag_core.params.sections import AutoAttackParams
+from pag_core.params.measurements import AutoAttackParams
 from pag_core.params.values import radius_value
 from pag_core.pipeline.checkpoint import RunFolder
 

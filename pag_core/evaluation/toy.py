@@ -10,7 +10,8 @@ from pag_core.evaluation.fitness import correct
 from pag_core.evaluation.plane import withstand_all, withstand_pgd
 from pag_core.gradient_store.targets import NeighbourGradients
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
-from pag_core.params.sections import ObjectiveParams, ToyParams, TrainParams
+from pag_core.params.measurements import ToyParams
+from pag_core.params.sections import ObjectiveParams, TrainParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm

@@ -11,7 +11,7 @@ from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.gradients.one_image import one_image_representatives
 from pag_core.params.sections import Params
-from pag_core.params.sections import Source as SourceName
+from pag_core.params.values import Source as SourceName
 
 # from the dataset, the parameters, and images uint8 [N, C, H, W] by split to the store's content for those images
 MakeStore = Callable[[Dataset, Params, dict[str, torch.Tensor]], SmallStore]

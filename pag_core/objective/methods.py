@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pag_core.objective.inner_attack import attacked_images, in_mode, projected, start_beside, start_in_ball
 from pag_core.objective.input_gradient import logits_of
-from pag_core.params.sections import AdversarialTrainingParams, GradientNormParams, MethodName, Params, TradesParams
-from pag_core.params.values import radius_value
+from pag_core.params.sections import AdversarialTrainingParams, GradientNormParams, Params, TradesParams
+from pag_core.params.values import MethodName, radius_value
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,33 @@
-"""params.yaml as frozen objects: one class for each section, with its choices and bounds."""
+"""params.yaml as frozen objects: the whole, and a class for each section of what is trained, with its choices and bounds."""
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pag_core.params.measurements import (
+    AutoAttackParams,
+    FiguresParams,
+    FoolboxParams,
+    MaskingParams,
+    PagScoreParams,
+    ToyParams,
+)
 from pag_core.params.values import (
     BatchSize,
     LayerSize,
+    MethodName,
     NonNegativeReal,
+    Output,
     PositiveInt,
     PositiveReal,
     ProcessCount,
     Radii,
     RadiusLabel,
     Real,
+    Section,
+    Source,
     Timesteps,
 )
-
-Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
-
-MethodName = Literal["standard", "at", "trades", "gradient_norm"]
-Output = Literal["logit", "log_softmax"]
-
-
-class Section(BaseModel):
-    """A section of params.yaml: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PrepareParams(Section):
@@ -60,12 +61,8 @@ class SourceDefaults(Section):
     sbg_online: SourceDefault
 
 
-class NoSourceParams(Section):
-    """Vanilla training has no options."""
-
-
-class OneImageParams(Section):
-    """OI has no options; its images are drawn by the seed."""
+class NoOptions(Section):
+    """Vanilla training, OI (its images are drawn by the seed) and cross-entropy have none."""
 
 
 class ClassMeanParams(Section):
@@ -194,10 +191,6 @@ class ObjectiveParams(Section):
     weight_warmup: WeightWarmupParams | None
 
 
-class StandardParams(Section):
-    """Cross-entropy has no options."""
-
-
 class InnerAttackParams(Section):
     """The attack inside adversarial training: its ball, its steps, and the mode of batch-norm and dropout within it."""
 
@@ -228,80 +221,6 @@ class GradientNormParams(Section):
     warmup_epochs: Annotated[int, Field(ge=0, le=10**6, strict=True)]
 
 
-class AutoAttackParams(Section):
-    """Test images and radii of AutoAttack, which of its versions, and how its work is divided."""
-
-    version: Literal["standard", "plus"]
-    images: PositiveInt
-    radii: Annotated[dict[Literal["L1", "L2", "Linf"], Radii], Field(min_length=1)]
-    # the library reports its counts as percentages with two decimals
-    images_per_shard: Annotated[int, Field(gt=0, le=5000, strict=True)]
-    batch_size: BatchSize
-
-
-class FoolboxParams(Section):
-    """Test images and the grid of radii of the attacks of Table 6."""
-
-    images: PositiveInt
-    grid: dict[Literal["L0", "L1", "L2"], Radii]
-    ead_steps: PositiveInt
-    search_steps: PositiveInt
-    salt_and_pepper_repeats: PositiveInt
-    batch_size: BatchSize
-
-    @model_validator(mode="after")
-    def _has_every_norm(self) -> Self:
-        if missing := {"L0", "L1", "L2"} - set(self.grid):
-            raise ValueError(f"grid lacks radii for {', '.join(sorted(missing))}")
-        return self
-
-
-class MaskingParams(Section):
-    """The checks against masked gradients."""
-
-    images: PositiveInt
-    radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
-    steps: PositiveInt
-    square_queries: PositiveInt
-    transfer_radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
-
-
-LargeRadius = Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_length=1, max_length=1)]
-
-
-class PagScoreParams(Section):
-    """Both PAG scores: images and reference of the cosine, images for the judge and of the judge."""
-
-    images: PositiveInt
-    reference: Source
-    judged_images: PositiveInt
-    judged_radius: LargeRadius
-    judge_images: BatchSize
-
-
-class FiguresParams(Section):
-    """The pictures; the radius and steps are those of Fig. 2."""
-
-    images: PositiveInt
-    targeted_radius: LargeRadius
-    targeted_steps: PositiveInt
-
-
-class ToyParams(Section):
-    """The toy experiment (Section 5.1, Appendix G.1); radius and step size are in units of the points."""
-
-    seeds: PositiveInt
-    weight: NonNegativeReal = Field(alias="lambda")
-    output: Output
-    samples_per_class: Annotated[PositiveInt, Field(ge=2)]
-    epochs: PositiveInt
-    batch_size: BatchSize
-    learning_rate: PositiveReal
-    radius: PositiveReal
-    steps: PositiveInt
-    step_size: PositiveReal
-
-
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -320,8 +239,8 @@ class Params(Section):
     diffusion_checkpoint: Annotated[str, Field(min_length=1)]
     image_folder: Annotated[str, Field(min_length=1)]
     prepare: PrepareParams
-    none: NoSourceParams
-    oi: OneImageParams
+    none: NoOptions
+    oi: NoOptions
     cm: ClassMeanParams
     nn: NearestNeighborParams
     diffusion: DiffusionParams
@@ -331,7 +250,7 @@ class Params(Section):
     classifier: ClassifierParams
     train: TrainParams
     objective: ObjectiveParams
-    standard: StandardParams
+    standard: NoOptions
     at: AdversarialTrainingParams
     trades: TradesParams
     gradient_norm: GradientNormParams

@@ -1,10 +1,21 @@
-"""Values of params.yaml: numbers with bounds, and radii kept as they are written."""
+"""Values of params.yaml: names, numbers with bounds, radii kept as they are written; and what all its sections have."""
 
 import fractions
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
+MethodName = Literal["standard", "at", "trades", "gradient_norm"]
+Output = Literal["logit", "log_softmax"]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
 
 # bool counts as a number in Python; `steps: true` is a mistake, not a 1. The bounds are far beyond any experiment: a
 # typing error is refused here, not where memory runs out or a loop never ends.
@@ -52,6 +63,7 @@ def _radius_label(value: Any) -> str:
 
 RadiusLabel = Annotated[str, BeforeValidator(_radius_label)]
 Radii = Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]
+LargeRadius = Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_length=1, max_length=1)]
 
 
 class UniqueKeyLoader(yaml.SafeLoader):

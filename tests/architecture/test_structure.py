@@ -10,7 +10,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from pag_core.params.sections import MethodName, Params, Section
+from pag_core.params.sections import Params
+from pag_core.params.values import MethodName, Section
 from pag_core.pipeline.code_identity import file_fingerprints, imported_modules
 
 ROOT = Path(__file__).resolve().parents[2]

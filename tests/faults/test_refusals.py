@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pag_core.params.sections import Source
+from pag_core.params.values import Source
 from tests.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow

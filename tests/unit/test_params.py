@@ -9,8 +9,8 @@ import yaml
 
 from pag_core.errors import ParamsError
 from pag_core.params.reading import load_params, parse_params
-from pag_core.params.sections import Params, Source
-from pag_core.params.values import radius_value
+from pag_core.params.sections import Params
+from pag_core.params.values import Source, radius_value
 from tests.samples import ROOT, changed
 
 

@@ -1,0 +1,88 @@
+"""Sections of params.yaml for what is measured and shown: attacks, checks, scores, figures, and the toy experiment."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pag_core.params.values import (
+    BatchSize,
+    LargeRadius,
+    NonNegativeReal,
+    Output,
+    PositiveInt,
+    PositiveReal,
+    Radii,
+    Section,
+    Source,
+)
+
+
+class AutoAttackParams(Section):
+    """Test images and radii of AutoAttack, which of its versions, and how its work is divided."""
+
+    version: Literal["standard", "plus"]
+    images: PositiveInt
+    radii: Annotated[dict[Literal["L1", "L2", "Linf"], Radii], Field(min_length=1)]
+    # the library reports its counts as percentages with two decimals
+    images_per_shard: Annotated[int, Field(gt=0, le=5000, strict=True)]
+    batch_size: BatchSize
+
+
+class FoolboxParams(Section):
+    """Test images and the grid of radii of the attacks of Table 6."""
+
+    images: PositiveInt
+    grid: dict[Literal["L0", "L1", "L2"], Radii]
+    ead_steps: PositiveInt
+    search_steps: PositiveInt
+    salt_and_pepper_repeats: PositiveInt
+    batch_size: BatchSize
+
+    @model_validator(mode="after")
+    def _has_every_norm(self) -> Self:
+        if missing := {"L0", "L1", "L2"} - set(self.grid):
+            raise ValueError(f"grid lacks radii for {', '.join(sorted(missing))}")
+        return self
+
+
+class MaskingParams(Section):
+    """The checks against masked gradients."""
+
+    images: PositiveInt
+    radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
+    steps: PositiveInt
+    square_queries: PositiveInt
+    transfer_radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
+
+
+class PagScoreParams(Section):
+    """Both PAG scores: images and reference of the cosine, images for the judge and of the judge."""
+
+    images: PositiveInt
+    reference: Source
+    judged_images: PositiveInt
+    judged_radius: LargeRadius
+    judge_images: BatchSize
+
+
+class FiguresParams(Section):
+    """The pictures; the radius and steps are those of Fig. 2."""
+
+    images: PositiveInt
+    targeted_radius: LargeRadius
+    targeted_steps: PositiveInt
+
+
+class ToyParams(Section):
+    """The toy experiment (Section 5.1, Appendix G.1); radius and step size are in units of the points."""
+
+    seeds: PositiveInt
+    weight: NonNegativeReal = Field(alias="lambda")
+    output: Output
+    samples_per_class: Annotated[PositiveInt, Field(ge=2)]
+    epochs: PositiveInt
+    batch_size: BatchSize
+    learning_rate: PositiveReal
+    radius: PositiveReal
+    steps: PositiveInt
+    step_size: PositiveReal
