@@ -10,6 +10,7 @@ from experiments.results import Measured
 from pag_core.figures.model_marks import Kind
 from pag_core.params.reading import parse_params
 from pag_core.params.sections import Params
+from pag_core.params.values import Source
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Model:
         """What it was trained with; a lambda of 0 aligns nothing."""
         params = self.params
         method = params.baseline_method if self.baseline else params.method
-        source = "none" if self.baseline or params.weight == 0 else params.source
+        source: Source = "none" if self.baseline or params.weight == 0 else params.source
         return Kind(source, method, params.at.norm if method == "at" else "", params.arch)
 
 

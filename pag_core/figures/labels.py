@@ -1,25 +1,45 @@
 """Names as a reader meets them in figures and on the page: norms, the experiment's model, the settings of an attack."""
 
-from pag_core.params.values import radius_value
+from dataclasses import dataclass
 
-METHOD_TITLES = {"standard": "cross-entropy", "at": "AT", "trades": "TRADES", "gradient_norm": "gradient norm"}
+from pag_core.params.values import MethodName, radius_value
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as readers meet it: `title` in figures and tables, `phrase` within a sentence.
+
+    `markers` of plots are those of the norms of its attack that a plot tells apart, or one for `""`.
+    """
+
+    title: str
+    phrase: str
+    markers: dict[str, str]
+
+
+METHODS: dict[MethodName, Method] = {
+    "standard": Method("cross-entropy", "cross-entropy", {"": "o"}),
+    "at": Method("AT", "adversarial training", {"L2": "s", "Linf": "^"}),
+    "trades": Method("TRADES", "TRADES", {"": "D"}),
+    "gradient_norm": Method("gradient norm", "a penalty on the norm of the input-gradient", {"": "X"}),
+}
 _NORM_SYMBOLS = {"L0": "L\N{SUBSCRIPT ZERO}", "L1": "L\N{SUBSCRIPT ONE}", "L2": "L\N{SUBSCRIPT TWO}", "Linf": "L∞"}
 
 
-def model_label(source: str, weight: float, method: str = "standard") -> str:
+def model_label(source: str, weight: float, method: MethodName = "standard") -> str:
     """The experiment's model, its method, source and lambda: `model (SBG, λ 3)`, `model (AT + SBG, λ 3)`, `model (AT)`.
 
     Without method and alignment it is `model (no alignment)`.
     """
-    parts = [METHOD_TITLES[method]] if method != "standard" else []
+    parts = [METHODS[method].title] if method != "standard" else []
     if source != "none" and weight != 0:
         parts.append(f"{source.upper()}, λ {weight:g}")
     return f"model ({' + '.join(parts) or 'no alignment'})"
 
 
-def baseline_label(method: str) -> str:
+def baseline_label(method: MethodName) -> str:
     """The classifier that stands beside the model: `vanilla baseline`, `AT baseline`."""
-    return f"{METHOD_TITLES[method] if method != 'standard' else 'vanilla'} baseline"
+    return f"{METHODS[method].title if method != 'standard' else 'vanilla'} baseline"
 
 
 def norm_label(norm: str) -> str:

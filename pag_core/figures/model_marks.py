@@ -6,19 +6,10 @@ from typing import Literal
 
 from matplotlib.lines import Line2D
 
-from pag_core.figures.labels import METHOD_TITLES, norm_label
-from pag_core.figures.palette import TEXT_COLOUR
+from pag_core.figures.labels import METHODS, norm_label
+from pag_core.gradients.sources import SOURCES
+from pag_core.params.values import MethodName, Source
 
-# Okabe and Ito's colours; what has no source is dark grey
-SOURCE_COLOURS = {
-    "none": TEXT_COLOUR,
-    "oi": "#E69F00",
-    "cm": "#56B4E9",
-    "nn": "#009E73",
-    "sbg": "#0072B2",
-    "sbg_online": "#CC79A7",
-}
-METHOD_MARKERS = {"standard": "o", "gradient_norm": "X", "at L2": "s", "at Linf": "^", "trades": "D"}
 Fill = Literal["full", "none", "left", "right", "top", "bottom"]
 FILLS: tuple[Fill, ...] = ("full", "none", "left", "right", "top", "bottom")
 MARKER_SIZE = 8
@@ -28,15 +19,15 @@ MARKER_SIZE = 8
 class Kind:
     """What a model was trained with: `source` is none where nothing is aligned; `norm` is that of AT, else empty."""
 
-    source: str
-    method: str
+    source: Source
+    method: MethodName
     norm: str
     arch: str
 
     @property
     def label(self) -> str:
         """Its method and source, such as `vanilla`, `SBG`, `AT L₂ + SBG`."""
-        parts = [] if self.method == "standard" else [METHOD_TITLES[self.method]]
+        parts = [] if self.method == "standard" else [METHODS[self.method].title]
         if self.norm:
             parts = [f"{parts[0]} {norm_label(self.norm)}"]
         if self.source != "none":
@@ -46,12 +37,12 @@ class Kind:
     @property
     def colour(self) -> str:
         """That of its source."""
-        return SOURCE_COLOURS[self.source]
+        return SOURCES[self.source].colour
 
     @property
     def marker(self) -> str:
         """That of its method."""
-        return METHOD_MARKERS[f"{self.method} {self.norm}".strip()]
+        return METHODS[self.method].markers[self.norm]
 
     @property
     def meets_neither(self) -> bool:

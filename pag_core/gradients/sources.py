@@ -19,13 +19,14 @@ MakeStore = Callable[[Dataset, Params, dict[str, torch.Tensor]], SmallStore]
 
 @dataclass(frozen=True)
 class Source:
-    """A source as readers meet it: `title` in figures and tables, `phrase` within a sentence.
+    """A source as readers meet it: `title` in figures and tables, `phrase` within a sentence, `colour` in plots.
 
     `store` makes the store of a heuristic source (Section 4.1); None is a source whose gradients are distilled.
     """
 
     title: str
     phrase: str
+    colour: str
     store: MakeStore | None
 
 
@@ -46,11 +47,12 @@ def _nearest_neighbor(dataset: Dataset, params: Params, images: dict[str, torch.
     return SmallStore("neighbours", nearest)
 
 
+# in Okabe and Ito's colours; what has no source is dark grey
 SOURCES: dict[SourceName, Source] = {
-    "none": Source("no target gradients", "no target gradients", lambda *_: SmallStore("none")),
-    "oi": Source("one image (OI)", "one-image gradients", _one_image),
-    "cm": Source("class mean (CM)", "class-mean gradients", _class_mean),
-    "nn": Source("nearest neighbor (NN)", "nearest-neighbor gradients", _nearest_neighbor),
-    "sbg": Source("score-based (SBG)", "score-based gradients", None),
-    "sbg_online": Source("score-based, in the step", "score-based gradients made in the step", None),
+    "none": Source("no target gradients", "no target gradients", "#222222", lambda *_: SmallStore("none")),
+    "oi": Source("one image (OI)", "one-image gradients", "#E69F00", _one_image),
+    "cm": Source("class mean (CM)", "class-mean gradients", "#56B4E9", _class_mean),
+    "nn": Source("nearest neighbor (NN)", "nearest-neighbor gradients", "#009E73", _nearest_neighbor),
+    "sbg": Source("score-based (SBG)", "score-based gradients", "#0072B2", None),
+    "sbg_online": Source("score-based, in the step", "score-based gradients made in the step", "#CC79A7", None),
 }

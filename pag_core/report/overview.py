@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from pag_core.errors import ArtifactError
-from pag_core.figures.labels import METHOD_TITLES
+from pag_core.figures.labels import METHODS
 from pag_core.params.reading import without_auto
 from pag_core.pipeline.places import METRICS
 from pag_core.report.results import FIGURES
@@ -116,7 +116,7 @@ def _group(key: tuple[str, ...]) -> str:
 def _parameters(params: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str | float]]:
     """Values by key; `auto` as what it stands for, and without the sections of methods that the experiment does not use."""
     used = {params.get("method"), params.get("baseline_method")}
-    unused = NO_PARAMETERS | (METHOD_TITLES.keys() - used)
+    unused = NO_PARAMETERS | (METHODS.keys() - used)
     for key, value in _leaves({name: part for name, part in without_auto(params).items() if name not in unused}):
         yield key, _cell(value)
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pag_core.figures.labels import (
-    METHOD_TITLES,
+    METHODS,
     baseline_label,
     model_label,
     norm_and_radius,
@@ -58,7 +58,7 @@ def render_page(results: Results) -> str:
         "page.html",
         params=params,
         beside=baseline_label(params.baseline_method),
-        method=METHOD_TITLES[params.method],
+        method=METHODS[params.method].title,
         source=SOURCES[params.source].title,
         model=model_label(params.source, params.weight, params.method),
         class_names=results.card["class_names"],

@@ -2,7 +2,7 @@
 
 import math
 
-from pag_core.figures.labels import baseline_label, norm_and_radius, norm_label, settings_by_norm
+from pag_core.figures.labels import METHODS, baseline_label, norm_and_radius, norm_label, settings_by_norm
 from pag_core.gradients.sources import SOURCES
 from pag_core.report.results import Results
 
@@ -19,13 +19,6 @@ MASKING_CHECKS = {
         "The black-box Square attack is no stronger than a white-box attack",
         "the black-box Square attack is stronger than a white-box attack",
     ),
-}
-
-
-_METHODS = {
-    "at": "adversarial training",
-    "trades": "TRADES",
-    "gradient_norm": "a penalty on the norm of the input-gradient",
 }
 
 
@@ -79,7 +72,7 @@ def verdict(results: Results) -> str:
 
 def _clean(results: Results) -> str:
     params, attack = results.params, results.autoattack
-    parts = [_METHODS[params.method]] if params.method != "standard" else []
+    parts = [METHODS[params.method].phrase] if params.method != "standard" else []
     if params.source != "none" and params.weight != 0:
         weight = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.weight:g}"
         parts.append(f"{SOURCES[params.source].phrase} ({weight})")

@@ -10,8 +10,10 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from pag_core.params.sections import Params
-from pag_core.params.values import MethodName, Section
+from pag_core.figures.labels import METHODS
+from pag_core.gradients.sources import SOURCES
+from pag_core.params.sections import Params, SourceDefaults
+from pag_core.params.values import MethodName, Section, Source
 from pag_core.pipeline.code_identity import file_fingerprints, imported_modules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,8 +25,9 @@ STAGES = [
     for name, stage in yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))["stages"].items()
     if name != "code"  # it makes the fingerprints that the others depend on
 ]
-HEURISTIC = yaml.safe_load((ROOT / PIPELINES[1]).read_text(encoding="utf-8"))["stages"]["heuristic"]["matrix"]["source"]
-SOURCES = sorted(
+GRADIENTS = yaml.safe_load((ROOT / PIPELINES[1]).read_text(encoding="utf-8"))["stages"]
+HEURISTIC = GRADIENTS["heuristic"]["matrix"]["source"]
+PROGRAMS = sorted(
     path for folder in ("pag_core", "stages", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
 SECTIONS_BY_NAME = {
@@ -181,6 +184,18 @@ def test_dvc_tracks_the_parameters_that_a_stage_reads(name: str, stage: dict[str
     assert read <= declared, f"{name} reads {sorted(read - declared)}, which dvc.yaml does not list"
 
 
+def test_every_source_is_known_where_it_is_needed() -> None:
+    assert set(get_args(Source)) == set(SOURCES) == set(SourceDefaults.model_fields)
+    assert set(HEURISTIC) == {name for name, source in SOURCES.items() if source.store is not None}
+    made = [str(out) for stage in GRADIENTS.values() for out in stage["outs"]]
+    for name in set(SOURCES) - set(HEURISTIC):
+        assert any(f"data/gradients/{name}.zarr" in out for out in made), f"no stage makes the store of {name}"
+
+
+def test_every_method_has_its_names() -> None:
+    assert set(get_args(MethodName)) == set(METHODS)
+
+
 def test_stages_import_no_stage() -> None:
     for path in (ROOT / "stages").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -193,7 +208,7 @@ def test_every_stage_file_has_its_stage() -> None:
     assert named == {path.name for path in (ROOT / "stages").glob("*.py")}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_and_sizes(path: Path) -> None:
     assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc"}
     text = path.read_text(encoding="utf-8")

@@ -1,5 +1,7 @@
 """Figures over the runs of experiments, on made-up results: marks, ranks and lines by another way, gaps and refusals."""
 
+from typing import get_args
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from experiments.description import read_experiment
 from experiments.finished import Finished, different_models, models_of
 from experiments.plots import draw_correlation, draw_curves
 from pag_core.figures.correlation import ScoredModel, correlations, rank_correlation
-from pag_core.figures.model_marks import METHOD_MARKERS, SOURCE_COLOURS, Kind, legend_marks
+from pag_core.figures.labels import METHODS
+from pag_core.figures.model_marks import Kind, legend_marks
 from pag_core.figures.palette import save_figure
 from pag_core.figures.targeted_blocks import targeted_blocks
-from pag_core.params.sections import Params
+from pag_core.params.values import MethodName, Source
 from tests.unit.test_figures import overlapping_texts, pictures, texts
 
 DESCRIPTION = {
@@ -167,12 +170,13 @@ def test_rank_correlation_by_its_closed_form():
 
 
 def test_a_colour_for_each_source_and_a_marker_for_each_method():
-    methods = (("standard", ""), ("gradient_norm", ""), ("at", "L2"), ("at", "Linf"), ("trades", ""))
-    kinds = [Kind(source, method, norm, "vgg16") for source in SOURCE_COLOURS for method, norm in methods]
-    looks = {(mark.get_color(), mark.get_marker()) for mark in legend_marks(kinds)}
-    assert len(looks) == len(kinds) == len(SOURCE_COLOURS) * len(METHOD_MARKERS)
-    assert set(SOURCE_COLOURS) == set(Params.model_fields["source"].annotation.__args__)
-    assert len({to_hex(colour) for colour in SOURCE_COLOURS.values()}) == len(SOURCE_COLOURS)
+    methods = [(method, norm) for method in get_args(MethodName) for norm in METHODS[method].markers]
+    sources = get_args(Source)
+    kinds = [Kind(source, method, norm, "vgg16") for source in sources for method, norm in methods]
+    marks = legend_marks(kinds)
+    assert len({to_hex(mark.get_color()) for mark in marks}) == len(sources)
+    assert len({mark.get_marker() for mark in marks}) == len(methods)
+    assert len({mark.get_label() for mark in marks}) == len(kinds)
     assert [Kind("none", "standard", "", "vit").label, Kind("sbg", "at", "Linf", "vit").label] == [
         "vanilla",
         "AT L∞ + SBG",

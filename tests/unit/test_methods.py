@@ -1,22 +1,25 @@
 """Methods of the classification part against plain implementations of them: adversarial training, TRADES, gradient norm."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pag_core.compute.randomness import generator
-from pag_core.objective import methods as methods_module
 from pag_core.objective.inner_attack import attacked_images, in_mode, projected, start_beside, start_in_ball
-from pag_core.objective.methods import STANDARD, AdversarialTraining, GradientNorm, Trades, build_method
+from pag_core.objective.methods import STANDARD, AdversarialTraining, GradientNorm, Method, Trades, build_method
 from pag_core.objective.pag import AlignedBatch, pag_objective, plain_objective
 from pag_core.params.sections import (
     AdversarialTrainingParams,
     GradientNormParams,
     InnerAttackParams,
+    NoOptions,
     ObjectiveParams,
     TradesParams,
 )
+from pag_core.params.values import MethodName
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from tests.unit.test_adjoint import (
@@ -307,9 +310,10 @@ def test_the_alignment_is_added_to_the_method_on_clean_images(name):
     assert plain.classification.item() > alone.classification.item()
 
 
-def test_methods_are_built_from_params(make_params):
-    assert build_method("standard", make_params()) is STANDARD
-    for name, kind in (("at", AdversarialTraining), ("trades", Trades), ("gradient_norm", GradientNorm)):
-        method = build_method(name, make_params())
-        assert isinstance(method, kind) and method.params == getattr(make_params(), name)
-    assert methods_module.Method.__args__ == (type(STANDARD), AdversarialTraining, Trades, GradientNorm)
+def test_every_method_is_built_from_its_section(make_params):
+    params = make_params()
+    methods = {name: build_method(name, params) for name in get_args(MethodName)}
+    assert methods["standard"] is STANDARD
+    assert {type(method) for method in methods.values()} == set(get_args(Method))
+    for name, method in methods.items():
+        assert getattr(method, "params", NoOptions()) == getattr(params, name)
