@@ -16,6 +16,17 @@ from pag_core.pipeline.checkpoint import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE_FROM = {"diffusion model": "a" * 64}
+# options that make each architecture quick, and the side of images that it then takes
+ARCHITECTURES = {
+    "small_resnet": ({"width": 4}, 8),
+    "resnet18": ({}, 16),
+    "wrn_34_10": ({"width": 1, "depth": 10}, 16),
+    "vgg11": ({"width": 4}, 32),
+    "vgg13": ({"width": 4}, 32),
+    "vgg16": ({"width": 4}, 32),
+    "vit": ({"width": 24, "depth": 2}, 16),
+    "mixer": ({"width": 16, "depth": 2}, 16),
+}
 
 
 def changed(content, changes):

@@ -13,19 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pag_core.classifiers.building import build_classifier
 from pag_core.errors import AdjointUnavailable, CompilerMissing
 from pag_core.objective.input_gradient import input_gradients
-from tests.samples import objective_terms
+from tests.samples import ARCHITECTURES, objective_terms
 
 BATCH, CLASSES, DRAWN = 3, 4, 2
-ARCHITECTURES = {
-    "small_resnet": ({"width": 4}, 8),
-    "resnet18": ({}, 16),
-    "wrn_34_10": ({"width": 1, "depth": 10}, 16),
-    "vgg11": ({"width": 4}, 32),
-    "vgg13": ({"width": 4}, 32),
-    "vgg16": ({"width": 4}, 32),
-    "vit": ({"width": 24, "depth": 2}, 16),
-    "mixer": ({"width": 16, "depth": 2}, 16),
-}
 MEANINGS = ("repeat", "class", "frozen")
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg11_bn, vgg13_bn, vgg16_bn
 
-from pag_core.classifiers.architectures import OPTIONS, build_classifier
+from pag_core.classifiers.activations import ACTIVATIONS
+from pag_core.classifiers.architectures import OPTIONS, OWN_ACTIVATION, build_classifier
 from pag_core.classifiers.building import load_classifier, save_classifier
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.store import RepresentativeGradients
@@ -18,21 +20,9 @@ from pag_core.params.sections import Params
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import ROOT, objective_terms
+from tests.samples import ARCHITECTURES, ROOT, objective_terms
 
-# options that make each architecture quick; resnet18 has one size only
-SMALL = {
-    "small_resnet": {"width": 4},
-    "resnet18": {},
-    "wrn_34_10": {"width": 1, "depth": 10},
-    "vgg11": {"width": 4},
-    "vgg13": {"width": 4},
-    "vgg16": {"width": 4},
-    "vit": {"width": 24, "depth": 2},
-    "mixer": {"width": 16, "depth": 2},
-}
-SIDE = {"resnet18": 8}  # of the images where the work counts; 32 of all others
-each_architecture = pytest.mark.parametrize("arch", SMALL)
+each_architecture = pytest.mark.parametrize("arch", ARCHITECTURES)
 
 
 def build(arch, image_shape=(3, 32, 32), classes=10, activation=None, **options):
@@ -43,7 +33,7 @@ def build(arch, image_shape=(3, 32, 32), classes=10, activation=None, **options)
 
 def small(arch, image_shape=(3, 32, 32), classes=4, **options):
     torch.manual_seed(0)
-    return build(arch, image_shape, classes, **{**SMALL[arch], **options})
+    return build(arch, image_shape, classes, **{**ARCHITECTURES[arch][0], **options})
 
 
 def parameters(network):
@@ -75,7 +65,7 @@ def vit_parameters(side, depth=7, width=384, hidden=384, classes=10):
 @pytest.mark.parametrize("side", [32, 64, 96])
 def test_published_parameter_counts(side):
     with torch.device("meta"):
-        sizes = {arch: parameters(build(arch, (3, side, side))) for arch in SMALL}
+        sizes = {arch: parameters(build(arch, (3, side, side))) for arch in ARCHITECTURES}
     assert sizes["resnet18"] == 11_173_962  # of the usual ResNet-18 for CIFAR-10
     assert sizes["wrn_34_10"] == wide_resnet_parameters(34, 10, 10)
     assert sizes["vit"] == vit_parameters(side)
@@ -134,13 +124,13 @@ def test_none_works_in_place_and_each_has_the_activation_asked_for(arch):
         modules = list(small(arch, activation=activation).modules())
         assert not [module for module in modules if getattr(module, "inplace", False)]
         kinds = {type(module) for module in modules if isinstance(module, nn.ReLU | nn.SiLU | nn.GELU)}
-        assert kinds == {kind or {"small_resnet": nn.SiLU, "vit": nn.GELU, "mixer": nn.GELU}.get(arch, nn.ReLU)}
+        assert kinds == {kind or ACTIVATIONS[OWN_ACTIVATION.get(arch, "relu")]}
 
 
 @each_architecture
 def test_a_fresh_network_has_input_gradients_that_can_be_differentiated(arch):
     """Eq. 5 divides by the norm of each class's input-gradient, and its own gradient is a second derivative."""
-    side = SIDE.get(arch, 32)
+    side = ARCHITECTURES[arch][1]
     classifier = small(arch, (3, side, side)).double().train()
     images = torch.rand(3, 3, side, side, dtype=torch.float64, requires_grad=True)
     logits = classifier(images)
@@ -243,7 +233,7 @@ def test_vgg_has_the_convolutions_of_torchvision(arch, original):
         ("small_resnet", (3, 32, 32), {"depth": 8}, r"classifier.depth is 8; small_resnet has no option depth"),
         ("resnet18", (3, 32, 32), {"width": 32}, r"classifier.width is 32; resnet18 has 64"),
         ("resnet18", (3, 32, 32), {"patch_size": 4}, r"classifier.patch_size is 4; resnet18 has no option patch_size"),
-        ("vit_tiny", (3, 32, 32), {}, r"arch 'vit_tiny' is not one of: small_resnet, resnet18, .*, mixer"),
+        ("vit_tiny", (3, 32, 32), {}, f"arch 'vit_tiny' is not one of: {', '.join(OPTIONS)}"),
     ],
 )  # fmt: skip
 def test_refusals_name_value_place_and_remedy(arch, image_shape, options, message):
@@ -260,17 +250,19 @@ def test_resnet18_takes_its_own_width_spelled_out():
 
 
 def test_params_and_builder_know_the_same_architectures(make_params):
-    assert list(OPTIONS) == list(Params.model_fields["arch"].annotation.__args__) == list(SMALL)
+    assert set(OPTIONS) == set(get_args(Params.model_fields["arch"].annotation)) == set(ARCHITECTURES)
     for arch in OPTIONS:
         assert make_params({"arch": arch}).arch == arch
 
 
 @each_architecture
 def test_trained_saved_and_loaded_it_answers_the_same(tmp_path, make_dataset, make_params, cpu, arch):
-    shape = (3, SIDE.get(arch, 32), SIDE.get(arch, 32))
+    small_options, side = ARCHITECTURES[arch]
+    shape = (3, side, side)
     dataset = make_dataset(classes=3, shape=shape, train=4, validation=1, test=2)
     changes = {"arch": arch, "train.epochs": 1, "train.batch_size": 6, "train.learning_rate": 1e-4}
-    changes |= {"objective.classes_per_step": 1, **{f"classifier.{name}": value for name, value in SMALL[arch].items()}}
+    changes |= {"objective.classes_per_step": 1}
+    changes |= {f"classifier.{name}": value for name, value in small_options.items()}
     params = make_params(changes)
     options = params.classifier.model_dump()
     torch.manual_seed(3)

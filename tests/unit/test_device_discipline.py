@@ -24,19 +24,10 @@ from pag_core.objective.input_gradient import input_gradients
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import sbg_params
+from tests.samples import ARCHITECTURES, sbg_params
 
 CPU = torch.device("cpu")
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
-# options that keep each architecture small
-ARCHITECTURES = {
-    "small_resnet": {"width": 4},
-    "resnet18": {},
-    "wrn_34_10": {"depth": 10, "width": 1},
-    "vgg11": {"width": 8},
-    "vit": {"depth": 1, "width": 24},
-    "mixer": {"depth": 1, "width": 16},
-}
 
 
 class ValueReads(TorchDispatchMode):
@@ -183,8 +174,8 @@ def whole_forward(
     arch, mode, *, batch_norm="frozen", precision="float32", memory_format=torch.contiguous_format, targets=None
 ):
     """Input-gradients and loss of Eq. 5 on a fake GPU: what a step does up to its backward pass."""
-    side = 32 if arch.startswith("vgg") else 16
-    options = {"width": None, "depth": None, "patch_size": None, "activation": None, **ARCHITECTURES[arch]}
+    options, side = ARCHITECTURES[arch]
+    options = {"width": None, "activation": None, **options}
     network = build_classifier(arch, **options, image_shape=(3, side, side), classes=4).train()
     network = on_fake_gpu(network, mode, memory_format)
     with mode:

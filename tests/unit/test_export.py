@@ -20,14 +20,9 @@ from pag_core.params.values import radius_value
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.places import classifier_place, dataset_place, details_place
 from tests.outside import outside
+from tests.samples import ARCHITECTURES
 
 LIBRARIES = {"torch": "2", "safetensors": "1", "torchvision": "0", "timm": "1", "pyautoattack": "0", "foolbox": "3"}
-SMALL = {
-    "vit": {"width": 12, "depth": 1},
-    "mixer": {"width": 8, "depth": 1},
-    "wrn_34_10": {"width": 1, "depth": 10},
-    **{arch: {"width": 4} for arch in ("vgg11", "vgg13", "vgg16")},
-}
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ def make_place(tmp_path, monkeypatch, make_dataset):
                 "seed": 7, "inputs": {"dataset": dataset.fingerprint}, "versions": LIBRARIES, "device": "cpu, 1 threads",
             }  # fmt: skip
             torch.manual_seed(seed)
-            options = {"width": None, "activation": None, **SMALL.get(arch, {})}
+            options = {"width": None, "activation": None, **ARCHITECTURES[arch][0]}
             classifier = build_classifier(arch, **options, image_shape=shape, classes=4)
             save_classifier(
                 classifier_place(who), classifier, arch=arch, options=options, dataset=dataset, provenance=record

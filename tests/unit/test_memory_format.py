@@ -6,27 +6,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from pag_core.classifiers.building import build_classifier
-
-SMALL = {
-    "small_resnet": {"width": 4},
-    "resnet18": {},
-    "wrn_34_10": {"width": 1, "depth": 10},
-    "vgg11": {"width": 4},
-    "vgg13": {"width": 4},
-    "vgg16": {"width": 4},
-    "vit": {"width": 24, "depth": 2},
-    "mixer": {"width": 16, "depth": 2},
-}
+from tests.samples import ARCHITECTURES
 
 
 def build(arch):
     torch.manual_seed(0)
-    options = {"width": None, **SMALL[arch]}
+    options = {"width": None, **ARCHITECTURES[arch][0]}
     return build_classifier(arch, **options, activation=None, image_shape=(3, 32, 32), classes=4).eval()
 
 
 @pytest.mark.parametrize("images_as", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("arch", SMALL)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_input_gradients_can_be_viewed(arch, images_as):
     classifier = build(arch)
     images = torch.rand(2, 3, 32, 32)
@@ -42,7 +32,7 @@ def test_input_gradients_can_be_viewed(arch, images_as):
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_features_take_the_memory_format_of_the_weights(arch):
     classifier = build(arch).to(memory_format=torch.channels_last)
     seen = []

@@ -22,8 +22,8 @@ from pag_core.params.sections import (
 from pag_core.params.values import MethodName
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
+from tests.samples import ARCHITECTURES
 from tests.unit.test_adjoint import (
-    ARCHITECTURES,
     CLASSES,
     MEANINGS,
     build,

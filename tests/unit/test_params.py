@@ -20,12 +20,13 @@ def test_the_repositorys_params_are_valid():
 
 
 DATASETS = ", ".join(get_args(Params.model_fields["dataset"].annotation))
+ARCHS = ", ".join(get_args(Params.model_fields["arch"].annotation))
 SOURCES = ", ".join(get_args(Source))
 REFUSED_VALUES = [
     # changed key, value, what the message must hold
     ("dataset", "digit", ["dataset", "'digit'", DATASETS, "did you mean 'digits'"]),
     ("source", "sgb", ["source", "'sgb'", SOURCES, "did you mean 'sbg'"]),
-    ("arch", "resnet_18", ["arch", "small_resnet, resnet18", "did you mean 'resnet18'"]),
+    ("arch", "resnet_18", ["arch", ARCHS, "did you mean 'resnet18'"]),
     ("lambda", -0.5, ["lambda", "-0.5", "greater than or equal to 0"]),
     ("lambda", float("nan"), ["lambda", "nan", "finite"]),
     ("lambda", "nan", ["lambda", "nan", "finite"]),
