@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,12 +78,16 @@ def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]
 
 
 def _of_foolbox(row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
-    """A line for each attack of Table 6, which has the mean over the radii of the grid; the paper does not state its own."""
-    who = "baseline" if row.baseline else "model"
-    for number, (name, title) in enumerate(FOOLBOX_NAMES.items()):
-        ours = tuple(_mean_over_radii(run["details/foolbox"][who][name]) for run in runs)
-        published = row.published[number] if row.published else None
-        images = runs[0]["details/foolbox"]["images"] if runs else None
+    """A line for each attack, which has the mean over the radii of the grid; the paper does not state its own.
+
+    Published numbers are those of the first attacks of `FOOLBOX_NAMES`, which are Table 6's; further attacks have none.
+    """
+    found = [run["details/foolbox"]["baseline" if row.baseline else "model"] for run in runs]
+    further = {name for attacks in found for name in attacks} - {"clean", *FOOLBOX_NAMES}
+    titles = FOOLBOX_NAMES | {name: name for name in sorted(further)}
+    images = runs[0]["details/foolbox"]["images"] if runs else None
+    for (name, title), published in itertools.zip_longest(titles.items(), row.published):
+        ours = tuple(_mean_over_radii(attacks[name]) for attacks in found if name in attacks)
         yield Cell(title, row.label, ours, published, "radii not stated", images)
 
 

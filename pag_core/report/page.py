@@ -38,7 +38,7 @@ AUTOATTACK_NAMES = {
     "fab-t": "FAB-T (targeted)",
     "square": "Square (black-box)",
 }
-# in the order of Table 6
+# in the order of Table 6, by which its published numbers go; further attacks come after them
 FOOLBOX_NAMES = {
     "SaltAndPepperNoiseAttack": "Salt-and-pepper noise",
     "BinarySearchContrastReductionAttack": "Contrast reduction",
