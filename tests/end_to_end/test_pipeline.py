@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pag_core.report.page import FOOLBOX_NAMES
 from tests.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,8 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
         assert set(details) - set(autoattack[who]) == {"per_attack", "disagreements", "warnings"}
     assert set(project.metrics("foolbox")) == {"Foolbox", "Foolbox of baseline"}
     foolbox = project.metrics("details/foolbox")
-    assert len(foolbox["model"]) == 8 and foolbox["model"]["EADAttack"]["None"] <= foolbox["model"]["EADAttack"]["L1 8"]
+    assert {"clean", *FOOLBOX_NAMES} <= foolbox["model"].keys()
+    assert foolbox["model"]["EADAttack"]["None"] <= foolbox["model"]["EADAttack"]["L1 8"]
     diffusion = project.metrics("diffusion")
     errors = [diffusion[f"held_out_error_{name}"] for name in ("conditional", "unconditional", "wrong_class")]
     assert errors == sorted(errors)
