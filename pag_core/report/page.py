@@ -29,7 +29,6 @@ from pag_core.report.verdict import (
 
 WHO = ("model", "baseline")
 
-# in the order of AutoAttack's sequence, which a metrics file (keys sorted) does not keep
 AUTOATTACK_NAMES = {
     "apgd-ce": "APGD (cross-entropy)",
     "apgd-dlr": "APGD (DLR)",
@@ -37,6 +36,11 @@ AUTOATTACK_NAMES = {
     "fab": "FAB",
     "fab-t": "FAB-T (targeted)",
     "square": "Square (black-box)",
+}
+# by version, because a metrics file (keys sorted) does not keep the order
+AUTOATTACK_SEQUENCES = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
 }
 # in the order of Table 6, by which its published numbers go; further attacks come after them
 FOOLBOX_NAMES = {
@@ -111,7 +115,10 @@ def per_attack_rows(results: Results) -> list[tuple[str, list[tuple[str, str]]]]
     by_setting = [
         [results.autoattack[who]["per_attack"][setting] for who in WHO] for setting in autoattack_settings(results)
     ]
-    names = _in_order(AUTOATTACK_NAMES, {name for pair in by_setting for counts in pair for name in counts})
+    version = results.params.autoattack.version
+    names = _in_order(
+        AUTOATTACK_SEQUENCES[version], {name for pair in by_setting for counts in pair for name in counts}
+    )
     return [
         (
             AUTOATTACK_NAMES.get(name, name),

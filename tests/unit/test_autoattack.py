@@ -11,6 +11,7 @@ from pag_core.errors import EvaluationRefused
 from pag_core.evaluation import autoattack as autoattack_module
 from pag_core.evaluation.autoattack import attack_name, attack_shard, run_autoattack
 from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.report.page import AUTOATTACK_SEQUENCES
 from tests.samples import Changed, labelled_images
 
 
@@ -36,10 +37,6 @@ def few_queries(monkeypatch):
 
 
 OPTIONS = {"norm": "Linf", "radius": 0.1, "classes": 10, "version": "standard"}
-SEQUENCES = {
-    "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
-    "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
-}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +65,7 @@ def test_a_shard_equals_the_library_called_directly(few_queries, monkeypatch, ve
     found = attack_shard(model, images, labels, **options)
     assert torch.equal(returned[0][0], expected)
     assert (found["images"], found["clean"], found["robust"]) == (count, count - 1, robust)
-    assert list(found["after"]) == SEQUENCES[version]
+    assert list(found["after"]) == list(AUTOATTACK_SEQUENCES[version])
     counts = [found["clean"], *found["after"].values()]
     assert counts == sorted(counts, reverse=True) and counts[-1] == robust
     assert 0 < robust < count - 1, "a radius at which nothing or everything falls proves little"
@@ -79,7 +76,7 @@ def test_a_version_is_not_changed_from_ten_classes_on(version, restarts):
     for classes, targets in ((10, 9), (100, 9)):
         network = small_network(classes)
         attack = autoattack_module._attack(network, "Linf", 0.1, classes, version, 0, torch.device("cpu"))
-        assert attack.attacks_to_run == SEQUENCES[version]
+        assert attack.attacks_to_run == list(AUTOATTACK_SEQUENCES[version])
         assert attack.apgd_targeted.n_target_classes == attack.fab.n_target_classes == targets
         assert attack.apgd.n_restarts == attack.fab.n_restarts == restarts
         assert attack.square.n_queries == 5000 and attack.apgd.n_iter == attack.fab.n_iter == 100

@@ -12,7 +12,7 @@ import pytest
 from experiments import page as overview_page
 from pag_core.errors import PagError
 from pag_core.gradient_store.store import SmallStore, write_small_store
-from pag_core.report.page import foolbox_tables, render_page
+from pag_core.report.page import AUTOATTACK_SEQUENCES, foolbox_tables, per_attack_rows, render_page
 from pag_core.report.results import FIGURES, Results, read_results
 from pag_core.report.verdict import alarms, percent, points, verdict
 
@@ -234,6 +234,16 @@ def test_foolbox_tables_are_ordered_by_norm_and_radius(results):
         ("L₀", ["1", "5", "10"]),
         ("L₁", ["1", "2"]),
     ]
+
+
+@pytest.mark.parametrize(("version", "sequence"), AUTOATTACK_SEQUENCES.items())
+def test_attacks_stand_in_the_order_in_which_they_ran(results, make_params, version, sequence):
+    after = {name: 0.9 - 0.1 * number for number, name in enumerate(sequence)}
+    for who in ("model", "baseline"):
+        results.autoattack[who]["per_attack"] = {"L2 0.75": dict(sorted(after.items()))}
+    results = replace(results, params=make_params({"autoattack.version": version}))
+    rows = per_attack_rows(results)
+    assert [cells for _, cells in rows] == [[(percent(share), percent(share))] for share in after.values()]
 
 
 def test_percent_and_points():
