@@ -65,13 +65,14 @@ class Experiment:
         chosen = {"dataset": "image_folder", "image_folder": str(folder.resolve())}
         return replace(self, params={name: {**plain, **chosen} for name, plain in self.params.items()})
 
-    def only(self, classifiers: list[str]) -> "Experiment":
-        """The same with these of its classifiers; raises BadParameter for one that it does not have."""
-        if unknown := [name for name in classifiers if name not in self.runs]:
-            raise typer.BadParameter(f"{unknown[0]} is not one of: {', '.join(self.runs)}", param_hint="--only")
-        runs = {name: self.runs[name] for name in classifiers}
-        wanted = {run for names in runs.values() for run in names}
-        params = {run: plain for run, plain in self.params.items() if run in wanted}
+    def only(self, wanted: list[str]) -> "Experiment":
+        """The same with these of its classifiers or runs; raises BadParameter for a name of neither."""
+        if unknown := [name for name in wanted if name not in {*self.runs, *self.params}]:
+            known = ", ".join([*self.runs, *(run for run in self.params if run not in self.runs)])
+            raise typer.BadParameter(f"{unknown[0]} is not one of: {known}", param_hint="--only")
+        chosen = {name: [run for run in runs if {name, run} & {*wanted}] for name, runs in self.runs.items()}
+        runs = {name: found for name, found in chosen.items() if found}
+        params = {run: self.params[run] for run in self.params if any(run in found for found in runs.values())}
         return replace(self, runs=runs, params=params, rows=tuple(row for row in self.rows if row.classifier in runs))
 
 

@@ -36,7 +36,8 @@ def main(
         typer.Option("--set", "-S", help="A parameter, as train.epochs=10; NAME:train.epochs=10 of one classifier."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="A classifier to run, instead of all; give it again for another.")
+        list[str] | None,
+        typer.Option(help="A classifier, or one run of it (sbg-seed1), instead of all; give it again for another."),
     ] = None,
     work: Annotated[Path, typer.Option(help="Where images are arranged, and where stages run without DVC.")] = Path(
         "work"

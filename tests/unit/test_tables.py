@@ -1,6 +1,7 @@
 """The paper's tables as descriptions: what they read as, what they print beside published numbers, and their gaps."""
 
 import pytest
+import typer
 
 from experiments.by_hand import described_stages
 from experiments.description import read_experiment
@@ -116,3 +117,13 @@ def test_an_experiment_that_attacks_nothing_shows_what_validation_says(tmp_path)
         "| nn | not run | not run | not run | not run |",
     ]
     assert lines[-1].startswith("Percent; 7 validation images under APGD")
+
+
+def test_a_classifier_or_one_of_its_runs_is_chosen():
+    experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", "full", [])
+    chosen = experiment.only(["cm", "sbg-seed3408"])
+    assert set(chosen.params) == {*experiment.runs["cm"], "sbg-seed3408"}
+    assert chosen.runs == {"cm": experiment.runs["cm"], "sbg": ["sbg-seed3408"]}
+    assert {row.classifier for row in chosen.rows} <= {"cm", "sbg"}
+    with pytest.raises(typer.BadParameter, match="sbg-seed1 is not one of: .*sbg-seed3409"):
+        experiment.only(["sbg-seed1"])
