@@ -10,7 +10,7 @@ from pag_core.errors import ParamsError
 
 # which of classifier.width, depth and patch_size an architecture has; each takes `activation`
 OPTIONS: dict[str, frozenset[str]] = {
-    "small_resnet": frozenset({"width"}),
+    "small_resnet": frozenset({"width", "depth"}),
     "resnet18": frozenset(),
     "wrn_34_10": frozenset({"width", "depth"}),
     "vgg11": frozenset({"width"}),

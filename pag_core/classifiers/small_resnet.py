@@ -29,11 +29,14 @@ class ResidualBlock(nn.Module):
         return total
 
 
-def small_resnet(*, channels: int, classes: int, activation: type[nn.Module], width: int = 16) -> nn.Module:
-    """Two stages of residual blocks (`width`, then twice it at half the resolution), mean over positions, linear."""
+def small_resnet(
+    *, channels: int, classes: int, activation: type[nn.Module], width: int = 16, depth: int = 2
+) -> nn.Module:
+    """`depth` stages of a residual block (`width`, then twice that of the one before at half its side), mean over positions,
+    linear: images [B, C, H, W] to logits."""
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
     channels_in = width
-    for stage in range(2):
+    for stage in range(depth):
         for block in range(BLOCKS_PER_STAGE):
             stride = 2 if stage > 0 and block == 0 else 1
             layers.append(ResidualBlock(channels_in, width << stage, stride, activation))

@@ -168,6 +168,24 @@ def test_the_objective_at_96_pixels_against_autograd_one_image_and_class_at_a_ti
 # --- what they compute
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_small_resnet_against_one_written_out(depth):
+    """SiLU before each convolution of a block; from the second stage on half the side and twice the channels."""
+    classifier = small("small_resnet", width=4, depth=depth).double().eval()
+    layers = list(classifier.network)
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    features = F.conv2d(images * 2 - 1, layers[0].weight, layers[0].bias, padding=1)
+    for stage, block in enumerate(layers[1 : 1 + depth]):
+        stride = 2 if stage else 1
+        inner = F.conv2d(F.silu(features), block.first.weight, block.first.bias, stride=stride, padding=1)
+        inner = F.conv2d(F.silu(inner), block.second.weight, block.second.bias, padding=1)
+        skip = F.conv2d(features, block.skip.weight, block.skip.bias, stride=stride) if stage else features
+        features = skip + 0.3 * inner
+        assert features.shape[1:] == (4 << stage, 16 >> stage, 16 >> stage)
+    expected = F.silu(features).mean((2, 3)) @ layers[-1].weight.T + layers[-1].bias
+    torch.testing.assert_close(classifier(images), expected, rtol=1e-10, atol=1e-7)
+
+
 def test_the_wide_resnet_against_one_written_out():
     """BN-ReLU before each convolution; the shortcut leaves the block's first activation where the shape changes."""
     classifier = small("wrn_34_10", width=2, depth=16).double().eval()
@@ -230,7 +248,7 @@ def test_vgg_has_the_convolutions_of_torchvision(arch, original):
         ("wrn_34_10", (3, 32, 32), {"depth": 4}, r"classifier.depth is 4; "),
         ("wrn_34_10", (3, 32, 32), {"patch_size": 4}, r"classifier.patch_size is 4; wrn_34_10 has no option patch_size"),
         ("vgg11", (3, 32, 32), {"depth": 8}, r"classifier.depth is 8; vgg11 has no option depth: give null"),
-        ("small_resnet", (3, 32, 32), {"depth": 8}, r"classifier.depth is 8; small_resnet has no option depth"),
+        ("small_resnet", (3, 32, 32), {"patch_size": 4}, r"classifier.patch_size is 4; small_resnet has no option patch_size"),
         ("resnet18", (3, 32, 32), {"width": 32}, r"classifier.width is 32; resnet18 has 64"),
         ("resnet18", (3, 32, 32), {"patch_size": 4}, r"classifier.patch_size is 4; resnet18 has no option patch_size"),
         ("vit_tiny", (3, 32, 32), {}, f"arch 'vit_tiny' is not one of: {', '.join(OPTIONS)}"),
