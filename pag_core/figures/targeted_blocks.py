@@ -28,11 +28,13 @@ GAP = 0.03
 APART = 0.12
 MARGIN = 0.3
 BETWEEN = 0.35
-# above a block: its classifier's name and the class names
+# above a block: its classifier's name and the class names, or names that do not fit their columns and slant
 BLOCK_HEAD = 0.62
+SLANTED_HEAD = 0.98
 HEAD = 0.85
 FOOT = 0.45
-NAMES = 4
+NAMES = 4  # characters that fit
+SLANTED_NAMES = 12
 COLUMNS = 2
 OWN_WIDTH = 1.6  # points
 
@@ -54,7 +56,9 @@ def targeted_blocks(
     """
     shown, remark = shown_classes(len(class_names))
     width = CELL + APART + shown * (CELL + GAP)
-    height = BLOCK_HEAD + len(images) * (CELL + GAP)
+    slanted = any(len(name) > NAMES for name in class_names[:shown])
+    block_head = SLANTED_HEAD if slanted else BLOCK_HEAD
+    height = block_head + len(images) * (CELL + GAP)
     columns = min(COLUMNS, len(pushed))
     rows = math.ceil(len(pushed) / columns)
     whole = (
@@ -87,10 +91,16 @@ def targeted_blocks(
             write(left, top - 0.2, name, fontsize=SUBTITLE_SIZE, va="center")
             for column in range(shown):
                 middle = left + CELL + APART + column * (CELL + GAP) + CELL / 2
-                title = short_name(class_names[column], NAMES)
-                write(middle, top - BLOCK_HEAD + 0.06, title, fontsize=SMALL_SIZE, ha="center", va="bottom")
+                title, base = class_names[column], top - block_head + 0.06
+                if slanted:
+                    title = short_name(title, SLANTED_NAMES)
+                    write(
+                        middle - 0.1, base, title, fontsize=SMALL_SIZE, va="bottom", rotation=35, rotation_mode="anchor"
+                    )
+                else:
+                    write(middle, base, short_name(title), fontsize=SMALL_SIZE, ha="center", va="bottom")
             for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-                bottom = top - BLOCK_HEAD - row * (CELL + GAP) - CELL
+                bottom = top - block_head - row * (CELL + GAP) - CELL
                 picture(left, bottom, image, own=False)
                 for column in range(shown):
                     x = left + CELL + APART + column * (CELL + GAP)

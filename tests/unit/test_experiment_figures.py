@@ -8,6 +8,7 @@ import pytest
 import torch
 import typer
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from experiments.description import read_experiment
@@ -214,14 +215,27 @@ def test_a_curve_is_the_mean_over_seeds_within_their_range(tmp_path):
     assert "40 test images" in drawn.caption[2] and "mean of 3 seeds" in " ".join(texts(drawn.figure))
 
 
-def draw_blocks(dataset, classifiers=3):
+def draw_blocks(dataset, classifiers=3, class_names=None):
     test = dataset.splits["test"]
     inputs = test.pixels(slice(0, 4))
     pushed = torch.stack([inputs * (label + 1) / dataset.classes for label in range(dataset.classes)], 1)
     return targeted_blocks(
         inputs, test.labels[:4], {f"classifier {number}": pushed for number in range(classifiers)},
-        class_names=dataset.class_names, norm="L2", radius="3.0", steps=60,
+        class_names=class_names or dataset.class_names, norm="L2", radius="3.0", steps=60,
     )  # fmt: skip
+
+
+def test_class_names_wider_than_their_columns_slant_and_stay_whole(dataset):
+    names = ("airplane", "automobile", "bird")
+    figure = draw_blocks(dataset, classifiers=1, class_names=names)
+    written = {text.get_text(): text for text in figure.texts}
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    below = written["classifier 0"].get_window_extent(renderer).y0
+    for name in names:
+        extent = written[name].get_window_extent(renderer)
+        assert written[name].get_rotation() == 35
+        assert extent.y1 < below and extent.x1 < figure.bbox.x1
+    assert all(text.get_rotation() == 0 for text in draw_blocks(dataset, class_names=("cat", "deer", "frog")).texts)
 
 
 def test_blocks_show_every_pushed_image(dataset):
