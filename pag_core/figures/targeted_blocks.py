@@ -1,6 +1,7 @@
 """Test images pushed towards every class by several classifiers, a block of pictures for each classifier (Fig. 9 to 12)."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +40,25 @@ COLUMNS = 2
 OWN_WIDTH = 1.6  # points
 
 
+@dataclass(frozen=True)
+class _Titles:
+    """The class names above a block, how they are written, and from where, right of the middle of a column."""
+
+    head: float
+    texts: list[str]
+    shift: float
+    options: dict[str, Any]
+
+
+def _titles(class_names: tuple[str, ...]) -> _Titles:
+    if all(len(name) <= NAMES for name in class_names):
+        texts = [short_name(name) for name in class_names]
+        return _Titles(BLOCK_HEAD, texts, 0.0, {"fontsize": SMALL_SIZE, "ha": "center", "va": "bottom"})
+    texts = [short_name(name, SLANTED_NAMES) for name in class_names]
+    slanted = {"fontsize": SMALL_SIZE, "va": "bottom", "rotation": 35, "rotation_mode": "anchor"}
+    return _Titles(SLANTED_HEAD, texts, -0.1, slanted)
+
+
 def targeted_blocks(
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -56,8 +76,8 @@ def targeted_blocks(
     """
     shown, remark = shown_classes(len(class_names))
     width = CELL + APART + shown * (CELL + GAP)
-    slanted = any(len(name) > NAMES for name in class_names[:shown])
-    block_head = SLANTED_HEAD if slanted else BLOCK_HEAD
+    titles = _titles(class_names[:shown])
+    block_head = titles.head
     height = block_head + len(images) * (CELL + GAP)
     columns = min(COLUMNS, len(pushed))
     rows = math.ceil(len(pushed) / columns)
@@ -91,14 +111,7 @@ def targeted_blocks(
             write(left, top - 0.2, name, fontsize=SUBTITLE_SIZE, va="center")
             for column in range(shown):
                 middle = left + CELL + APART + column * (CELL + GAP) + CELL / 2
-                title, base = class_names[column], top - block_head + 0.06
-                if slanted:
-                    title = short_name(title, SLANTED_NAMES)
-                    write(
-                        middle - 0.1, base, title, fontsize=SMALL_SIZE, va="bottom", rotation=35, rotation_mode="anchor"
-                    )
-                else:
-                    write(middle, base, short_name(title), fontsize=SMALL_SIZE, ha="center", va="bottom")
+                write(middle + titles.shift, top - block_head + 0.06, titles.texts[column], **titles.options)
             for row, (image, label) in enumerate(zip(images, labels, strict=True)):
                 bottom = top - block_head - row * (CELL + GAP) - CELL
                 picture(left, bottom, image, own=False)
