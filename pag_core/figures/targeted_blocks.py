@@ -77,8 +77,7 @@ def targeted_blocks(
     shown, remark = shown_classes(len(class_names))
     width = CELL + APART + shown * (CELL + GAP)
     titles = _titles(class_names[:shown])
-    block_head = titles.head
-    height = block_head + len(images) * (CELL + GAP)
+    height = titles.head + len(images) * (CELL + GAP)
     columns = min(COLUMNS, len(pushed))
     rows = math.ceil(len(pushed) / columns)
     whole = (
@@ -111,9 +110,9 @@ def targeted_blocks(
             write(left, top - 0.2, name, fontsize=SUBTITLE_SIZE, va="center")
             for column in range(shown):
                 middle = left + CELL + APART + column * (CELL + GAP) + CELL / 2
-                write(middle + titles.shift, top - block_head + 0.06, titles.texts[column], **titles.options)
+                write(middle + titles.shift, top - titles.head + 0.06, titles.texts[column], **titles.options)
             for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-                bottom = top - block_head - row * (CELL + GAP) - CELL
+                bottom = top - titles.head - row * (CELL + GAP) - CELL
                 picture(left, bottom, image, own=False)
                 for column in range(shown):
                     x = left + CELL + APART + column * (CELL + GAP)
