@@ -32,8 +32,10 @@ class ResidualBlock(nn.Module):
 def small_resnet(
     *, channels: int, classes: int, activation: type[nn.Module], width: int = 16, depth: int = 2
 ) -> nn.Module:
-    """`depth` stages of a residual block (`width`, then twice that of the one before at half its side), mean over positions,
-    linear: images [B, C, H, W] to logits."""
+    """`depth` stages of a residual block, then mean over positions, linear: images [B, C, H, W] to logits.
+
+    The first stage has `width` channels, each further one twice those of the one before at half its side.
+    """
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
     channels_in = width
     for stage in range(depth):

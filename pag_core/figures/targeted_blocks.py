@@ -35,28 +35,23 @@ SLANTED_HEAD = 0.98
 HEAD = 0.85
 FOOT = 0.45
 NAMES = 4  # characters that fit
-SLANTED_NAMES = 12
 COLUMNS = 2
 OWN_WIDTH = 1.6  # points
 
 
 @dataclass(frozen=True)
 class _Titles:
-    """The class names above a block, how they are written, and from where, right of the middle of a column."""
+    """How the class names above a block are written, and from where, right of the middle of a column."""
 
     head: float
-    texts: list[str]
     shift: float
     options: dict[str, Any]
 
 
-def _titles(class_names: tuple[str, ...]) -> _Titles:
-    if all(len(name) <= NAMES for name in class_names):
-        texts = [short_name(name) for name in class_names]
-        return _Titles(BLOCK_HEAD, texts, 0.0, {"fontsize": SMALL_SIZE, "ha": "center", "va": "bottom"})
-    texts = [short_name(name, SLANTED_NAMES) for name in class_names]
-    slanted = {"fontsize": SMALL_SIZE, "va": "bottom", "rotation": 35, "rotation_mode": "anchor"}
-    return _Titles(SLANTED_HEAD, texts, -0.1, slanted)
+UPRIGHT = _Titles(BLOCK_HEAD, 0.0, {"fontsize": SMALL_SIZE, "va": "bottom", "ha": "center"})
+SLANTED = _Titles(
+    SLANTED_HEAD, -0.1, {"fontsize": SMALL_SIZE, "va": "bottom", "rotation": 35, "rotation_mode": "anchor"}
+)
 
 
 def targeted_blocks(
@@ -76,7 +71,7 @@ def targeted_blocks(
     """
     shown, remark = shown_classes(len(class_names))
     width = CELL + APART + shown * (CELL + GAP)
-    titles = _titles(class_names[:shown])
+    titles = UPRIGHT if all(len(name) <= NAMES for name in class_names[:shown]) else SLANTED
     height = titles.head + len(images) * (CELL + GAP)
     columns = min(COLUMNS, len(pushed))
     rows = math.ceil(len(pushed) / columns)
@@ -109,8 +104,8 @@ def targeted_blocks(
             top = whole[1] - HEAD - (number // columns) * (height + BETWEEN)
             write(left, top - 0.2, name, fontsize=SUBTITLE_SIZE, va="center")
             for column in range(shown):
-                middle = left + CELL + APART + column * (CELL + GAP) + CELL / 2
-                write(middle + titles.shift, top - titles.head + 0.06, titles.texts[column], **titles.options)
+                x = left + CELL + APART + column * (CELL + GAP) + CELL / 2 + titles.shift
+                write(x, top - titles.head + 0.06, short_name(class_names[column]), **titles.options)
             for row, (image, label) in enumerate(zip(images, labels, strict=True)):
                 bottom = top - titles.head - row * (CELL + GAP) - CELL
                 picture(left, bottom, image, own=False)
