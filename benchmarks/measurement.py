@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pag_core.compute.device import described_processor, processor_name
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.provenance import versions
 
@@ -54,18 +54,9 @@ class Measurement:
         return f"{self.value:.4g} {self.unit}{spread}{against}"
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def processor_flags() -> set[str]:
     """Instruction sets that the operating system names; empty where it does not (no /proc/cpuinfo)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
+    return set(described_processor("flags", "Features").split())
 
 
 def cores() -> int:
@@ -76,7 +67,7 @@ def cores() -> int:
 def header(command: str, device: str) -> dict[str, Any]:
     """Versions, hardware, date (UTC) and command of a run; no host name and no path."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    hardware: dict[str, Any] = {"processor": _processor(), "cores": cores(), "memory_GiB": round(memory, 1)}
+    hardware: dict[str, Any] = {"processor": processor_name(), "cores": cores(), "memory_GiB": round(memory, 1)}
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(torch.device(device))
     return {

@@ -1,14 +1,18 @@
 """Where tensors live: the CPU or one GPU, named by the parameter `device`."""
 
 import ctypes
+import functools
 import os
+import platform
 import re
+from pathlib import Path
 
 import torch
 
 from pag_core.compute.randomness import require_determinism
 from pag_core.errors import ParamsError
 
+CPUINFO = Path("/proc/cpuinfo")
 # mallopt's names for what it sets (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -54,13 +58,28 @@ def keep_freed_memory() -> bool:
 
 
 def device_description(device: torch.device) -> str:
-    """What computed a result: the GPU's name, or the CPU with its number of threads (which fixes the order of sums)."""
+    """What computed a result: the GPU's name, or the processor's with the number of threads.
+
+    Both fix the order of sums, so with either changed long training ends elsewhere.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def described_threads(description: str) -> int | None:
     """The number of CPU threads that a `device_description` states; None for a GPU."""
-    found = re.fullmatch(r"cpu, (\d+) threads", description)
+    found = re.search(r", (\d+) threads$", description)
     return int(found[1]) if found else None
+
+
+@functools.cache
+def processor_name() -> str:
+    """The processor's model as the operating system names it; its architecture where it names none."""
+    return described_processor("model name") or platform.processor() or platform.machine()
+
+
+def described_processor(*keys: str) -> str:
+    """What `CPUINFO` says of the first core under one of `keys`; empty where there is no such line or file."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(keys)), "")

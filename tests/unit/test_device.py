@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from pag_core.compute.device import prepare_device
+from pag_core.compute import device as compute_device
+from pag_core.compute.device import described_threads, device_description, prepare_device, processor_name
 from tests.samples import ROOT
 
 PAGE = 4096
@@ -50,3 +51,34 @@ def test_the_number_of_threads_is_the_one_asked_for():
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (
+            "processor : 0\nmodel name\t: Some CPU @ 2.50GHz\nflags : a b\n\nmodel name\t: Another\n",
+            "Some CPU @ 2.50GHz",
+        ),
+        ("processor : 0\nFeatures : a b\n", "Its family"),  # as on ARM
+        (None, "Its family"),
+    ],
+)
+def test_a_processor_is_described_by_its_model_and_the_threads(monkeypatch, tmp_path, cpuinfo, expected):
+    """Sums, and so the end of a long training, differ between processors: a record that says "cpu" hides why."""
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo, encoding="utf-8")
+    monkeypatch.setattr(compute_device, "CPUINFO", file)
+    monkeypatch.setattr(compute_device.platform, "processor", lambda: "Its family")
+    processor_name.cache_clear()
+    try:
+        description = device_description(torch.device("cpu"))
+    finally:
+        processor_name.cache_clear()
+    assert description == f"{expected}, {torch.get_num_threads()} threads"
+    assert described_threads(description) == torch.get_num_threads()
+
+
+def test_a_gpu_has_no_number_of_threads():
+    assert described_threads("NVIDIA H200") is None

@@ -1,6 +1,7 @@
 """The toy experiment of Section 5.1: its points, its training against a plain loop, and its accuracies against closed forms."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -152,15 +153,24 @@ def test_training_equals_a_plain_loop(method, make_params, tmp_path, cpu):
 
 @pytest.mark.slow
 def test_alignment_moves_the_border_away(make_params, tmp_path, cpu):
-    """The claim of Section 5.1, at the paper's recipe: equally accurate, and far more points that no attack can fool."""
-    params = make_params().toy
-    found = {}
+    """The claim of Section 5.1, at the paper's recipe: equally accurate, and far more points that no attack can fool.
+
+    The medians of three seeds, as the last steps of a run can lose a cluster, and on which seed depends on the processor.
+    """
+    params, found = make_params().toy, {}
     for method in ("vanilla", "nn"):
-        network = trained_network(params, method, seed=3407, device=cpu, folder=RunFolder(tmp_path / method))
-        found[method] = accuracies(params, network, seed=3407, device=cpu)
-        assert found[method]["clean"] >= found[method]["pgd"] >= found[method]["exact"]
-    assert found["vanilla"]["clean"] == found["nn"]["clean"] == 1
-    assert found["nn"]["exact"] > found["vanilla"]["exact"] + 0.3
+        found[method] = []
+        for seed in (3407, 3408, 3409):
+            folder = RunFolder(tmp_path / f"{method}-{seed}")
+            network = trained_network(params, method, seed=seed, device=cpu, folder=folder)
+            found[method].append(accuracies(params, network, seed=seed, device=cpu))
+            assert found[method][-1]["clean"] >= found[method][-1]["pgd"] >= found[method][-1]["exact"]
+    median = {
+        method: {kind: statistics.median(each[kind] for each in runs) for kind in ("clean", "exact")}
+        for method, runs in found.items()
+    }
+    assert median["vanilla"]["clean"] == median["nn"]["clean"] == 1
+    assert median["nn"]["exact"] > median["vanilla"]["exact"] + 0.3
 
 
 # --- robustness
