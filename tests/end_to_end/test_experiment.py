@@ -54,15 +54,25 @@ def as_folders(place):
     return place
 
 
-@pytest.fixture
-def archives(tmp_path):
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
     """train.tar.xz and test.tar.xz of three classes of small pictures."""
-    folder = as_folders(tmp_path / "pictures")
+    folder = as_folders(tmp_path_factory.mktemp("archives") / "pictures")
     for split in ("train", "test"):
         with tarfile.open(folder / f"{split}.tar.xz", "w:xz") as file:
             file.add(folder / split, split)
         shutil.rmtree(folder / split)
     return folder
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory, archives):
+    """The folder in which the experiment ran by hand, and what it printed: broken off by a wrong value, shown, and whole."""
+    folder = tmp_path_factory.mktemp("by_hand")
+    failed = run(folder, archives, "--by-hand", "--set", "autoattack.images=1000")
+    shown = run(folder, archives, "--by-hand", "--show")
+    whole = run(folder, archives, "--by-hand", "--output", "tables")
+    return folder, failed, shown, whole
 
 
 def run(tmp_path, archives, *arguments):
@@ -81,31 +91,30 @@ def ran(output):
 
 
 @pytest.mark.slow
-def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
-    def by_hand(*arguments):
-        return run(tmp_path, archives, "--by-hand", *arguments)
+def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
+    folder, failed, shown, whole = by_hand
 
-    failed = by_hand("--set", "autoattack.images=1000")
+    def again_by_hand(*arguments):
+        return run(folder, archives, "--by-hand", *arguments)
+
     assert failed.returncode == 1 and "autoattack.images is 1000" in failed.stderr
     assert ran(failed.stdout) == ["prepare", "heuristic@cm", "train", "baseline", "baseline_autoattack"]
 
     # what was not run is a gap
-    shown = by_hand("--show")
     assert "| class means | not run | 81.93 |  | not run | 42.03 |  |" in shown.stdout and ran(shown.stdout) == []
 
-    whole = by_hand("--output", "tables")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert ran(whole.stdout) == ["baseline_autoattack", "autoattack", "heuristic@none", "pag_score"]
-    results = tmp_path / "work/results/tiny-tiny-cm"
+    results = folder / "work/results/tiny-tiny-cm"
     attacked = json.loads((results / "metrics/autoattack.json").read_text())
     assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 3.0"}
     clean, robust = (100 * attacked["model"][name] for name in ("clean", "L2 3.0"))
     row = f"| class means | {clean:.1f} | 81.93 | {clean - 81.93:+.1f} | {robust:.1f} | 42.03 | {robust - 42.03:+.1f} |"
     assert row in whole.stdout and "| vanilla |" in whole.stdout and "2 test images; one seed." in whole.stdout
-    written = (tmp_path / "tables/tiny-tiny.csv").read_text(encoding="utf-8").splitlines()
+    written = (folder / "tables/tiny-tiny.csv").read_text(encoding="utf-8").splitlines()
     # the description was written with sorted keys
     assert len(written) == 1 + 4 and written[1].startswith(f"tiny-tiny,class means,clean,{clean:.2f},")
-    assert row in (tmp_path / "tables/tiny-tiny.md").read_text(encoding="utf-8")
+    assert row in (folder / "tables/tiny-tiny.md").read_text(encoding="utf-8")
     assert (results / "metrics/details/training.json").exists() and len(
         json.loads((results / "seconds.json").read_text())
     ) == 8
@@ -116,28 +125,28 @@ def test_an_experiment_by_hand_broken_off_and_changed(tmp_path, archives):
     command = ["experiments/figure.py", "correlation", "tiny.yaml", "--by-hand", "--work", "work", "--size", "tiny"]
     drawn = subprocess.run(
         [sys.executable, str(ROOT / command[0]), *command[1:], "--images", str(archives), "--output", "drawn"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr[-2000:]
-    assert (tmp_path / "drawn/correlation.png").read_bytes().startswith(b"\x89PNG")
-    assert "; 2 models; seed 3407." in (tmp_path / "drawn/correlation.txt").read_text(encoding="utf-8")
+    assert (folder / "drawn/correlation.png").read_bytes().startswith(b"\x89PNG")
+    assert "; 2 models; seed 3407." in (folder / "drawn/correlation.txt").read_text(encoding="utf-8")
 
     # a stage whose output is gone runs again; equal inputs are not asked for again
-    (train,) = (path.parent for path in (tmp_path / "work").glob("train-*/ended.json"))
+    (train,) = (path.parent for path in (folder / "work").glob("train-*/ended.json"))
     shutil.rmtree(train / "data/classifier")
-    again = by_hand()
-    assert by_hand("--show").stdout.strip() == again.stdout[again.stdout.index("tiny\n") :].strip()
+    again = again_by_hand()
+    assert again_by_hand("--show").stdout.strip() == again.stdout[again.stdout.index("tiny\n") :].strip()
     assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 7
 
     # lambda changes one classifier; everything before it stays
-    changed = by_hand("--set", "cm:lambda=0.5")
+    changed = again_by_hand("--set", "cm:lambda=0.5")
     assert ran(changed.stdout) == ["train", "autoattack", "pag_score"] and changed.stdout.count("done before") == 5
-    (listed,) = of_work(tmp_path / "work")
+    (listed,) = of_work(folder / "work")
     assert listed.params["lambda"] == 0.5 and listed.metrics.keys() == {"autoattack", "pag_score", "training"}
 
 
 @pytest.mark.slow
-def test_the_same_experiment_through_dvc(tmp_path, archives):
+def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
     project = ProjectCopy(tmp_path / "project", {})
     (project.path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
     command = [
@@ -151,9 +160,8 @@ def test_the_same_experiment_through_dvc(tmp_path, archives):
     ]
     whole = project.run(*command, "--size", "tiny")
     assert "tiny-tiny-cm" in project.run("dvc", "exp", "show", "--csv").stdout
-    by_hand = run(tmp_path, archives, "--by-hand")
     # the numbers do not depend on who runs the stages
-    assert table_of(whole.stdout) == table_of(by_hand.stdout) != []
+    assert table_of(whole.stdout) == table_of(by_hand[-1].stdout) != []
 
     # the networks come out of DVC's cache
     pictured = project.run(
