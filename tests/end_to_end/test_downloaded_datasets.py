@@ -49,6 +49,7 @@ def project_with(path: Path, archive: object, module: str, overrides: dict[str, 
 def train_and_attack(project: ProjectCopy) -> None:
     project.stage("heuristic", "cm")
     for name in ("train", "autoattack"):
+        project.stage(name, "--baseline")
         project.stage(name)
     found = project.metrics("autoattack")
     assert found["attack"] == "standard" and {"clean", "L2 3.0"} == set(found["model"])
@@ -59,7 +60,6 @@ def test_cifar100(tmp_path: Path) -> None:
     project = project_with(tmp_path, small.archive, "cifar.py", {"dataset": "cifar100"})
     assert "200 train, 200 validation, 200 test images (3, 32, 32) of 100 classes" in project.stage("prepare").stdout
     train_and_attack(project)
-    project.stage("train", "--baseline")
     for name in ("masking", "pag_score", "figures"):
         project.stage(name)
     assert len(list((project.path / "figures").glob("*.png"))) == 4
