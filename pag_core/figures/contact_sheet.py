@@ -4,15 +4,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pag_core.figures.palette import (
-    LABEL_SIZE,
-    MUTED_COLOUR,
-    SMALL_SIZE,
-    SUBTITLE_SIZE,
-    TITLE_SIZE,
-    draw_picture,
-    short_name,
-)
+from pag_core.figures.column_names import column_names
+from pag_core.figures.palette import LABEL_SIZE, MUTED_COLOUR, SMALL_SIZE, SUBTITLE_SIZE, TITLE_SIZE, draw_picture
 
 # all lengths in inches
 CELL = 0.8
@@ -26,9 +19,7 @@ FOOT = 0.95
 # of title and footnote, also where there are few classes
 NARROWEST = 7.2
 CAPTION = 0.4
-# longer class names are slanted, so that neighbours do not meet
-LONGEST_LEVEL_NAME = 11
-SLANTED_NAMES = 0.65
+FITTING = 11  # characters above a picture
 
 
 class ContactSheet:
@@ -48,14 +39,14 @@ class ContactSheet:
         title: str,
         subtitle: str,
     ) -> None:
-        self.rows, self.columns = rows, columns
-        self.slanted = any(len(name) > LONGEST_LEVEL_NAME for name in columns)
-        self.head = HEAD + (SLANTED_NAMES if self.slanted else 0)
+        self.rows = rows
+        size = SUBTITLE_SIZE if all(len(name) <= 3 for name in columns) else SMALL_SIZE
+        self.columns = column_names(tuple(columns), fitting=FITTING, size=size)
+        self.head = HEAD + self.columns.room
         # an image with a single row still needs room for its input and caption
         self.block = max(len(rows) * (CELL + GAP), CELL + CAPTION) + BETWEEN_IMAGES
         self.left = MARGIN + INPUT + NAMES
-        right = MARGIN + (SLANTED_NAMES if self.slanted else 0)
-        self.width = max(NARROWEST, self.left + len(columns) * (CELL + GAP) + right)
+        self.width = max(NARROWEST, self.left + len(columns) * (CELL + GAP) + self.columns.room + MARGIN)
         self.height = self.head + len(inputs) * self.block - BETWEEN_IMAGES + FOOT
         self.figure = Figure(figsize=(self.width, self.height))
         self._write(MARGIN, self.height - 0.3, title, size=TITLE_SIZE, weight="bold")
@@ -89,22 +80,18 @@ class ContactSheet:
 
     def _write(
         self, x: float, y: float, text: str, *, size: float, colour: str | None = None, weight: str = "normal",
-        horizontal: str = "left", vertical: str = "center", rotation: float = 0,
+        horizontal: str = "left", vertical: str = "center",
     ) -> None:  # fmt: skip
         self.figure.text(
             x / self.width, y / self.height, text, fontsize=size, fontweight=weight, color=colour, ha=horizontal,
-            va=vertical, rotation=rotation, rotation_mode="anchor",
+            va=vertical,
         )  # fmt: skip
 
     def _name_columns(self) -> None:
         base = self.height - self.head + 0.07
-        for column, name in enumerate(self.columns):
-            middle = self.left + column * (CELL + GAP) + CELL / 2
-            if self.slanted:
-                self._write(middle - 0.15, base, short_name(name, 18), size=SMALL_SIZE, vertical="bottom", rotation=35)
-            else:
-                size = SUBTITLE_SIZE if all(len(other) <= 3 for other in self.columns) else SMALL_SIZE
-                self._write(middle, base, short_name(name), size=size, horizontal="center", vertical="bottom")
+        for column, name in enumerate(self.columns.names):
+            x = self.left + column * (CELL + GAP) + CELL * (0.5 + self.columns.shift)
+            self.figure.text(x / self.width, base / self.height, name, **self.columns.options)
         left = MARGIN + INPUT / 2
         self._write(left, base, "input", size=SMALL_SIZE, colour=MUTED_COLOUR, horizontal="center", vertical="bottom")
 

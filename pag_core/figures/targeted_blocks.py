@@ -1,12 +1,12 @@
 """Test images pushed towards every class by several classifiers, a block of pictures for each classifier (Fig. 9 to 12)."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
+from pag_core.figures.column_names import column_names
 from pag_core.figures.labels import norm_label
 from pag_core.figures.palette import (
     LABEL_SIZE,
@@ -17,7 +17,6 @@ from pag_core.figures.palette import (
     TITLE_SIZE,
     draw_picture,
     frame,
-    short_name,
     shown_classes,
     style,
 )
@@ -29,29 +28,13 @@ GAP = 0.03
 APART = 0.12
 MARGIN = 0.3
 BETWEEN = 0.35
-# above a block: its classifier's name and the class names, or names that do not fit their columns and slant
+# above a block: its classifier's name and the class names
 BLOCK_HEAD = 0.62
-SLANTED_HEAD = 0.98
 HEAD = 0.85
 FOOT = 0.45
-NAMES = 4  # characters that fit
+FITTING = 4  # characters above a picture
 COLUMNS = 2
 OWN_WIDTH = 1.6  # points
-
-
-@dataclass(frozen=True)
-class _Titles:
-    """How the class names above a block are written, and from where, right of the middle of a column."""
-
-    head: float
-    shift: float
-    options: dict[str, Any]
-
-
-UPRIGHT = _Titles(BLOCK_HEAD, 0.0, {"fontsize": SMALL_SIZE, "va": "bottom", "ha": "center"})
-SLANTED = _Titles(
-    SLANTED_HEAD, -0.1, {"fontsize": SMALL_SIZE, "va": "bottom", "rotation": 35, "rotation_mode": "anchor"}
-)
 
 
 def targeted_blocks(
@@ -71,8 +54,9 @@ def targeted_blocks(
     """
     shown, remark = shown_classes(len(class_names))
     width = CELL + APART + shown * (CELL + GAP)
-    titles = UPRIGHT if all(len(name) <= NAMES for name in class_names[:shown]) else SLANTED
-    height = titles.head + len(images) * (CELL + GAP)
+    names = column_names(class_names[:shown], fitting=FITTING)
+    head = BLOCK_HEAD + names.room
+    height = head + len(images) * (CELL + GAP)
     columns = min(COLUMNS, len(pushed))
     rows = math.ceil(len(pushed) / columns)
     whole = (
@@ -103,14 +87,13 @@ def targeted_blocks(
             left = MARGIN + (number % columns) * (width + BETWEEN)
             top = whole[1] - HEAD - (number // columns) * (height + BETWEEN)
             write(left, top - 0.2, name, fontsize=SUBTITLE_SIZE, va="center")
-            for column in range(shown):
-                x = left + CELL + APART + column * (CELL + GAP) + CELL / 2 + titles.shift
-                write(x, top - titles.head + 0.06, short_name(class_names[column]), **titles.options)
+            for column, class_name in enumerate(names.names):
+                middle = left + CELL + APART + column * (CELL + GAP) + CELL / 2
+                write(middle + names.shift * CELL, top - head + 0.06, class_name, **names.options)
             for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-                bottom = top - titles.head - row * (CELL + GAP) - CELL
+                bottom = top - head - row * (CELL + GAP) - CELL
                 picture(left, bottom, image, own=False)
-                for column in range(shown):
-                    x = left + CELL + APART + column * (CELL + GAP)
-                    picture(x, bottom, pictures[row, column], own=column == int(label))
+                for column, pixels in enumerate(pictures[row, :shown]):
+                    picture(left + CELL + APART + column * (CELL + GAP), bottom, pixels, own=column == int(label))
         write(MARGIN, 0.2, "Green frame: the image's own class.", fontsize=SMALL_SIZE, color=MUTED_COLOUR, va="center")
     return figure
