@@ -104,12 +104,13 @@ def markdown(experiment: Experiment, measured: Measured) -> str:
     for setting in settings:
         head += [setting, f"published, {beside[setting]}", "difference"] if setting in beside else [setting]
     lines = [_line(head), "|---" * len(head) + "|"]
+    seeds = max((len(cell.ours) for cell in found), default=0)
     for label in dict.fromkeys(cell.row for cell in found):
         by_setting = {cell.setting: cell for cell in found if cell.row == label}
         entries = [label]
         for setting in settings:
             cell = by_setting.get(setting)
-            entries.append("" if cell is None else _over_seeds(cell.ours))
+            entries.append("" if cell is None else _over_seeds(cell.ours, seeds))
             if setting in beside:
                 published = cell is not None and cell.published is not None
                 entries.append(f"{cell.published:.2f}" if cell is not None and published else "")
@@ -117,7 +118,6 @@ def markdown(experiment: Experiment, measured: Measured) -> str:
                 entries.append("" if difference is None else f"{difference:+.1f}")
         lines.append(_line(entries))
     images = sorted({cell.images for cell in found if cell.images is not None})
-    seeds = max((len(cell.ours) for cell in found), default=0)
     said = f"{seeds} seeds, mean (range)" if seeds > 1 else "one seed"
     attacked = "test images" if experiment.attacks else "validation images under APGD (clean: all of them)"
     return "\n".join([f"{experiment.title}", "", *lines, "", f"Percent; {_listed(images)} {attacked}; {said}."]) + "\n"
@@ -164,11 +164,17 @@ def _listed(images: list[int]) -> str:
     return " and ".join(map(str, images)) if images else "no"
 
 
-def _over_seeds(percents: tuple[float, ...]) -> str:
-    match percents:
-        case ():
-            return "not run"
-        case (only,):
-            return f"{only:.1f}"
-        case _:
-            return f"{statistics.mean(percents):.1f} ({min(percents):.1f} to {max(percents):.1f})"
+def _over_seeds(percents: tuple[float, ...], most: int) -> str:
+    """Mean and range; with the number of seeds where it is not `most`, that of the table."""
+    if not percents:
+        return "not run"
+    mean, spread = f"{statistics.mean(percents):.1f}", f"{min(percents):.1f} to {max(percents):.1f}"
+    match len(percents), len(percents) == most:
+        case 1, True:
+            return mean
+        case 1, False:
+            return f"{mean} (one seed)"
+        case _, True:
+            return f"{mean} ({spread})"
+        case count, _:
+            return f"{mean} ({spread}; {count} seeds)"

@@ -64,7 +64,8 @@ def test_a_further_attack_is_a_line_without_a_published_number(monkeypatch, name
     lines = markdown(experiment, measured).splitlines()
     ead, *further = [line for line in lines if line.startswith(("| EAD", "| new", "| New"))]
     assert ead == "| EAD | 50.0 (50.0 to 50.0) | 8.57 | +41.4 | 50.0 (50.0 to 50.0) | 33.64 | +16.4 |"
-    assert further == [f"| {'new attack' if named else 'NewAttack'} | 37.5 |  |  | 37.5 |  |  |"]
+    new = "new attack" if named else "NewAttack"
+    assert further == [f"| {new} | 37.5 (one seed) |  |  | 37.5 (one seed) |  |  |"]
     assert len([line for line in lines if "not run" in line]) == len(FOOLBOX_NAMES) - (2 if named else 1)
 
 
@@ -80,10 +81,14 @@ def test_several_seeds_give_a_mean_and_a_range():
         }
         for name, runs in experiment.runs.items()
         for seed, run in enumerate(runs)
-        if name != "trades"
+        if name != "trades" and not (name == "nn" and seed == 1) and not (name == "cm" and seed < 2)
     }
     lines = markdown(experiment, measured).splitlines()
     assert lines[2] == "|  | clean | L2 0.75 | Linf 0.15 |"
+    # rows of fewer seeds than the table say so
+    assert "| cm | 90.0 (one seed) | 20.0 (one seed) | 50.0 (one seed) |" in lines
+    nn = "| nn | 90.0 (90.0 to 90.0; 2 seeds) | 10.0 (0.0 to 20.0; 2 seeds) | 50.0 (50.0 to 50.0; 2 seeds) |"
+    assert nn in lines
     assert "| sbg | 90.0 (90.0 to 90.0) | 10.0 (0.0 to 20.0) | 50.0 (50.0 to 50.0) |" in lines
     assert "| trades | not run | not run | not run |" in lines
     assert lines[-1] == "Percent; 200 test images; 3 seeds, mean (range)."
