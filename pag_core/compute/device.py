@@ -64,12 +64,13 @@ def device_description(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor_name()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def described_threads(description: str) -> int | None:
     """The number of CPU threads that a `device_description` states; None for a GPU."""
-    found = re.search(r", (\d+) threads$", description)
+    found = re.search(r", (\d+) threads?$", description)
     return int(found[1]) if found else None
 
 

@@ -68,7 +68,7 @@ def test_other_counts_are_noticed(exported: tuple[ProjectCopy, Path]) -> None:
     path.write_text(json.dumps(measured), encoding="utf-8")
     done = outside(ATTACK, str(folder / "attack.py"))
     path.write_text(before, encoding="utf-8")
-    expected = f"The counts differ. They were measured on {processor_name()}, 1 threads"
+    expected = f"The counts differ. They were measured on {processor_name()}, 1 thread,"
     assert done.returncode == 1 and expected in done.stdout
 
 

@@ -38,7 +38,7 @@ def make_place(tmp_path, monkeypatch, make_dataset):
         for seed, who in enumerate(("classifier", "baseline")):
             record = {
                 "params": recipe if who == "classifier" else {"arch": arch, "baseline_method": "standard"},
-                "seed": 7, "inputs": {"dataset": dataset.fingerprint}, "versions": LIBRARIES, "device": "cpu, 1 threads",
+                "seed": 7, "inputs": {"dataset": dataset.fingerprint}, "versions": LIBRARIES, "device": "Some CPU, 1 thread",
             }  # fmt: skip
             torch.manual_seed(seed)
             options = {"width": None, "activation": None, **ARCHITECTURES[arch][0]}
@@ -66,7 +66,7 @@ def provenance(who, **changes):
         "foolbox": {"images": 4},
     }
     inputs = {"dataset": dataset.fingerprint, who: saved.fingerprint, **changes}
-    return {"params": sections, "seed": 7, "inputs": inputs, "versions": LIBRARIES, "device": "cpu, 3 threads"}
+    return {"params": sections, "seed": 7, "inputs": inputs, "versions": LIBRARIES, "device": "Some CPU, 3 threads"}
 
 
 AUTOATTACK = {

@@ -54,7 +54,7 @@ def results(make_params):
         "seed": 3407,
         "inputs": {"dataset": "d" * 64, "gradient store": "e" * 64},
         "versions": {"torch": "2.15.0"},
-        "device": "cpu, 1 threads",
+        "device": "Some CPU, 1 thread",
     }
     settings = {"L2 0.75": 0.5}
     return Results(
@@ -164,7 +164,7 @@ def test_the_numbers(results):
         ["Validation, PGD-20 (fast proxy), L∞, radius 0.15", "59.3 %"],
         ["Training, cross-entropy", "0.6881"],
         ["Error with the right label", "0.06819"],
-        ["Device of training", "cpu, 1 threads"],
+        ["Device of training", "Some CPU, 1 thread"],
         ["Made from: gradient store, SHA-256", "e" * 64],
         ["Gradients made from: diffusion model, SHA-256", "f" * 64],
     ):
