@@ -168,13 +168,7 @@ def _over_seeds(percents: tuple[float, ...], most: int) -> str:
     """Mean and range; with the number of seeds where it is not `most`, that of the table."""
     if not percents:
         return "not run"
-    mean, spread = f"{statistics.mean(percents):.1f}", f"{min(percents):.1f} to {max(percents):.1f}"
-    match len(percents), len(percents) == most:
-        case 1, True:
-            return mean
-        case 1, False:
-            return f"{mean} (one seed)"
-        case _, True:
-            return f"{mean} ({spread})"
-        case count, _:
-            return f"{mean} ({spread}; {count} seeds)"
+    notes = [f"{min(percents):.1f} to {max(percents):.1f}"] if len(percents) > 1 else []
+    if len(percents) != most:
+        notes.append("one seed" if len(percents) == 1 else f"{len(percents)} seeds")
+    return f"{statistics.mean(percents):.1f}" + (f" ({'; '.join(notes)})" if notes else "")
