@@ -1,7 +1,7 @@
 """A PAG training step of ResNet-18: time, FLOPs and peak memory against plain methods, first that of repeated images."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -176,15 +176,9 @@ def timed_steps(steps: Mapping[str, TrainingStep], size: StepSize, *, rounds: in
 
 
 def measure(
-    size: StepSize,
-    *,
-    rounds: int,
-    threads: int,
-    compiled: bool,
-    memory: Iterable[str] | None,
-    peak_tflops: float | None,
+    size: StepSize, *, rounds: int, threads: int, compiled: bool, memory: bool, peak_tflops: float | None
 ) -> dict[str, Measurement]:
-    """All measurements of a step of this size; peak memory only of the methods named by `memory`, None for all."""
+    """All measurements of a step of this size."""
     device = prepare(size.device, threads)
     variants, absent = chosen_variants(device, compiled=compiled)
     methods: Methods = {**{name: name for name in PLAIN_METHODS}, **variants}
@@ -203,9 +197,10 @@ def measure(
     timed = timed_steps(steps, size, rounds=rounds, threads=threads)
     found.update(measured_speed(timed, flops, absent, plain))
     found.update(measured_figures(timed, flops, size, peak_tflops))
-    del steps, step
-    weighed = {name: seen[name] for name in (seen if memory is None else memory)}
-    return found | (measured_memory(weighed, size, threads, plain) if weighed else {})
+    if memory:
+        del steps, step
+        found.update(measured_memory(seen, size, threads, plain))
+    return found
 
 
 def main(
@@ -218,9 +213,7 @@ def main(
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, each variant once more.")] = True,
     peak_tflops: Annotated[float | None, typer.Option(help="The device's peak; 790 on a GPU.")] = None,
-    smallest: Annotated[
-        bool, typer.Option("--smallest", help="2 images of 8x8 pixels, 1 round, two peaks: a trial.")
-    ] = False,
+    smallest: Annotated[bool, typer.Option("--smallest", help="2 images of 8x8 pixels, 1 round: a trial.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
 ) -> None:
     """Compare a PAG training step of ResNet-18 with ten classes against the plain methods."""
@@ -229,11 +222,7 @@ def main(
     if smallest:
         size, rounds = StepSize(2, 8, 10, 10, device), 1
     peak = peak_tflops or (PEAK_TFLOPS if on_gpu else None)
-    # each peak takes a process of its own
-    weighed = (PLAIN, CHEAPEST) if smallest else None
-    found = measure(
-        size, rounds=rounds, threads=threads, compiled=compiled, memory=weighed if memory else (), peak_tflops=peak
-    )
+    found = measure(size, rounds=rounds, threads=threads, compiled=compiled, memory=memory, peak_tflops=peak)
     report("training_step", found, output, device=device, arguments=sys.argv[1:])
 
 
