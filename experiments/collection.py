@@ -18,9 +18,10 @@ from experiments.description import Plain
 from pag_core.errors import ArtifactError
 from pag_core.params.reading import plain_params
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import FIGURES, METRICS
+from pag_core.pipeline.places import FIGURES, METRICS, details_place
 from pag_core.report.overview import Listed
 
+DETAILS = str(details_place("autoattack"))
 LOCKS = ("dvc.lock", "stages/gradients/dvc.lock", "stages/toy/dvc.lock")
 
 
@@ -85,7 +86,20 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
         path for path in old if path == str(FIGURES) or PurePosixPath(path).parent == PurePosixPath(METRICS)
     ):
         _remark(f"{place}: left out, since made with other parameters or inputs: {', '.join(left_out)}")
-    return Listed(name, origin, params, metrics, figures)
+    verdicts, attacked = _verdicts(files, place) if DETAILS not in old else ({}, "")
+    return Listed(name, origin, params, metrics, figures, verdicts, attacked)
+
+
+def _verdicts(files: AbstractFileSystem, place: str) -> tuple[dict[str, str], str]:
+    """Which images stand, by the keys of the metrics, and which dataset they are of; nothing where details are not at hand."""
+    text = _content(files, DETAILS)
+    details = _parsed(text, f"{DETAILS} of {place}") if text is not None else {}
+    verdicts = {
+        f"autoattack.{who}.{setting}": marks
+        for who in ("model", "baseline")
+        for setting, marks in details.get(who, {}).get("verdicts", {}).items()
+    }
+    return verdicts, details["provenance"]["model"]["inputs"]["dataset"] if verdicts else ""
 
 
 def outdated(locks: list[bytes], params: Plain) -> set[str]:

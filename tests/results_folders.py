@@ -20,6 +20,11 @@ def autoattack(clean: float, robust: float, images: int = 200) -> dict[str, Any]
     }
 
 
+def details(verdicts: dict[str, str], dataset: str) -> dict[str, Any]:
+    """Details of AutoAttack that tell of each image of the model, and which dataset it is of."""
+    return {"model": {"verdicts": verdicts}, "baseline": {}, "provenance": {"model": {"inputs": {"dataset": dataset}}}}
+
+
 def png(width: int, colour: str = "red") -> bytes:
     """A picture that is known by its width."""
     content = io.BytesIO()
@@ -39,9 +44,8 @@ def write_results(
     place = work / "results" / name
     (place / "metrics/details").mkdir(parents=True)
     (place / "params.yaml").write_text(yaml.safe_dump(changed(params, changes), sort_keys=False), encoding="utf-8")
-    for file, content in metrics.items():
+    for file, content in {"details/autoattack": {}, **metrics}.items():
         (place / "metrics" / f"{file}.json").write_text(json.dumps(content), encoding="utf-8")
-    (place / "metrics/details/autoattack.json").write_text("{}", encoding="utf-8")
     for figure, content in (figures or {}).items():
         (place / "figures").mkdir(exist_ok=True)
         (place / "figures" / f"{figure}.png").write_bytes(content)

@@ -106,8 +106,9 @@ def attack_shard(
     batch_size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Attack one shard: counts of images, of those correct when clean, and of those robust after each attack in turn.
+    """Attack one shard: counts of images, and of those robust after each attack in turn; which are correct and robust.
 
+    `clean` and `robust` have a 1 for each image that is classified correctly as it is and under attack, and a 0 for others.
     `robust` images are those that the library left unchanged and that are classified correctly again, in batches of another
     size; `disagreements` are images about which the two differ. Distance and range of the images are checked too.
     Raises EvaluationRefused if more than DISAGREEMENT_LIMIT of them differ.
@@ -117,7 +118,8 @@ def attack_shard(
     with _captured_log(f"{norm} {radius:g}") as records:
         adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
     after: dict[str, int] = {}
-    remaining = clean = int(correct(classifier, images, labels).sum())
+    clean = correct(classifier, images, labels)
+    remaining = int(clean.sum())
     stated = {m[1].lower(): m[2] for m in (AFTER_ATTACK.search(record.getMessage()) for record in records) if m}
     for name in attack.attacks_to_run:
         # once no image is left the library skips the other attacks
@@ -139,9 +141,13 @@ def attack_shard(
         raise EvaluationRefused("adversarial images leave [0, 1]")
     warnings = sorted({record.getMessage() for record in records if record.levelno >= logging.WARNING})
     return {
-        "images": len(images), "clean": clean, "after": after, "robust": int((own & again).sum()),
+        "images": len(images), "clean": _verdicts(clean), "after": after, "robust": _verdicts(own & again),
         "disagreements": disagreements, "warnings": warnings,
     }  # fmt: skip
+
+
+def _verdicts(stands: torch.Tensor) -> str:
+    return "".join("1" if image else "0" for image in stands.tolist())
 
 
 def _require_within(perturbation: torch.Tensor, norm: str, radius: float) -> None:
@@ -165,8 +171,9 @@ def run_autoattack(
 ) -> dict[str, Any]:
     """AutoAttack at every radius of `params`: `clean` and one accuracy (fraction) for each `NORM RADIUS`.
 
-    Beside them `per_attack` (accuracy after each attack of the sequence), `disagreements` (images that the library
-    considers robust and a recount does not, or the other way round; they count as not robust) and the library's `warnings`.
+    Beside them `verdicts` (for each of these a string: 1 for an image that stands, 0 for one that does not), `per_attack`
+    (accuracy after each attack of the sequence), `disagreements` (images that the library considers robust and a recount does
+    not, or the other way round; they count as not robust) and the library's `warnings`.
     Finished shards are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
     require_fit_for_attack(classifier, images, labels)
@@ -193,12 +200,14 @@ def run_autoattack(
         for start in starts
     }
     done = finished_units(folder, work, processes=processes, what=f"AutoAttack on the {who}")
-    metrics: dict[str, Any] = {"per_attack": {}, "disagreements": {}}
+    metrics: dict[str, Any] = {"verdicts": {}, "per_attack": {}, "disagreements": {}}
     warnings: set[str] = set()
     for norm, label in settings:
         shards = [done[_unit_name(norm, label, start)] for start in starts]
-        metrics["clean"] = sum(shard["clean"] for shard in shards) / len(images)
-        metrics[f"{norm} {label}"] = sum(shard["robust"] for shard in shards) / len(images)
+        for name, verdict in (("clean", "clean"), (f"{norm} {label}", "robust")):
+            verdicts = "".join(shard[verdict] for shard in shards)
+            metrics["verdicts"][name] = verdicts
+            metrics[name] = verdicts.count("1") / len(images)
         metrics["disagreements"][f"{norm} {label}"] = sum(shard["disagreements"] for shard in shards)
         metrics["per_attack"][f"{norm} {label}"] = {
             name: sum(shard["after"][name] for shard in shards) / len(images) for name in shards[0]["after"]

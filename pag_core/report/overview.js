@@ -230,7 +230,7 @@ function comparedLine(column, list, pair) {
   if (values.every((value) => value === null) || (equal && !at("equal").checked)) return null;
   const line = make("tr", { className: equal ? "equal" : "" }, make("th", { scope: "row" }, columns[column].title));
   line.append(...values.map((value) => cell(value, column, false)));
-  if (pair) line.append(make("td", {}, difference(values, column)));
+  if (pair) line.append(make("td", {}, difference(values, column), uncertainty(list, column)));
   return line;
 }
 
@@ -239,6 +239,18 @@ function difference([first, second], column) {
   if (!columns[column].metric || typeof first !== "number" || typeof second !== "number") return "";
   const size = text(Math.abs(second - first), column);
   return second === first ? size : `${second > first ? "+" : "−"}${size}`;
+}
+
+// Two standard errors of a difference of accuracies on the same images, from those on which the two experiments differ.
+function uncertainty(list, column) {
+  const [first, second] = list.map((experiment) => experiments[experiment]);
+  const [before, after] = [first, second].map(({ verdicts }) => verdicts[columns[column].key]);
+  if (!before || !after || first.attacked !== second.attacked || before.length !== after.length) return "";
+  const images = before.length;
+  const gained = [...before].filter((mark, image) => mark < after[image]).length;
+  const lost = [...before].filter((mark, image) => mark > after[image]).length;
+  const mean = (gained - lost) / images;
+  return ` ± ${text(2 * Math.sqrt(((gained + lost) / images - mean ** 2) / images), column)}`;
 }
 
 function drawPictures(list) {

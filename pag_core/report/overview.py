@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -33,7 +33,8 @@ class Listed:
     """An experiment as the page lists it: its name, where it was found, and what there is of its results.
 
     `params` is params.yaml as plain data, `metrics` has the content of metrics/NAME.json by name, `figures` the PNG of
-    figures/NAME.png by name. Anything may be missing.
+    figures/NAME.png by name. `verdicts` has, by the key of a metric of AutoAttack, a 1 for each image that stands and a 0 for
+    each that falls, of the dataset with the fingerprint `attacked`. Anything may be missing.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Listed:
     params: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
     figures: dict[str, bytes]
+    verdicts: dict[str, str] = field(default_factory=dict)
+    attacked: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ def render_overview(experiments: list[Listed]) -> str:
     names = sorted({name for experiment in experiments for name in experiment.figures}, key=_figure_order)
     content = {
         "columns": [vars(column) for column in columns],
-        "experiments": [{"cells": cells, "figures": found} for cells, found in zip(rows, places, strict=True)],
+        "experiments": [
+            {"cells": cells, "figures": found, "verdicts": listed.verdicts, "attacked": listed.attacked}
+            for listed, cells, found in zip(experiments, rows, places, strict=True)
+        ],
         "figures": [{"name": name, "caption": FIGURES.get(name, "")} for name in names],
         "pictures": pictures,
     }

@@ -5,13 +5,15 @@ import pytest
 from experiments.collection import of_work
 from pag_core.report.overview import render_overview
 from tests.browser import CHROMIUM, browsing
-from tests.results_folders import autoattack, png, write_results
+from tests.results_folders import autoattack, details, png, write_results
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (on Debian: apt install chromium)"),
 ]
 
+TEN = {"clean": "1111100000", "L2 0.75": "1100000000"}
+NINE = {"clean": "0111111000", "L2 0.75": "0111111111"}
 NAME = "<img src=x onerror=alert(1)>"
 ROWS = """[...document.querySelectorAll("#experiments tbody tr")].filter((row) => row.getClientRects().length)
           .map((row) => row.querySelector("th").textContent.trim())"""
@@ -33,13 +35,14 @@ def browser(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     plain = {"seed": 1, "source": "sbg", "method": "standard", "lambda": 0.5, "at": {"radius": "8/255"}}
     sheet = "targeted_pgd"
-    write_results(folder, "ten", plain, {"lambda": 10.0}, {"autoattack": autoattack(0.5, 0.2)}, {sheet: png(30)})
-    write_results(
-        folder, "nine", plain, {"lambda": 9.0}, {"autoattack": autoattack(0.6, 0.9)}, {sheet: png(40, "blue")}
-    )
+    ten = {"autoattack": autoattack(0.5, 0.2), "details/autoattack": details(TEN, "same")}
+    write_results(folder, "ten", plain, {"lambda": 10.0}, ten, {sheet: png(30)})
+    nine = {"autoattack": autoattack(0.6, 0.9), "details/autoattack": details(NINE, "same")}
+    write_results(folder, "nine", plain, {"lambda": 9.0}, nine, {sheet: png(40, "blue")})
     write_results(folder, "none", plain, {"source": "none"}, {"training": {"proxy": 0.25}})
     write_results(folder, "at", plain, {"method": "at", "lambda": 0.0}, {"autoattack": autoattack(0.7, 0.1)})
-    write_results(folder, NAME, plain, {"lambda": 1e-3}, {"autoattack": autoattack(0.4, 0.5)})
+    other = {"autoattack": autoattack(0.4, 0.5), "details/autoattack": details(NINE, "other")}
+    write_results(folder, NAME, plain, {"lambda": 1e-3}, other)
     page = folder / "experiments.html"
     page.write_text(render_overview(of_work(folder)), encoding="utf-8")
     (folder / "profile").mkdir()
@@ -92,12 +95,9 @@ def test_two_are_compared_with_their_figures(browser):
         "[...document.querySelectorAll('#compared tr')].map((r) => [...r.cells].map((c) => c.textContent))"
     )
     assert lines[0] == ["", "ten", "nine", "difference"] and ["lambda", "10", "9", ""] in lines
-    assert ["model L2 0.75", "0.200", "0.900", "+0.700"] in lines and [
-        "model clean",
-        "0.500",
-        "0.600",
-        "+0.100",
-    ] in lines
+    # of ten images one is lost and eight are gained: 2 sqrt((0.9 - 0.7^2) / 10); clean one and two: 2 sqrt((0.3 - 0.1^2) / 10)
+    assert ["model L2 0.75", "0.200", "0.900", "+0.700 ± 0.405"] in lines
+    assert ["model clean", "0.500", "0.600", "+0.100 ± 0.341"] in lines
     assert not any("baseline" in line[0] or line[0] in ("source", "seed") for line in lines)
     browser.until("[...document.querySelectorAll('figure img')].every((image) => image.complete)")
     assert browser.value("[...document.querySelectorAll('figure img')].map((image) => image.naturalWidth)") == [30, 40]
@@ -108,6 +108,15 @@ def test_two_are_compared_with_their_figures(browser):
     assert browser.value("document.documentElement.scrollWidth <= 1000")
     browser.value("document.getElementById('equal').click()")
     assert browser.value("document.getElementById('compared').textContent.includes('baseline clean')")
+
+
+def test_images_of_another_dataset_are_not_compared_one_by_one(browser):
+    browser.value(f"{box('ten')}.click(); {box(NAME)}.click()")
+    lines = browser.value(
+        "[...document.querySelectorAll('#compared tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+    )
+    browser.value(f"{box(NAME)}.click(); {box('nine')}.click(); {box('ten')}.click(); {box('nine')}.click()")
+    assert ["model L2 0.75", "0.900", "0.500", "−0.400"] in lines
 
 
 def test_a_figure_opens_and_closes_with_the_keyboard(browser):

@@ -41,7 +41,7 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
         assert autoattack[who]["L2 3"] <= autoattack[who]["clean"] <= 1
         details = project.metrics("details/autoattack")[who]
         assert autoattack[who].items() <= details.items()
-        assert set(details) - set(autoattack[who]) == {"per_attack", "disagreements", "warnings"}
+        assert set(details) - set(autoattack[who]) == {"verdicts", "per_attack", "disagreements", "warnings"}
     assert set(project.metrics("foolbox")) == {"Foolbox", "Foolbox of baseline"}
     foolbox = project.metrics("details/foolbox")
     assert {"clean", *FOOLBOX_NAMES} <= foolbox["model"].keys()

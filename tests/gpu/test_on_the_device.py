@@ -137,4 +137,4 @@ def test_a_channels_last_classifier_can_be_attacked(make_classifier, device):
     found = attack_shard(
         classifier, images, labels, norm="Linf", radius=0.02, classes=3, version="standard", batch_size=4, seed=1
     )
-    assert 0 <= found["robust"] <= found["clean"] == 6
+    assert found["clean"] == "1" * 6 and len(found["robust"]) == 6

@@ -55,7 +55,8 @@ def test_a_shard_equals_the_library_called_directly(few_queries, monkeypatch, ve
     labels[3] = (labels[3] + 1) % 10
     library = AutoAttack(model, norm=norm, eps=radius, seed=77, device="cpu", version=version)
     expected, _ = library.run_standard_evaluation(images, labels, batch_size=6)
-    robust = int((model(expected).argmax(1) == labels).sum())
+    stands = model(expected).argmax(1) == labels
+    robust = int(stands.sum())
     returned = []
     run = AutoAttack.run_standard_evaluation
     monkeypatch.setattr(
@@ -64,9 +65,10 @@ def test_a_shard_equals_the_library_called_directly(few_queries, monkeypatch, ve
     options = {"norm": norm, "radius": radius, "classes": 10, "version": version, "batch_size": 6, "seed": 77}
     found = attack_shard(model, images, labels, **options)
     assert torch.equal(returned[0][0], expected)
-    assert (found["images"], found["clean"], found["robust"]) == (count, count - 1, robust)
+    assert found["images"] == count and found["clean"] == "1110" + "1" * (count - 4)
+    assert [mark == "1" for mark in found["robust"]] == stands.tolist()
     assert list(found["after"]) == list(AUTOATTACK_SEQUENCES[version])
-    counts = [found["clean"], *found["after"].values()]
+    counts = [count - 1, *found["after"].values()]
     assert counts == sorted(counts, reverse=True) and counts[-1] == robust
     assert 0 < robust < count - 1, "a radius at which nothing or everything falls proves little"
 
@@ -91,7 +93,7 @@ def test_fewer_than_ten_classes_run_and_are_named(few_queries, version, classes)
     found = attack_shard(model, images, labels, **options)
     assert ("apgd-t" in found["after"]) == (classes > 3)
     assert ("apgd-dlr" in found["after"]) == (version == "plus" and classes > 2)
-    assert found["clean"] == 8 and {"apgd-ce", "fab-t", "square"} <= set(found["after"])
+    assert found["clean"] == "1" * 8 and {"apgd-ce", "fab-t", "square"} <= set(found["after"])
     name = attack_name(version, classes)
     assert name.startswith(f"non-{version}: {classes - 1} target classes")
     assert ("without" in name) == (classes <= 3)
@@ -102,7 +104,7 @@ def test_a_model_that_is_always_wrong_is_counted(few_queries):
     model = small_network(10)
     images, labels = labelled_images(model, 4, side=8)
     found = attack_shard(model, images, (labels + 1) % 10, **OPTIONS, batch_size=4, seed=1)
-    assert found["clean"] == found["robust"] == 0 and set(found["after"].values()) == {0}
+    assert found["clean"] == found["robust"] == "0000" and set(found["after"].values()) == {0}
 
 
 def test_warnings_of_the_library_are_captured_and_its_logger_is_left_as_it_was(few_queries):
@@ -133,9 +135,9 @@ def test_an_image_that_answers_otherwise_in_another_batch_is_not_robust(few_quer
     images, labels = labelled_images(model, 20, side=8)
     options = {"norm": "Linf", "radius": 0.002, "classes": 10, "version": "standard", "batch_size": 5, "seed": 3}
     plain = attack_shard(model, images, labels, **options)
-    assert plain["robust"] >= 19 and plain["disagreements"] == 0
+    assert plain["robust"] == "1" * 20 and plain["disagreements"] == 0
     found = attack_shard(otherwise_in_large_batches(model, 1), images, labels, **options)
-    assert (found["robust"], found["disagreements"]) == (plain["robust"] - 1, 1)
+    assert (found["robust"], found["disagreements"]) == ("0" + "1" * 19, 1)
     assert found["after"] == plain["after"]
 
 
@@ -169,7 +171,7 @@ def test_images_beyond_the_radius_or_the_range_are_refused(few_queries, monkeypa
 
         return evaluate
 
-    robust = attack_shard(model, images, labels, **options)["robust"]
+    robust = attack_shard(model, images, labels, **options)["robust"].count("1")
     assert 0 < robust < 10
     cases = {
         "exceeds the radius": lambda a, x: torch.where((a - x).abs() > 0.1, (a - x) * 0.01, 0.0),
@@ -203,7 +205,9 @@ def test_run_autoattack_merges_shards_and_resumes(few_queries, tmp_path, make_pa
     every, calls = calls, []
     assert [size for _, _, size in every] == [3, 3, 1] * 2
     assert whole["clean"] == 6 / 7
-    assert whole.keys() == {"clean", "Linf 2/255", "L2 0.2", "per_attack", "disagreements", "warnings"}
+    assert whole.keys() == {"clean", "Linf 2/255", "L2 0.2", "verdicts", "per_attack", "disagreements", "warnings"}
+    assert whole["verdicts"].keys() == {"clean", "Linf 2/255", "L2 0.2"} and whole["verdicts"]["clean"] == "0111111"
+    assert all(len(marks) == 7 and marks.count("1") / 7 == whole[name] for name, marks in whole["verdicts"].items())
     for name, after in whole["per_attack"].items():
         assert list(after) == ["apgd-ce", "apgd-t", "fab-t", "square"]
         assert after["square"] == whole[name] <= after["apgd-ce"] <= whole["clean"]
