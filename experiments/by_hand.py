@@ -6,54 +6,24 @@ stages before it. So classifiers share what is equal, and a stage that has finis
 
 import functools
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from experiments.description import Experiment, Plain
+from experiments.described_stages import PARAMS, Plain, described_stages, outputs_of, value_at
+from experiments.description import Experiment
 from experiments.results import Measured
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
+from pag_core.pipeline.locks import holding
 from pag_core.pipeline.places import FIGURES
 
 ENDED = "ended.json"
-PARAMS = "params.yaml"
-
-
-def value_at(params: Plain, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = params
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def described_stages(params: Plain) -> dict[str, Plain]:
-    """The stages of both dvc.yaml files with the values of `params` filled in; one of a matrix stands for each value."""
-    found: dict[str, Plain] = {}
-    for file in ("dvc.yaml", "stages/gradients/dvc.yaml"):
-        for name, stage in yaml.safe_load((CHECKOUT / file).read_text(encoding="utf-8"))["stages"].items():
-            if name == "code":  # the fingerprints are taken here
-                continue
-            ((key, values),) = stage.get("matrix", {"": [""]}).items()
-            for value in values:
-                whole = yaml.safe_dump(stage).replace(f"${{item.{key}}}", value)
-                text = re.sub(r"\$\{([\w.]+)\}", lambda match: str(value_at(params, match[1])), whole)
-                found[f"{name}@{value}" if key else name] = yaml.safe_load(text)
-    return found
-
-
-def outputs_of(stage: Plain) -> list[str]:
-    """The files and folders that a stage writes."""
-    entries = [*stage.get("outs", []), *stage.get("metrics", [])]
-    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
 class ByHand:
@@ -75,10 +45,12 @@ class ByHand:
             return
         for maker in self._needed(name).values():
             self.make(maker)
-        if self.is_done(name):
-            print(f"{name}: done before", flush=True)
-        else:
-            self._run(name)
+        # two commands of one --work may want the same stage
+        with holding(self.work / "locks" / self.folder(name).name, f"running the stage {name}"):
+            if self.is_done(name):
+                print(f"{name}: done before", flush=True)
+            else:
+                self._run(name)
         self.made.add(name)
 
     def is_done(self, name: str) -> bool:
@@ -164,9 +136,10 @@ def run_by_hand(experiment: Experiment, work: Path) -> Measured:
         for stage in experiment.stages:
             stages.make(stage)
         found[run] = stages.measured()
+        place = work / "results" / experiment.names[run]
         # as a whole, so that nothing of an earlier run with other parameters stays
-        with replacing_folder(work / "results" / experiment.names[run]) as place:
-            gather(stages, place)
+        with holding(work / "locks" / place.name, f"writing {place}"), replacing_folder(place) as partial:
+            gather(stages, partial)
     return found
 
 

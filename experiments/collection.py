@@ -13,8 +13,7 @@ import yaml
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from experiments.by_hand import PARAMS, value_at
-from experiments.description import Plain
+from experiments.described_stages import PARAMS, Plain, value_at
 from pag_core.errors import ArtifactError
 from pag_core.params.reading import plain_params
 from pag_core.pipeline.code_identity import CHECKOUT

@@ -1,5 +1,6 @@
 """An experiment as data: parameters laid over params.yaml, several classifiers, and the table that they fill."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 import typer
 import yaml
 
+from experiments.described_stages import PARAMS, Plain, described_stages
+from pag_core.figures.labels import baseline_label
 from pag_core.params.reading import parse_params
 from pag_core.pipeline.code_identity import CHECKOUT
 
-Plain = dict[str, Any]
-
-# keys of a size that are no parameters
+# keys of a size that are no parameters, and those of a whole description
 SPECIAL = ("title", "stages", "seeds", "classes", "needs_images", "classifiers", "rows", "settings")
+KEYS = (*SPECIAL, "params", "sizes")
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
@@ -78,7 +80,7 @@ class Experiment:
 
 def base_params() -> Plain:
     """params.yaml as plain data."""
-    content: Plain = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
+    content: Plain = yaml.safe_load((CHECKOUT / PARAMS).read_text(encoding="utf-8"))
     return content
 
 
@@ -96,19 +98,26 @@ def laid_over(params: Plain, *layers: Plain) -> Plain:
 def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     """The experiment that `file` describes at one of its sizes, with changes `KEY=VALUE` or `CLASSIFIER:KEY=VALUE`.
 
-    Raises BadParameter for a size or key that does not exist, and ParamsError for a value that params.yaml refuses.
+    Raises BadParameter for a file, size or key that does not exist, ParamsError for a value that params.yaml refuses.
     """
-    described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    described = _described(file)
     if size not in described["sizes"]:
         raise typer.BadParameter(f"{size} is not one of: {', '.join(described['sizes'])}", param_hint="--size")
     chosen = dict(described["sizes"][size])
     # a size may have classifiers and rows of its own
     own = {**described, **{key: value for key, value in chosen.items() if key in SPECIAL}}
     common = laid_over(base_params(), *_layers(file, size))
-    params = {name: laid_over(common, layer) for name, layer in own["classifiers"].items()}
-    for change in changes:
-        _set(params, change)
+    # copies: layers share the sections that they do not name, and a change of one classifier is not one of all
+    params = {name: copy.deepcopy(laid_over(common, layer)) for name, layer in own["classifiers"].items()}
     seeds = own.get("seeds")
+    for change in changes:
+        if seeds is not None and change.partition("=")[0].rpartition(":")[2] == "seed":
+            raise typer.BadParameter(
+                f"{change}: {file} has seeds of its own, {', '.join(map(str, seeds))}; change them there, or choose one with "
+                f"--only NAME-seed{seeds[0]}",
+                param_hint="--set",
+            )
+        _set(params, change)
     runs = {name: [name] if seeds is None else [f"{name}-seed{seed}" for seed in seeds] for name in params}
     # every classifier with the first seed, then with the next: what is broken off has something of each
     every = {
@@ -118,6 +127,10 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     }
     for run, plain in every.items():
         parse_params(plain, f"{file} ({size}, {run})")
+        if unknown := [stage for stage in own["stages"] if stage not in (known := described_stages(plain))]:
+            raise typer.BadParameter(
+                f"{file}: the stage {unknown[0]} is not one of: {', '.join(known)}", param_hint="DESCRIPTION"
+            )
     return Experiment(
         name=f"{file.stem}-{size}",
         title=own.get("title", file.stem),
@@ -125,15 +138,30 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
         runs=runs,
         stages=tuple(own["stages"]),
         classes=own.get("classes"),
-        rows=_rows(own, list(params), baseline=_attacks(own["stages"])),
+        rows=_rows(file, own, params),
         settings=tuple(own.get("settings", ())),
-        needs_images=bool(own.get("needs_images")),
+        # classes are chosen from a folder of images, and not from another dataset
+        needs_images=bool(own.get("needs_images")) or "classes" in own,
     )
+
+
+def _described(file: Path) -> Plain:
+    """What is in the file of a description; raises BadParameter where it does not exist, or has a key that means nothing."""
+    try:
+        described: Plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise typer.BadParameter(f"there is no description {file}", param_hint="DESCRIPTION") from None
+    if unknown := [key for key in described if key not in KEYS]:
+        raise typer.BadParameter(
+            f"{file}: {unknown[0]} is not one of: {', '.join(KEYS)}; parameters go below params",
+            param_hint="DESCRIPTION",
+        )
+    return described
 
 
 def _layers(file: Path, size: str) -> list[Plain]:
     """The parameters of a description at one of its sizes: those of the size that it is `like`, its own, the size's."""
-    described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    described = _described(file)
     chosen = dict(described["sizes"][size])
     before: list[Plain] = []
     if "like" in chosen:
@@ -147,12 +175,24 @@ def _attacks(stages: Iterable[str]) -> bool:
     return not {"autoattack", "foolbox"}.isdisjoint(stages)
 
 
-def _rows(own: Plain, classifiers: list[str], *, baseline: bool) -> tuple[Row, ...]:
-    """The rows that are described; without any every classifier, after the first one's baseline if `baseline`."""
+def _rows(file: Path, own: Plain, params: dict[str, Plain]) -> tuple[Row, ...]:
+    """The rows that are described; without any every classifier, after the first one's baseline where one is attacked.
+
+    Raises BadParameter for a row of a classifier that there is not.
+    """
     rows = own.get("rows")
     if rows is None:
-        first = {"vanilla": {"of": classifiers[0], "baseline": True}} if baseline else {}
-        rows = {**first, **{name: {"of": name} for name in classifiers}}
+        first = next(iter(params))
+        method = params[first]["baseline_method"]
+        label = "vanilla" if method == "standard" else baseline_label(method)
+        baseline = {label: {"of": first, "baseline": True}}
+        rows = {**(baseline if _attacks(own["stages"]) else {}), **{name: {"of": name} for name in params}}
+    for label, row in rows.items():
+        if row["of"] not in params:
+            raise typer.BadParameter(
+                f"{file}: the row {label} is of {row['of']}, which is not one of: {', '.join(params)}",
+                param_hint="DESCRIPTION",
+            )
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     found = []
     for label, row in rows.items():

@@ -1,6 +1,6 @@
 """A figure over all runs of one or several experiments, which have run before.
 
-    python experiments/figure.py correlation experiments/digits_rivals.yaml --output figures_of_all
+    python experiments/figure.py correlation experiments/digits_rivals.yaml --output results
 
 Runs that are missing are named, and are gaps in the figure.
 """
@@ -26,6 +26,8 @@ from experiments.plots import Drawn, draw_correlation, draw_curves
 from pag_core.errors import PagError
 from pag_core.figures.palette import save_figure
 from pag_core.pipeline.artifacts import replacing_file
+from pag_core.pipeline.code_identity import CHECKOUT
+from pag_core.pipeline.places import FIGURES as STAGE_FIGURES
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ def finished(experiment: Experiment, *, by_hand: bool, work: Path, place: Path) 
         opened = opened_by_hand(experiment, work)
         measured = {run: stages.measured() for run, stages in opened.items()}
         return Finished(experiment, measured, lambda run, path: opened[run].output(path))
-    from experiments.with_dvc import found_with_dvc, outputs_with_dvc
+    from experiments.with_dvc import finished_revisions, found_with_dvc, outputs_with_dvc
 
-    return Finished(experiment, found_with_dvc(experiment), outputs_with_dvc(experiment, place))
+    revisions = finished_revisions(experiment)
+    return Finished(experiment, found_with_dvc(experiment, revisions), outputs_with_dvc(experiment, revisions, place))
 
 
 def _wanted(description: Path, size: str, changes: list[str], drawing: Drawing) -> Experiment:
@@ -100,6 +103,11 @@ def main(
     ] = None,
 ) -> None:
     """Draw a figure from finished runs."""
+    if output.resolve().is_relative_to(CHECKOUT / STAGE_FIGURES):
+        raise typer.BadParameter(
+            f"{output} belongs to the stage figures, and DVC removes what else is in it; name another folder",
+            param_hint="--output",
+        )
     if name not in FIGURES:
         raise typer.BadParameter(f"{name} is not one of: {', '.join(FIGURES)}", param_hint="NAME")
     drawing = FIGURES[name]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.by_hand import ByHand
-from experiments.description import Experiment, Plain, Row
+from experiments.described_stages import Plain
+from experiments.description import Experiment, Row
 from experiments.results import Measured
 from pag_core.figures.model_marks import Kind
 from pag_core.params.reading import parse_params

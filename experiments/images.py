@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from pag_core.pipeline.artifacts import digest, file_digest, replacing_folder, write_json
+from pag_core.pipeline.locks import holding
 
 SPLITS = ("train", "test")
 
@@ -27,6 +28,11 @@ def arrange_images(images: Path, work: Path, classes: list[str] | None) -> Path:
     content = {split: _content(path, classes) for split, path in chosen.items() if path is not None}
     mark = digest({"content": content, "classes": classes})
     place = work / f"images-{mark[:16]}"
+    with holding(work / "locks" / place.name, f"arranging the images in {place}"):
+        return _arranged(place, chosen, classes, mark)
+
+
+def _arranged(place: Path, chosen: dict[str, Path | None], classes: list[str] | None, mark: str) -> Path:
     if (place / "origin.json").exists():
         return place
     if place.exists():

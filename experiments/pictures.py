@@ -225,12 +225,13 @@ def _with_robustness(shown: Opened, label: str, name: str | None = None) -> str:
 
 
 def _said_of_robustness(shown: Opened) -> str:
-    counts, seeds = set(), set()
-    for row in shown.finished.experiment.rows:
-        for model in models_of(shown.finished, row):
-            counts.add(model.measured["autoattack"]["images"])
-            seeds.add(model.params.seed)
+    rows = [row for row in shown.finished.experiment.rows if row.label in shown.models]
+    models = {row.label: models_of(shown.finished, row) for row in rows}
+    counts = sorted({model.measured["autoattack"]["images"] for found in models.values() for model in found})
+    seeds = {label: ", ".join(str(model.params.seed) for model in found) for label, found in models.items()}
+    (first, *others) = {*seeds.values()}
+    over = "; ".join(f"{label}: {listed}" for label, listed in seeds.items()) if others else first
     return (
-        f"Beside a row: accuracy under AutoAttack at each radius, {' or '.join(map(str, sorted(counts)))} test images, mean "
-        f"over seeds {', '.join(map(str, sorted(seeds)))}."
+        f"Beside a row: accuracy under AutoAttack at each radius, {' or '.join(map(str, counts))} test images, mean over seeds "
+        f"{over}."
     )

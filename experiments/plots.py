@@ -87,8 +87,7 @@ def draw_curves(several: list[Finished]) -> Drawn:
         _data(shown),
         f"{_counts(found['images'] for found in details)} test images. A line is the mean over seeds, a band their range.",
     ]
-    seeds = len({model.params.seed for model in shown})
-    return Drawn(radius_curves(curves, steps=steps, seeds=seeds), caption)
+    return Drawn(radius_curves(curves, steps=steps), caption)
 
 
 def _accuracies(models: list[Model]) -> dict[str, tuple[float, ...]]:

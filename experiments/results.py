@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from experiments.description import Experiment, Plain, Row
+from experiments.described_stages import Plain
+from experiments.description import Experiment, Row
 from pag_core.report.page import FOOLBOX_NAMES
 
 # each run's metrics by the names of their files, as "autoattack" and "details/foolbox"; a run that is not there is a gap

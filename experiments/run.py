@@ -65,9 +65,9 @@ def main(
     if by_hand or importlib.util.find_spec("dvc") is None:
         found = found_by_hand(experiment, work) if show else run_by_hand(experiment, work)
     else:
-        from experiments.with_dvc import found_with_dvc, run_with_dvc
+        from experiments.with_dvc import finished_revisions, found_with_dvc, run_with_dvc
 
-        found = found_with_dvc(experiment) if show else run_with_dvc(experiment)
+        found = found_with_dvc(experiment, finished_revisions(experiment)) if show else run_with_dvc(experiment)
     print(f"\n{markdown(experiment, found)}")
     if output is not None:
         for ending, text in (("md", markdown(experiment, found)), ("csv", as_csv(experiment, found))):

@@ -1,5 +1,6 @@
 """An experiment through DVC: a queued experiment for each classifier, run one after the other."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -7,11 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dvc.api
+from dvc.api import DVCFileSystem
+from dvc.repo import Repo
 
-from experiments.description import Experiment, Plain, base_params
+from experiments.collection import LOCKS, outdated
+from experiments.described_stages import Plain, described_stages, outputs_of
+from experiments.description import Experiment, base_params
 from experiments.results import Measured
+from pag_core.errors import ArtifactError
 from pag_core.pipeline.code_identity import CHECKOUT
+from pag_core.pipeline.places import METRICS
 
 
 def overrides(params: Plain, base: Plain, before: str = "") -> list[str]:
@@ -47,72 +53,131 @@ def _spelled(value: Any) -> str:
 
 
 def run_with_dvc(experiment: Experiment) -> Measured:
-    """Queue a DVC experiment for each classifier, run them, and return what each of them measured.
+    """Queue a DVC experiment for each run, run them, and return what each of them measured.
 
     What was made before comes out of DVC's cache; a stage that was killed resumes from its checkpoint. Ends the
     program with exit code 1 if an experiment fails, and prints its last lines.
     """
     names = experiment.names
-    # removing an experiment frees its name, and its results stay in the cache; --force would make everything again
-    if earlier := _revisions().keys() & names.values():
-        _run("dvc", "exp", "remove", "--quiet", *sorted(earlier))
-    for classifier, name in names.items():
-        settings = [f"--set-param={text}" for text in overrides(experiment.params[classifier], base_params())]
+    _forget({*names.values()})
+    for run, name in names.items():
+        settings = [f"--set-param={text}" for text in overrides(experiment.params[run], base_params())]
         _run("dvc", "exp", "run", "--queue", "--name", name, *settings, *experiment.stages)
     # its exit code does not report a failure
     _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
-    revisions = _revisions()
-    return {classifier: _metrics(name, revisions.get(name), experiment) for classifier, name in names.items()}
+    revisions = finished_revisions(experiment, all_commits=False)
+    for run, name in names.items():
+        if run not in revisions:
+            print(
+                f"\nThe experiment {name} failed; its last lines (dvc queue logs {name}):", file=sys.stderr, flush=True
+            )
+            log = _printed(sys.executable, "-m", "dvc", "queue", "logs", name)
+            print("\n".join(log.splitlines()[-10:]), file=sys.stderr)
+            sys.exit(1)
+    return found_with_dvc(experiment, revisions)
 
 
-def found_with_dvc(experiment: Experiment) -> Measured:
-    """What has been measured by the latest DVC experiments of these names."""
-    revisions = _revisions()
-    names = experiment.names
-    return {run: _metrics(name, revisions[name], experiment) for run, name in names.items() if name in revisions}
+def _forget(names: set[str]) -> None:
+    """Free the names for another run: results stay in DVC's cache, where `--force` would make everything again.
+
+    What an interrupted command left in the queue goes too: it has the parameters of then.
+    """
+    with Repo(str(CHECKOUT)) as repo:
+        experiments = repo.experiments
+        while earlier := names & {
+            *(entry.name for entry in experiments.celery_queue.iter_queued()),
+            *(name for found in experiments.ls().values() for name, _ in found),
+        }:
+            experiments.remove(sorted(earlier))
 
 
-def outputs_with_dvc(experiment: Experiment, place: Path) -> Callable[[str, str], Path]:
+def finished_revisions(experiment: Experiment, *, all_commits: bool = True) -> dict[str, str]:
+    """The revision of the DVC experiment of each run that has finished: the latest of its name, on any commit or the last.
+
+    One that ran with other parameters or inputs than the description has now is none of them, and is named.
+    """
+    with Repo(str(CHECKOUT)) as repo:
+        every = [(name, rev) for found in repo.experiments.ls(all_commits=all_commits).values() for name, rev in found]
+    revisions: dict[str, list[str]] = {}
+    for name, revision in sorted(every, key=lambda one: _committed(one[1]), reverse=True):
+        revisions.setdefault(name, []).append(revision)
+    found: dict[str, str] = {}
+    for run, name in experiment.names.items():
+        of_name = revisions.get(name, [])
+        fitting = (revision for revision in of_name if _ran_like(revision, experiment, run))
+        if (revision := next(fitting, None)) is not None:
+            found[run] = revision
+        elif of_name:
+            print(f"{name} ran with other parameters or inputs, and is left out", file=sys.stderr)
+    return found
+
+
+def found_with_dvc(experiment: Experiment, revisions: dict[str, str]) -> Measured:
+    """What the runs measured, of which `finished_revisions` gives the revisions.
+
+    Raises ArtifactError for metrics that are not in DVC's cache.
+    """
+    found: Measured = {}
+    for run, revision in revisions.items():
+        with _stored(revision) as files:
+            found[run] = {
+                path.removeprefix("metrics/").removesuffix(".json"): _read(files, path, experiment.names[run])
+                for path in _metrics(experiment, run)
+            }
+    return found
+
+
+def outputs_with_dvc(experiment: Experiment, revisions: dict[str, str], place: Path) -> Callable[[str, str], Path]:
     """A function that takes an output of a run out of DVC's cache, once, into a folder of the run below `place`."""
-    revisions, names = _revisions(), experiment.names
 
     def output(run: str, path: str) -> Path:
         target = place / experiment.name / run / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            stored = dvc.api.DVCFileSystem(str(CHECKOUT), rev=revisions[names[run]])
-            stored.get(path, str(target), recursive=True)
+            with _stored(revisions[run]) as files:
+                files.get(path, str(target), recursive=True)
         return target
 
     return output
 
 
-def _revisions() -> dict[str, str]:
-    """The revision of each experiment that has succeeded, by name."""
-    rows = dvc.api.exp_show(repo=str(CHECKOUT))
-    return {row["Experiment"]: row["rev"] for row in rows if row["Experiment"] and row["State"] in (None, "Success")}
+def _stored(revision: str) -> contextlib.closing[DVCFileSystem]:
+    return contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision))
+
+
+def _metrics(experiment: Experiment, run: str) -> list[str]:
+    """The metrics files of the stages that are wanted."""
+    described = described_stages(experiment.params[run])
+    paths = [path for stage in experiment.stages for path in outputs_of(described[stage])]
+    return [path for path in paths if path.startswith(f"{METRICS}/")]
+
+
+def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
+    """Whether the stages that are wanted ran there, with the parameters that the description has now."""
+    with _stored(revision) as files:
+        locks = [files.cat_file(lock) for lock in LOCKS if files.exists(lock)]
+        old = outdated(locks, experiment.params[run])
+        return all(path not in old and files.exists(path) for path in _metrics(experiment, run))
+
+
+def _read(files: DVCFileSystem, path: str, name: str) -> Plain:
+    try:
+        content: Plain = json.loads(files.cat_file(path))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} of {name} is not in DVC's cache; fetch it (dvc fetch), or run the experiment again"
+        ) from None
+    return content
+
+
+def _committed(revision: str) -> int:
+    return int(_printed("git", "show", "--no-patch", "--format=%ct", revision))
 
 
 def _run(*command: str) -> None:
     code = subprocess.run([sys.executable, "-m", *command], cwd=CHECKOUT, check=False).returncode
     if code:
         sys.exit(code)
-
-
-def _metrics(name: str, revision: str | None, experiment: Experiment) -> dict[str, Plain]:
-    if revision is None:
-        print(f"\nThe experiment {name} failed; its last lines (dvc queue logs {name}):", file=sys.stderr, flush=True)
-        print(
-            "\n".join(_printed(sys.executable, "-m", "dvc", "queue", "logs", name).splitlines()[-10:]), file=sys.stderr
-        )
-        sys.exit(1)
-    # headlines are in the experiment's commit, details in DVC's cache
-    wanted = [stage for stage in experiment.stages if stage in ("autoattack", "foolbox", "masking", "pag_score")]
-    found = {stage: json.loads(_printed("git", "show", f"{revision}:metrics/{stage}.json")) for stage in wanted}
-    for stage in wanted:
-        details = dvc.api.read(f"metrics/details/{stage}.json", repo=str(CHECKOUT), rev=revision)
-        found[f"details/{stage}"] = json.loads(details)
-    return found
 
 
 def _printed(*command: str) -> str:

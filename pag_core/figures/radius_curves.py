@@ -1,7 +1,7 @@
 """Accuracy against the radius of PGD, of all models of an experiment in one plot."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,11 +27,14 @@ class RadiusCurve:
     accuracies: dict[str, tuple[float, ...]]
 
 
-def radius_curves(curves: Sequence[RadiusCurve], *, steps: int, seeds: int) -> Figure:
+def radius_curves(curves: Sequence[RadiusCurve], *, steps: int) -> Figure:
     """Accuracy under PGD of `steps` steps against radius, a panel for each norm and a line for each row.
 
-    A line is the mean over seeds, and a band around it their range. Clean accuracy is at radius 0.
+    A line is the mean over seeds, and a band around it their range; a row of fewer seeds than the others says so. Clean
+    accuracy is at radius 0.
     """
+    seeds = max(len(curve.accuracies[CLEAN]) for curve in curves)
+    curves = [replace(curve, label=_counted(curve, seeds)) for curve in curves]
     settings = dict.fromkeys(name for curve in curves for name in curve.accuracies if name != CLEAN)
     grouped = settings_by_norm(list(settings))
     filled = fills(curve.kind for curve in curves)
@@ -63,6 +66,11 @@ def radius_curves(curves: Sequence[RadiusCurve], *, steps: int, seeds: int) -> F
         legend.get_title().set(fontsize=SMALL_SIZE, color=MUTED_COLOUR)
         pad(figure)
     return figure
+
+
+def _counted(curve: RadiusCurve, most: int) -> str:
+    count = len(curve.accuracies[CLEAN])
+    return curve.label if count == most else f"{curve.label} ({'one seed' if count == 1 else f'{count} seeds'})"
 
 
 def _look(kind: Kind, fill: Fill, line: object) -> dict[str, object]:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from pag_core.compute import process_group
@@ -23,6 +22,7 @@ from pag_core.compute.device import device_description
 from pag_core.compute.processes import this_process, under_torchrun
 from pag_core.pipeline.artifacts import digest, replacing_file, write_json
 from pag_core.pipeline.code_identity import code_fingerprint
+from pag_core.pipeline.locks import holding
 from pag_core.pipeline.provenance import versions
 
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -105,7 +105,6 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
         yield RunFolder(Path(told))
         return
     root = cache_root()
-    (root / "locks").mkdir(parents=True, exist_ok=True)
     whole = {
         "identity": identity,
         "code": code_fingerprint(),
@@ -113,13 +112,7 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
         "device": device_description(device),
     }
     path = root / f"{stage}-{digest(whole)[:20]}"
-    lock = filelock.FileLock(root / "locks" / path.name)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f"Another process is doing the same work in {path}; waiting for it.", flush=True)
-        lock.acquire()
-    with lock:
+    with holding(root / "locks" / path.name, f"doing the same work in {path}"):
         path.mkdir(exist_ok=True)
         os.environ[RUN_FOLDER] = str(path.resolve())
         if under_torchrun():

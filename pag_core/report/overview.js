@@ -124,13 +124,18 @@ function sortBy(column) {
 
 // ---- the filter
 
+// The column that is meant: by its key, by its title, or by the end of its key. Throws an Error if none is, or several are.
 function asked(key) {
   const ways = [
-    (column) => column.key.toLowerCase() === key || column.title.toLowerCase() === key,
+    (column) => column.key.toLowerCase() === key,
+    (column) => column.title.toLowerCase() === key,
     (column) => column.key.toLowerCase().endsWith(`.${key}`),
   ];
   const found = ways.map((way) => [...columns.keys()].filter((column) => way(columns[column])));
-  return found.find((list) => list.length > 0) ?? [];
+  const meant = found.find((list) => list.length > 0) ?? [];
+  if (meant.length === 0) throw new Error(`No column is called “${key}”.`);
+  if (meant.length > 1) throw new Error(`“${key}” is one of: ${meant.map((column) => columns[column].key).join(", ")}.`);
+  return meant[0];
 }
 
 function meets(value, sign, wanted) {
@@ -140,14 +145,13 @@ function meets(value, sign, wanted) {
   return String(value).toLowerCase() === wanted || number(value) === number(wanted);
 }
 
-// A condition on the cells of an experiment; throws an Error that says which column there is not.
+// A condition on the cells of an experiment; throws an Error where the column is not known.
 function condition(word) {
   const plain = word.replaceAll('"', "").toLowerCase();
   const [, key, sign, wanted] = /^([^=<>]+)([=<>])(.+)$/.exec(plain) ?? [];
   if (sign) {
-    const list = asked(key);
-    if (list.length === 0) throw new Error(`No column is called “${key}”.`);
-    return (cells) => list.some((column) => meets(cells[column], sign, wanted));
+    const column = asked(key);
+    return (cells) => meets(cells[column], sign, wanted);
   }
   return (cells) => [...shown].some((column) => text(cells[column], column).toLowerCase().includes(plain));
 }

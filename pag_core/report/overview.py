@@ -106,7 +106,9 @@ def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | floa
     for key in sorted(keys, key=lambda key: groups.index(_group(key))):
         found = [values.get(key) for values in leaves]
         shown = key == ("seed",) or _differ(found)
-        add(found, Column(_group(key), ".".join(key[1:] or key), ".".join(key), shown))
+        # the toy experiment is another one, whose epochs and lambda are not those of the classifier
+        title = ".".join(key if key[0] == "toy" else key[1:] or key)
+        add(found, Column(_group(key), title, ".".join(key), shown))
     for key in sorted({key for values in measured for key in values}, key=_metric_order):
         found = [values.get(key) for values in measured]
         of_model = key[0] not in SECONDARY and "baseline" not in " ".join(key)

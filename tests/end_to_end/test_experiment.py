@@ -11,8 +11,8 @@ import typer
 import yaml
 from PIL import Image
 
-from experiments.by_hand import described_stages, outputs_of
 from experiments.collection import of_work
+from experiments.described_stages import described_stages, outputs_of
 from experiments.description import base_params, read_experiment
 from experiments.images import arrange_images
 from experiments.with_dvc import overrides
@@ -32,7 +32,14 @@ DESCRIPTION = {
             "objective": {"classes_per_step": "all"},
             "autoattack": {"images": 2, "radii": {"L2": [3.0]}},
             "pag_score": {"images": 4, "judged_images": 4},
-        }
+        },
+        "trained": {
+            "stages": ["train"],
+            "classes": ["cat", "dog"],
+            "train": {"epochs": 1, "validation_attacked": 4},
+            "objective": {"classes_per_step": "all"},
+            "rows": {"class means": {"of": "cm"}},
+        },
     },
     "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
     "settings": ["clean", "L2 0.5"],
@@ -174,6 +181,18 @@ def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
     assert table_of(again.stdout) == table_of(whole.stdout)
     # a store that is made in seconds stays out of DVC's cache; the rest comes out of it
     assert stages_run(last_log(project)) == ["heuristic@cm", "heuristic@none"]
+
+    # what a broken-off command left in the queue has other parameters, and does not take the name; here training is all
+    changed = ["--set", "cm:lambda=0.5"]
+    project.run("dvc", "exp", "run", "--queue", "--name", "tiny-trained-cm", "-S", "lambda=7")
+    trained = project.run(*command, "--size", "trained", *changed)
+    assert "validation images under APGD" in trained.stdout and len(table_of(trained.stdout)) == 2
+    # only what ran with the same parameters is shown, also from later commits
+    project.run("git", "commit", "--allow-empty", "--quiet", "--message", "later")
+    shown = project.run(*command, "--size", "trained", *changed, "--show")
+    assert table_of(shown.stdout) == table_of(trained.stdout)
+    other = project.run(*command, "--size", "trained", "--show")
+    assert "not run" in other.stdout and "tiny-trained-cm ran with other parameters" in other.stderr
 
     failed = project.run(*command, "--size", "tiny", "--set", "autoattack.images=1000", check=False)
     assert (

@@ -33,7 +33,10 @@ def box(name):
 def browser(tmp_path_factory):
     """The page of five experiments, of which one has no parameters of its own, one no attack, and one a hostile name."""
     folder = tmp_path_factory.mktemp("browser")
-    plain = {"seed": 1, "source": "sbg", "method": "standard", "lambda": 0.5, "at": {"radius": "8/255"}}
+    plain = {
+        "seed": 1, "source": "sbg", "method": "standard", "lambda": 0.5, "train": {"epochs": 20}, "at": {"radius": "0.5"},
+        "figures": {"radius": 3}, "toy": {"lambda": 1.0, "epochs": 5},
+    }  # fmt: skip
     sheet = "targeted_pgd"
     ten = {"autoattack": autoattack(0.5, 0.2), "details/autoattack": details(TEN, "same")}
     write_results(folder, "ten", plain, {"lambda": 10.0}, ten, {sheet: png(30)})
@@ -72,6 +75,10 @@ def test_a_click_on_a_title_sorts_by_number_with_gaps_last(browser):
         ("source=sbg method=standard", ["ten", NAME, "nine"]),
         ("lambda<9 sbg", ["at", NAME]),
         ('"model clean">0.55', ["at", "nine"]),
+        # not toy.lambda and toy.epochs, which are 1 and 5 everywhere
+        ("lambda=10 epochs=20", ["ten"]),
+        ("toy.epochs=5 at.radius=0.5", ["at"]),
+        ("radius=0.5", []),
         ("TEN", ["ten"]),
         ("<img", [NAME]),
         ("lamda=9", []),
@@ -84,6 +91,7 @@ def test_the_filter_hides_rows(browser, text, rows):
     assert browser.value(ROWS) == rows
     said = browser.value("document.getElementById('said').textContent")
     assert f"{len(rows)} of 5 shown" in said and ("No column is called “lamda”" in said) == text.startswith("lamda")
+    assert ("“radius” is one of: figures.radius, at.radius." in said) == text.startswith("radius")
 
 
 def test_two_are_compared_with_their_figures(browser):

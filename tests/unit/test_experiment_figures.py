@@ -212,7 +212,9 @@ def test_a_curve_is_the_mean_over_seeds_within_their_range(tmp_path):
     # two rows of the same source and method differ in their line
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle(), line.get_fillstyle())
                 for line in left.get_lines()}) == len(rows)  # fmt: skip
-    assert "40 test images" in drawn.caption[2] and "mean of 3 seeds" in " ".join(texts(drawn.figure))
+    assert "40 test images" in drawn.caption[2] and "mean of 3 seeds" in (said := " ".join(texts(drawn.figure)))
+    # the row that lacks one says so
+    assert "cm (2 seeds)" in said and "sbg (" not in said
 
 
 def draw_blocks(dataset, classifiers=3, class_names=None):

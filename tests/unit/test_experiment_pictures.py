@@ -1,5 +1,7 @@
 """Pictures that the networks of runs draw, with networks, images and results of our own in place of stored ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,10 @@ def test_pushed_images_are_those_of_the_rows_networks(several, dataset, cpu):
     expected = targeted_images(network, inputs, 3, norm="L2", radius=1.0, steps=2)
     np.testing.assert_allclose(images_of(drawn.figure)[1 + 2].get_array(), expected[0, 2, 0], atol=1e-6)
     caption = " ".join(drawn.caption)
-    assert "seed 1; test images number 2." in caption and "200 test images, mean over seeds 1, 2, 3" in caption
+    assert "seed 1; test images number 2." in caption and "200 test images, mean over seeds 1, 2, 3." in caption
+    fewer = {run: found for run, found in several[0].measured.items() if run != "at-seed2"}
+    caption = " ".join(pictures.draw_lambda([replace(several[0], measured=fewer)], [2]).caption)
+    assert "mean over seeds t = 50: 1, 2, 3; AT: 1, 3." in caption
 
 
 def test_blocks_have_an_image_of_each_class(several, dataset):

@@ -1,10 +1,13 @@
 """The paper's tables as descriptions: what they read as, what they print beside published numbers, and their gaps."""
 
+import fractions
+
 import pytest
 import typer
+import yaml
 
-from experiments.by_hand import described_stages
-from experiments.description import read_experiment
+from experiments.described_stages import described_stages
+from experiments.description import base_params, read_experiment
 from experiments.results import as_csv, cells, markdown
 from pag_core.report.page import FOOLBOX_NAMES
 from tests.samples import ROOT
@@ -24,6 +27,11 @@ def test_every_table_is_valid(file, size):
     assert experiment.needs_images == (
         size == "mini" and "cifar10" in {p["dataset"] for p in experiment.params.values()}
     )
+    if size == "full":
+        # Appendix G.2: seven steps of 1.5 radii in all
+        for inner in (params["at"] for params in experiment.params.values() if params["method"] == "at"):
+            steps, radius = fractions.Fraction(inner["step_size"]), fractions.Fraction(inner["radius"])
+            assert inner["steps"] == 7 and steps * 7 == radius * fractions.Fraction(3, 2)
     gaps = markdown(experiment, {}).splitlines()
     rows = [line for line in gaps if "not run" in line]
     assert len(rows) == (len(FOOLBOX_NAMES) if experiment.stages == ("foolbox",) else len(experiment.rows))
@@ -132,3 +140,57 @@ def test_a_classifier_or_one_of_its_runs_is_chosen():
     assert {row.classifier for row in chosen.rows} <= {"cm", "sbg"}
     with pytest.raises(typer.BadParameter, match=r"sbg-seed1 is not one of: .*sbg-seed3409"):
         experiment.only(["sbg-seed1"])
+
+
+DESCRIPTION = {
+    "stages": ["train"],
+    "params": {"train": {"epochs": 2}},
+    "sizes": {"full": {}},
+    "classifiers": {"cm": {"source": "cm"}, "nn": {"source": "nn"}},
+}
+
+
+def described(tmp_path, changes=(), **other):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({**DESCRIPTION, **other}, sort_keys=False))
+    return read_experiment(file, "full", list(changes))
+
+
+def test_a_change_of_one_classifier_leaves_the_others_as_they_are(tmp_path):
+    """In a section that both take from params.yaml, in one that the description lays over it, and of both."""
+    experiment = described(tmp_path, ["cm:pag_score.images=7", "cm:train.epochs=9", "train.batch_size=11"])
+    cm, nn = experiment.params.values()
+    base = base_params()
+    assert (cm["pag_score"]["images"], nn["pag_score"]["images"]) == (7, base["pag_score"]["images"])
+    assert (cm["train"]["epochs"], nn["train"]["epochs"]) == (9, 2)
+    assert cm["train"]["batch_size"] == nn["train"]["batch_size"] == 11
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"parms": {}}, "parms is not one of: .*parameters go below params"),
+        ({"stages": ["train", "autoatack"]}, "the stage autoatack is not one of: .*autoattack"),
+        ({"rows": {"class means": {"of": "cn"}}}, "the row class means is of cn, which is not one of: cm, nn"),
+    ],
+)
+def test_a_wrong_key_of_a_description_is_refused(tmp_path, other, words):
+    with pytest.raises(typer.BadParameter, match=words):
+        described(tmp_path, **other)
+    with pytest.raises(typer.BadParameter, match=r"no description .*missing\.yaml"):
+        read_experiment(tmp_path / "missing.yaml", "full", [])
+
+
+@pytest.mark.parametrize("change", ["seed=5", "cm:seed=5"])
+def test_a_seed_is_not_set_where_the_description_has_seeds(tmp_path, change):
+    with pytest.raises(typer.BadParameter, match=r"has seeds of its own, 1, 2; .*--only NAME-seed1"):
+        described(tmp_path, [change], seeds=[1, 2])
+    assert {plain["seed"] for plain in described(tmp_path, ["seed=5"]).params.values()} == {5}
+
+
+def test_the_baseline_is_called_what_it_is(tmp_path):
+    """And classes are chosen from a folder of images alone."""
+    attacked = described(tmp_path, stages=["autoattack"])
+    assert [row.label for row in attacked.rows] == ["vanilla", "cm", "nn"] and not attacked.needs_images
+    trained = described(tmp_path, ["baseline_method=at"], stages=["autoattack"], classes=["cat", "dog"])
+    assert [row.label for row in trained.rows] == ["AT baseline", "cm", "nn"] and trained.needs_images

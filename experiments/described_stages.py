@@ -1,0 +1,40 @@
+"""The stages that dvc.yaml describes, as data, for parameters of one's own."""
+
+import re
+from typing import Any
+
+import yaml
+
+from pag_core.pipeline.code_identity import CHECKOUT
+
+Plain = dict[str, Any]
+PARAMS = "params.yaml"
+
+
+def value_at(params: Plain, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = params
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def described_stages(params: Plain) -> dict[str, Plain]:
+    """The stages of both dvc.yaml files with the values of `params` filled in; one of a matrix stands for each value."""
+    found: dict[str, Plain] = {}
+    for file in ("dvc.yaml", "stages/gradients/dvc.yaml"):
+        for name, stage in yaml.safe_load((CHECKOUT / file).read_text(encoding="utf-8"))["stages"].items():
+            if name == "code":  # the fingerprints are taken here
+                continue
+            ((key, values),) = stage.get("matrix", {"": [""]}).items()
+            for value in values:
+                whole = yaml.safe_dump(stage).replace(f"${{item.{key}}}", value)
+                text = re.sub(r"\$\{([\w.]+)\}", lambda match: str(value_at(params, match[1])), whole)
+                found[f"{name}@{value}" if key else name] = yaml.safe_load(text)
+    return found
+
+
+def outputs_of(stage: Plain) -> list[str]:
+    """The files and folders that a stage writes."""
+    entries = [*stage.get("outs", []), *stage.get("metrics", [])]
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
