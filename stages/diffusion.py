@@ -23,6 +23,7 @@ def main() -> None:
         dataset = read_dataset(dataset_place(params.dataset))
         shape = architecture(params.diffusion)
         processes = replica_count(params.processes)
+        opened.divide_cores(processes)
         provenance = opened.provenance("diffusion", inputs={"dataset": dataset.fingerprint}, processes=processes)
         with run_folder("diffusion", provenance, opened.device) as folder:
             weights, curve = train_diffusion(

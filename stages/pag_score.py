@@ -35,7 +35,7 @@ def main() -> None:
         # the store of sbg holds gradients of this many
         images = test.pixels(slice(0, min(rows.stop, params.gradient_store.held_out_images)))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
-        judge = trained_judge(train, test, images=params.pag_score.judge_images)
+        judge = trained_judge(train, test, classes=dataset.classes, images=params.pag_score.judge_images)
         ((norm, radius),) = params.pag_score.judged_radius.items()
         scores, seen = {}, {}
         for who, place in (("model", "classifier"), ("baseline", "baseline")):

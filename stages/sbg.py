@@ -13,7 +13,7 @@ from pag_core.compute.processes import this_process
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
 from pag_core.errors import ParamsError
-from pag_core.gradients.distillation import Distillation, distill
+from pag_core.gradients.distillation import Distillation, distill, distilling_processes, shards_of
 from pag_core.gradients.distillation_precision import direction_check, in_precision, require_direction
 from pag_core.gradients.label_effect import label_effect, require_label_effect
 from pag_core.params.sections import Params
@@ -88,13 +88,15 @@ def main(
             )
         compiled_for = dataset.image_shape if params.sbg.compile else None
         teacher = in_precision(predictor, precision=params.sbg.precision, compiled_for=compiled_for)
+        work = Distillation(params.sbg, params.gradient_store, params.seed, checkpoint if online else None)
+        processes = distilling_processes(params.processes, opened.device, len(shards_of(dataset, work)))
+        opened.divide_cores(processes)
         # companions take over shards of a model that was already checked
         metrics = "diffusion_online.json" if online else "diffusion.json"
         measured = _measured(params, predictor, teacher, dataset, metrics) if this_process().leads else {}
         provenance = opened.provenance(
             "sbg", "gradient_store", inputs={"dataset": dataset.fingerprint, "diffusion model": saved.fingerprint}
         )
-        work = Distillation(params.sbg, params.gradient_store, params.seed, checkpoint if online else None)
         with run_folder(source, provenance, opened.device) as folder:
             distill(
                 gradients_place(source),
@@ -104,7 +106,7 @@ def main(
                 folder=folder,
                 provenance=provenance,
                 measured=measured,
-                processes=params.processes,
+                processes=processes,
             )
 
 

@@ -34,10 +34,14 @@ VALIDATION_APGD_STEPS = 20
 def _provenance(opened: OpenStage, dataset: Dataset, *, baseline: bool) -> dict[str, Any]:
     params, inputs = opened.params, {"dataset": dataset.fingerprint}
     processes = replica_count(params.processes)
+    opened.divide_cores(processes)
     recipe = ("arch", "classifier", "train")
     if baseline:
         method = ("baseline_method", params.baseline_method)
-        return opened.provenance(*recipe, *method, inputs=inputs, processes=processes)
+        record = opened.provenance(*recipe, *method, inputs=inputs, processes=processes)
+        # of the objective a baseline has the form of its input-gradients, which the gradient norm takes
+        form = {"differentiation": params.objective.differentiation, "batch_norm": params.objective.batch_norm}
+        return {**record, "params": {**record["params"], "objective": form}}
     inputs["gradient store"] = read_manifest(gradients_place(params.source))["checksum"]
     method = ("method", params.method)
     record = opened.provenance(*recipe, *method, "source", "lambda", "objective", inputs=inputs, processes=processes)

@@ -65,6 +65,12 @@ def processes_here(wanted: int | None) -> int:
     return replica_count(wanted)
 
 
+def divide_cores(count: int) -> None:
+    """Leave this process the CPU threads of one of `count` on this machine; companions and ranks of torchrun have theirs."""
+    if not under_torchrun() and COMPANION not in os.environ and count > 1:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) // count)))
+
+
 @contextlib.contextmanager
 def companions(count: int, *, device: torch.device | None = None, units: int | None = None) -> Iterator[Process]:
     """Start `count - 1` further processes of this very command and yield this one's place among them.
@@ -88,8 +94,7 @@ def companions(count: int, *, device: torch.device | None = None, units: int | N
             group.leave()
         sys.exit(0)
     else:
-        if count > 1:
-            torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) // count)))
+        divide_cores(count)
         started = count if units is None else max(1, min(count, units))
         if started == 1:
             yield Process(0, 1)

@@ -5,6 +5,7 @@ grid of its norm, at `None` (misclassified at any distance) and by the median di
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,10 +23,41 @@ from pag_core.pipeline.checkpoint import RunFolder
 DISTANCES = {"L0": distances.l0, "L1": distances.l1, "L2": distances.l2}
 
 
+@dataclass(frozen=True)
+class FromTwoStarts:
+    """The closer of two results of `attack`, which begins at the image, and at what the attack `start` makes of it.
+
+    From the image alone FMN in L1 fails on many images, also at any distance, and a failure would count as robustness.
+    """
+
+    attack: Any
+    start: Any
+    distance: Any
+
+    def __call__(
+        self, model: Any, images: torch.Tensor, labels: torch.Tensor, *, epsilons: None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The images [B, C, H, W] as they were moved, in the place where Foolbox has them; the rest is not told."""
+        found = self.attack.run(model, images, labels)
+        begun = self.start.run(model, images, labels)
+        rows = torch.arange(len(images), device=images.device)
+        # the attack begins only where all fool the model, and in a smaller batch the one or other may not
+        while len(rows) and not (fooled := model(begun[rows]).argmax(1) != labels[rows]).all():
+            rows = rows[fooled]
+        if len(rows):
+            moved = self.attack.run(model, images[rows], labels[rows], starting_points=begun[rows])
+            lost = model(found[rows]).argmax(1) == labels[rows]
+            closer = self.distance(images[rows], moved) < self.distance(images[rows], found[rows])
+            better = (model(moved).argmax(1) != labels[rows]) & (lost | closer)
+            found[rows[better]] = moved[better]
+        return found, None, None
+
+
 def table_6_attacks(params: FoolboxParams) -> dict[str, tuple[Literal["L0", "L1", "L2"], Any]]:
     """Name: (norm, attack) in the order of Table 6.
 
-    EAD runs `ead_steps` steps of its 9 binary searches, not 10,000; random salt and pepper is tried several times.
+    EAD runs `ead_steps` steps of its 9 binary searches, not 10,000; random salt and pepper is tried several times; FMN in L1
+    begins at the image and at blended noise.
     """
     steps, l2 = params.search_steps, distances.l2
     salt_and_pepper = attacks.SaltAndPepperNoiseAttack(steps=steps).repeat(params.salt_and_pepper_repeats)
@@ -36,7 +68,7 @@ def table_6_attacks(params: FoolboxParams) -> dict[str, tuple[Literal["L0", "L1"
         "GaussianBlurAttack": ("L2", attacks.GaussianBlurAttack(distance=l2, steps=steps)),
         "LinearSearchBlendedUniformNoiseAttack": ("L2", blended),
         "L0FMNAttack": ("L0", attacks.L0FMNAttack()),
-        "L1FMNAttack": ("L1", attacks.L1FMNAttack()),
+        "L1FMNAttack": ("L1", FromTwoStarts(attacks.L1FMNAttack(), blended, distances.l1)),
         "EADAttack": ("L1", attacks.EADAttack(steps=params.ead_steps)),
     }
 

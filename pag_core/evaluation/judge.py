@@ -12,6 +12,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from pag_core.datasets.prepared import Split
+from pag_core.errors import ParamsError
 from pag_core.evaluation.pgd import targeted_images
 
 # as many images are pushed together, whatever the number of classes
@@ -34,13 +35,19 @@ class Judge:
         return torch.from_numpy(self.machine.predict(images.flatten(1).cpu().numpy())).to(torch.int64)
 
 
-def trained_judge(train: Split, test: Split, *, images: int) -> Judge:
+def trained_judge(train: Split, test: Split, *, classes: int, images: int) -> Judge:
     """A judge of the first `images` of the training split, or of all there are, tested on as many test images.
 
     Both splits are shuffled, so that their first images are a fair sample. The cost of a support vector machine grows with
-    the square of the number of images, which is why there is a limit.
+    the square of the number of images, which is why there is a limit. Raises ParamsError unless each of the `classes` is
+    among them: one that the judge does not know it never sees.
     """
     trained, tested = (slice(0, min(images, len(split))) for split in (train, test))
+    if unknown := set(range(classes)) - set(train.labels[trained].tolist()):
+        raise ParamsError(
+            f"params.yaml: pag_score.judge_images is {images}, and none of that many training images is of class "
+            f"{min(unknown)}; set it higher"
+        )
     machine = SVC(kernel="rbf", gamma="scale", C=PENALTY)
     machine.fit(train.pixels(trained).flatten(1).cpu().numpy(), train.labels[trained].cpu().numpy())
     seen = machine.predict(test.pixels(tested).flatten(1).cpu().numpy())

@@ -26,7 +26,7 @@ class Subject:
     """Networks in eval mode by name, and the images that they are attacked on, with where finished work is kept.
 
     `images` float32 [B, C, H, W] in [0, 1], `labels` int64 [B]. `processes` share the work in `folder`. `provenance` goes
-    with the results; it leaves out the number of processes, which changes none of them.
+    with the results; it leaves out the number of processes: that of their threads, which it has, is what changes results.
     """
 
     networks: dict[str, nn.Module]
@@ -51,6 +51,7 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int
     loaded = {network: load_classifier(classifier_place(network), dataset, opened.device) for network in who}
     inputs = {"dataset": dataset.fingerprint} | {network: saved.fingerprint for network, (_, saved) in loaded.items()}
     processes = process_count(params.processes, opened.device)
+    opened.divide_cores(processes)
     record = opened.provenance(name, inputs=inputs)
     shared = opened.provenance(name, inputs=inputs, processes=processes)
     networks: dict[str, nn.Module] = {network: module for network, (module, _) in loaded.items()}

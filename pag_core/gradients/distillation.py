@@ -53,7 +53,7 @@ def distill(
     folder: RunFolder,
     provenance: dict[str, Any],
     measured: dict[str, float],
-    processes: int | None = 1,
+    processes: int = 1,
 ) -> None:
     """Write g(x, c) of Eq. 8 for every training image, and for the first held-out test images, to the store `path`.
 
@@ -65,17 +65,12 @@ def distill(
     or which process wrote which shard. Finished shards of a killed run are kept. Companions of `processes` take their share,
     and only this process returns; raises CompanionLost if one of them failed.
     """
-    store = work.store
     if this_process().leads:
         folder.forget_claims()
         open_writer(folder, dataset, work, leads=True)
     images = images_of(dataset, work)
-    units = [
-        _unit(split, number) for split, count in images.items() for number in range(-(-count // store.images_per_shard))
-    ]
-    count = distilling_processes(processes, predictor.device, len(units))
-    still_open = sum(folder.load_unit(unit) is None for unit in units)
-    with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(count, units=still_open):
+    still_open = sum(folder.load_unit(unit) is None for unit in shards_of(dataset, work))
+    with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(processes, units=still_open):
         writer = open_writer(folder, dataset, work, leads=False)
         splits = {name: dataset.splits[name].to(predictor.device) for name in images}
         with _BackgroundWriter(writer, folder) as background:
@@ -94,6 +89,14 @@ def images_of(dataset: Dataset, work: Distillation) -> dict[str, int]:
     """The number of images of each split whose gradients are stored."""
     test = {"test": min(work.store.held_out_images, len(dataset.splits["test"]))}
     return test if work.teacher is not None else {"train": len(dataset.splits["train"]), **test}
+
+
+def shards_of(dataset: Dataset, work: Distillation) -> list[str]:
+    """The names of the shards, each of which is a unit of work."""
+    size = work.store.images_per_shard
+    return [
+        _unit(split, number) for split, count in images_of(dataset, work).items() for number in range(-(-count // size))
+    ]
 
 
 def open_writer(folder: RunFolder, dataset: Dataset, work: Distillation, *, leads: bool) -> GradientWriter:

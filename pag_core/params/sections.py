@@ -29,6 +29,9 @@ from pag_core.params.values import (
     Timesteps,
 )
 
+# of the linear schedule, whose last beta is this over the number of timesteps and must stay below 1
+LINEAR_TIMESTEPS = 20
+
 
 class PrepareParams(Section):
     """Splits and sizes of the prepared dataset."""
@@ -96,6 +99,15 @@ class DiffusionParams(Section):
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
     precision: Literal["float32", "tf32"]
     checkpoint_seconds: NonNegativeReal
+
+    @model_validator(mode="after")
+    def _schedule_has_room(self) -> Self:
+        if self.schedule == "linear" and self.timesteps <= LINEAR_TIMESTEPS:
+            raise ValueError(
+                f"timesteps {self.timesteps} is too few for the linear schedule, whose last step adds noise of variance "
+                f"{LINEAR_TIMESTEPS}/timesteps: more than {LINEAR_TIMESTEPS}, or schedule: cosine"
+            )
+        return self
 
     @model_validator(mode="after")
     def _window_lies_inside(self) -> Self:

@@ -16,8 +16,12 @@ GIGABYTE = 1e9
 
 
 def remove_stale_partials(path: Path) -> None:
-    """Make the folder of `path`, and remove what a killed writer of `path` left in it (one process writes a path)."""
+    """Make the folder of `path`, and remove what a killed writer of `path` left in it (one process writes a path).
+
+    The output that it was about to replace comes back if nothing has taken its place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _settle(path)
     for stale in path.parent.glob(f".{path.name}.*.partial"):
         if stale.is_dir():
             shutil.rmtree(stale, ignore_errors=True)
@@ -52,10 +56,26 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         yield partial
         partial.chmod(0o755)
         if path.is_dir():
-            shutil.rmtree(path)
+            # a folder cannot be replaced, and one that is removed file by file would lie there in part after a kill
+            path.replace(_aside(path))
         partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _settle(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.before.partial")
+
+
+def _settle(path: Path) -> None:
+    """Remove the folder that was set aside for a new one, or put it back if there is none."""
+    aside = _aside(path)
+    if aside.is_dir():
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.replace(path)
 
 
 def canonical_json(content: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 import typer
 
 from pag_core.compute.device import prepare_device
+from pag_core.compute.processes import divide_cores
 from pag_core.errors import LaunchRefused, PagError
 from pag_core.params.reading import load_params
 from pag_core.params.sections import Params
@@ -35,6 +36,11 @@ class OpenStage:
     def device(self) -> torch.device:
         """The device of `device`, prepared; raises ParamsError if this machine lacks it."""
         return prepare_device(self.params.device, self.params.threads)
+
+    def divide_cores(self, processes: int) -> None:
+        """Take the threads of one of `processes` that share the work: before a record, which states how many threads did it."""
+        if self.device.type == "cpu":
+            divide_cores(processes)
 
     def provenance(
         self, *sections: str, inputs: dict[str, str], on_device: bool = True, processes: int = 1

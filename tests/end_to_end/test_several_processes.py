@@ -1,6 +1,7 @@
 """Stages on two processes: the files and numbers that one process makes."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,13 @@ def test_diffusion_by_companions_and_by_torchrun(project: ProjectCopy) -> None:
 
 
 def test_attacks_give_identical_results(project: ProjectCopy, trained_alone: object) -> None:
-    results = []
-    for processes, launcher in ((1, ("python",)), (2, ("python",)), (1, TORCHRUN)):
-        project.set({"processes": processes})
+    """With the threads of each, of which two processes that share the work have half: the records say so."""
+    results, cores = [], len(os.sched_getaffinity(0))
+    each = max(1, cores // 2)
+    for processes, threads, launcher in ((1, each, ("python",)), (2, cores, ("python",)), (1, each, TORCHRUN)):
+        project.set({"processes": processes, "threads": threads})
         project.run(*launcher, "stages/autoattack.py", "--baseline")
         project.run(*launcher, "stages/autoattack.py")
-        results.append((project.path / "metrics/autoattack.json").read_bytes())
+        results.append(project.metrics_bytes()["details/autoattack.json"])
     assert results[0] == results[1] == results[2]
+    assert json.loads(results[0])["provenance"]["model"]["device"].endswith(f", {each} thread{'s' * (each > 1)}")

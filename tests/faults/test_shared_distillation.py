@@ -17,6 +17,7 @@ from tests.project_copy import SMALL, ProjectCopy
 pytestmark = pytest.mark.slow
 
 STORE = "data/gradients/sbg.zarr"
+CORES = len(os.sched_getaffinity(0))
 COMMAND = [sys.executable, "stages/sbg.py"]
 
 
@@ -40,7 +41,7 @@ def store_bytes(project: ProjectCopy) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def alone(project: ProjectCopy) -> dict[str, bytes]:
     """The store as one process makes it."""
-    project.set({"processes": 1})
+    project.set({"processes": 1, "threads": max(1, CORES // 2)})
     project.stage("sbg")
     return store_bytes(project)
 
@@ -63,7 +64,8 @@ def readable(path: Path) -> str:
 
 def test_two_processes_make_the_same_bytes(project: ProjectCopy, alone: dict[str, bytes]) -> None:
     shutil.rmtree(project.path / STORE)
-    project.set({"processes": 2})
+    # two have half of the threads each, and the manifest says so
+    project.set({"processes": 2, "threads": CORES})
     project.stage("sbg")
     assert store_bytes(project) == alone
 
@@ -72,7 +74,7 @@ def test_a_lost_companion_ends_the_run_and_a_rerun_completes_the_store(
     project: ProjectCopy, alone: dict[str, bytes]
 ) -> None:
     shutil.rmtree(project.path / STORE)
-    project.set({"processes": 2})
+    project.set({"processes": 2, "threads": CORES})
     process = subprocess.Popen(
         COMMAND,
         cwd=project.path,

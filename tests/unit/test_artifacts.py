@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,7 @@ from pag_core.pipeline.artifacts import (
     replacing_folder,
     write_json,
 )
+from tests.samples import ROOT
 
 
 class Interrupted(Exception):
@@ -72,6 +75,54 @@ def test_a_failing_writer_leaves_the_old_folder_and_no_litter(tmp_path, existed)
         raise Interrupted
     assert names(tmp_path) == (["out"] if existed else [])
     assert not existed or (path / "a").read_text() == "old"
+
+
+KILLED = """
+import os, shutil, sys
+from pathlib import Path
+sys.path[0] = {root!r}
+from pag_core.pipeline.artifacts import replacing_folder
+path = Path({path!r})
+calls = []
+
+def dying(whole):
+    def call(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == {call}:
+            os._exit(9)
+        return whole(*arguments, **options)
+    return call
+
+if {place!r} == "rename":
+    Path.replace = dying(Path.replace)
+else:
+    shutil.rmtree = dying(shutil.rmtree)
+with replacing_folder(path) as partial:
+    (partial / "a").write_text("new")
+    (partial / "b").write_text("new")
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "after"), [("rename", 1, "old"), ("rename", 2, None), ("remove", 1, "new"), ("remove", 2, "new")]
+)
+def test_a_folder_is_whole_wherever_its_writer_is_killed(tmp_path, place, call, after):
+    """Old or new, or for a moment not there, when the next writer brings the old one back; never a part of either."""
+    path = tmp_path / "out"
+    contents = {"old": {"a": "old"}, "new": {"a": "new", "b": "new"}}
+
+    def found():
+        return {file.name: file.read_text() for file in path.iterdir()} if path.exists() else None
+
+    path.mkdir()
+    (path / "a").write_text("old")
+    script = KILLED.format(root=str(ROOT), path=str(path), call=call, place=place)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert found() == contents.get(after)
+    with pytest.raises(Interrupted), replacing_folder(path):
+        assert found() == contents[after or "old"]
+        raise Interrupted
+    assert found() == contents[after or "old"] and names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("replacing", [replacing_file, replacing_folder])

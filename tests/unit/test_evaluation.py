@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from foolbox.attacks import L1FMNAttack
 from torch import nn
 
 from pag_core.errors import EvaluationRefused
@@ -250,22 +251,33 @@ def test_l2_distances_are_no_less_than_the_distance_to_the_border(make_params):
             assert value is None or value >= max(closest, 0) - 1e-5
 
 
-def test_fmn_finds_the_l1_border(make_params):
-    """In L1 the border lies at margin / max|w_y - w_c|, where pixels' bounds allow; the attack cannot beat it."""
+def l1_border(model, image, label):
+    """The L1 distance of the nearest other class of a linear model: the pixels of most effect first, each to its bound."""
+    scores, pixels = model(image[None])[0].double(), image.flatten().double()
+    found = []
+    for other in set(range(len(scores))) - {label}:
+        effect = (model.weight[other] - model.weight[label]).flatten().double()
+        room = torch.where(effect > 0, 1 - pixels, pixels)
+        left, distance = float(scores[label] - scores[other]), 0.0
+        for pixel in effect.abs().argsort(descending=True):
+            moved = min(float(room[pixel]), left / float(effect[pixel].abs()))
+            left, distance = left - moved * float(effect[pixel].abs()), distance + moved
+        found.append(distance if left < 1e-9 else float("inf"))
+    return min(found)
+
+
+def test_fmn_finds_the_l1_border_of_every_image(make_params):
+    """From the images alone, as Foolbox has it, the attack finds none of several, and would count them as robust."""
     model = linear(classes=3)
-    images, labels = labelled_images(model, 8)
-    norm, attack = table_6_attacks(make_params({"foolbox.ead_steps": 20}).foolbox)["L1FMNAttack"]
+    images, labels = labelled_images(model, 24)
+    norm, attack = table_6_attacks(make_params({"foolbox.search_steps": 100}).foolbox)["L1FMNAttack"]
     found = smallest_distances(model, images, labels, norm=norm, attack=attack, seed=3)
-    near: list[bool] = []
-    for image, label, value in zip(images, labels.tolist(), found, strict=True):
-        z = model(image[None])[0]
-        others = [c for c in range(3) if c != label]
-        closest = min(((z[label] - z[c]) / (model.weight[label] - model.weight[c]).abs().max()).item() for c in others)
-        if value is not None:
-            near.append(value <= 2 * closest + 1e-5)
-            assert value >= closest - 1e-5
-    # the attack starts at nothing and may not find all; those that it finds lie near the border
-    assert len(near) >= 3 and all(near), found
+    alone = smallest_distances(model, images, labels, norm=norm, attack=L1FMNAttack(), seed=3)
+    assert alone.count(None) >= 3 and None not in found
+    assert all(first is None or value <= first for value, first in zip(found, alone, strict=True))
+    borders = [l1_border(model, image, label) for image, label in zip(images, labels.tolist(), strict=True)]
+    assert all(value >= border - 1e-5 for value, border in zip(found, borders, strict=True))
+    assert sum(value <= 1.02 * border for value, border in zip(found, borders, strict=True)) >= 22, (found, borders)
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ REFUSED_VALUES = [
     ("diffusion.timesteps", 1, ["diffusion.timesteps", "1"]),
     ("diffusion.timestep_window", [350, 250], ["diffusion", "timestep_window [350, 250]"]),
     ("diffusion.timestep_window", [0, 1000], ["diffusion", "timestep_window [0, 1000]", "timesteps=1000"]),
+    ("diffusion.timesteps", 20, ["diffusion", "timesteps 20", "linear", "more than 20, or schedule: cosine"]),
     ("diffusion.timestep_window", [-1, 10], ["diffusion.timestep_window.0", "-1"]),
     ("diffusion.timestep_window", [1, 2, 3], ["diffusion.timestep_window"]),
     ("diffusion.timestep_window", [], ["diffusion.timestep_window: [] has too few values"]),
