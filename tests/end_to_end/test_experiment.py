@@ -5,12 +5,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import typer
 import yaml
 from PIL import Image
 
+from experiments import images as images_module
+from experiments.by_hand import ByHand
 from experiments.collection import of_work
 from experiments.described_stages import described_stages, outputs_of
 from experiments.description import base_params, read_experiment
@@ -18,6 +22,7 @@ from experiments.images import arrange_images
 from experiments.with_dvc import overrides
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params
+from pag_core.pipeline.artifacts import write_json
 from tests.project_copy import ProjectCopy, stages_run
 from tests.samples import ROOT, make_labelled
 
@@ -210,6 +215,44 @@ def last_log(project):
 
 def table_of(output):
     return [line for line in output.splitlines() if line.startswith("| ")]
+
+
+def in_two_threads(function):
+    """What two calls at once return; as two commands they hold locks of their own."""
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(function), pool.submit(function)]]
+
+
+def test_two_commands_make_a_stage_once(tmp_path, capsys):
+    ran = []
+
+    class Slow(ByHand):
+        def is_done(self, name):
+            return (self.folder(name) / "done").exists()
+
+        def _run(self, name):
+            time.sleep(0.5)
+            self.folder(name).mkdir()
+            (self.folder(name) / "done").touch()
+            ran.append(name)
+
+    in_two_threads(lambda: Slow(base_params(), tmp_path).make("prepare"))
+    assert ran == ["prepare"]
+    said = capsys.readouterr().out
+    assert "Another process is running the stage prepare; waiting for it." in said and "prepare: done before" in said
+
+
+def test_two_commands_arrange_images_once(tmp_path, monkeypatch):
+    pictures, extracted = as_folders(tmp_path / "pictures"), []
+
+    def slow(place, content):
+        time.sleep(0.5)
+        extracted.append(place)
+        write_json(place, content)
+
+    monkeypatch.setattr(images_module, "write_json", slow)
+    one, two = in_two_threads(lambda: arrange_images(pictures, tmp_path / "work", None))
+    assert one == two and len(extracted) == 1 and (one / "origin.json").exists()
 
 
 @pytest.mark.parametrize("wrong", ["train.epoch=3", "cm:lamda=1", "lambda", "pet:lambda=1"])

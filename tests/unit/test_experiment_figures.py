@@ -11,6 +11,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
+from experiments import figure
 from experiments.description import read_experiment
 from experiments.finished import Finished, different_models, models_of
 from experiments.plots import draw_correlation, draw_curves
@@ -20,6 +21,7 @@ from pag_core.figures.model_marks import Kind, legend_marks
 from pag_core.figures.palette import save_figure
 from pag_core.figures.targeted_blocks import targeted_blocks
 from pag_core.params.values import MethodName, Source
+from tests.samples import ROOT
 from tests.unit.test_figures import overlapping_texts, pictures, texts
 
 DESCRIPTION = {
@@ -141,6 +143,13 @@ def test_gaps_and_captions(tmp_path):
     for draw in (lambda runs: draw_correlation(runs, None), draw_curves):
         with pytest.raises(typer.BadParameter, match="none of the runs has finished"):
             draw([made_up(experiment, without=experiment.params)])
+
+
+@pytest.mark.parametrize("place", ["figures", "figures/deeper"])
+def test_the_folder_of_the_stage_figures_is_refused(place):
+    """DVC removes what its stage did not write there."""
+    with pytest.raises(typer.BadParameter, match="belongs to the stage figures.*name another folder"):
+        figure.main("correlation", [ROOT / "experiments/digits_rivals.yaml"], output=ROOT / place)
 
 
 def test_without_a_common_reference_the_cosine_is_with_class_means(tmp_path):
