@@ -148,7 +148,7 @@ def test_gaps_and_captions(tmp_path):
 @pytest.mark.parametrize("place", ["figures", "figures/deeper"])
 def test_the_folder_of_the_stage_figures_is_refused(place):
     """DVC removes what its stage did not write there."""
-    with pytest.raises(typer.BadParameter, match="belongs to the stage figures.*name another folder"):
+    with pytest.raises(typer.BadParameter, match=r"belongs to the stage figures.*name another folder"):
         figure.main("correlation", [ROOT / "experiments/digits_rivals.yaml"], output=ROOT / place)
 
 
