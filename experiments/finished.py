@@ -48,7 +48,8 @@ class Model:
         params = self.params
         method = params.baseline_method if self.baseline else params.method
         source: Source = "none" if self.baseline or params.weight == 0 else params.source
-        return Kind(source, method, params.at.norm if method == "at" else "", params.arch)
+        control = params.control if source != "none" else None
+        return Kind(source, method, params.at.norm if method == "at" else "", params.arch, control)
 
 
 def models_of(finished: Finished, row: Row) -> list[Model]:

@@ -65,7 +65,7 @@ def _targeted(params: Params, dataset: Dataset, device: torch.device) -> dict[st
         )
         for name, folder in (
             (baseline_label(params.baseline_method), "baseline"),
-            (model_label(params.source, params.weight, params.method), "classifier"),
+            (model_label(params.source, params.weight, params.method, params.control), "classifier"),
         )
     }
 
@@ -75,7 +75,7 @@ def main() -> None:
     with stage("figures") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
-        model = model_label(params.source, params.weight, params.method)
+        model = model_label(params.source, params.weight, params.method, params.control)
         beside = baseline_label(params.baseline_method)
         test = dataset.splits["test"]
         rows = _pictured(params)

@@ -14,8 +14,10 @@ from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.prepared import Dataset, read_dataset
+from pag_core.errors import ParamsError
 from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.fitness import accuracy
+from pag_core.gradient_store.controls import exchanged
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradients.online import open_online
@@ -44,7 +46,8 @@ def _provenance(opened: OpenStage, dataset: Dataset, *, baseline: bool) -> dict[
         return {**record, "params": {**record["params"], "objective": form}}
     inputs["gradient store"] = read_manifest(gradients_place(params.source))["checksum"]
     method = ("method", params.method)
-    record = opened.provenance(*recipe, *method, "source", "lambda", "objective", inputs=inputs, processes=processes)
+    aligned = ("source", "lambda", "control", "objective")
+    record = opened.provenance(*recipe, *method, *aligned, inputs=inputs, processes=processes)
     if params.feed.window_shards is not None:
         record["params"]["feed"] = {"window_shards": params.feed.window_shards}
     return record
@@ -55,6 +58,12 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
     params = opened.params
     if params.source == "none" or params.weight == 0:
         return None
+    control = params.control
+    if control is not None and (params.source == "sbg_online" or params.feed.window_shards is not None):
+        raise ParamsError(
+            f"params.yaml: control is {control}, which takes target gradients out of a store in any order; it works "
+            "neither with source sbg_online nor with feed.window_shards"
+        )
     if params.source == "sbg_online":
         teacher = open_online(gradients_place(params.source), dataset, opened.device)
         return AlignmentTerm(teacher, params.weight, params.objective)
@@ -71,6 +80,9 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
         inputs=inputs,
         processes=processes_here(params.processes),
     )
+    if control is not None:
+        train = dataset.splits["train"].to(opened.device)
+        targets = exchanged(targets, control, train, classes=dataset.classes, seed=params.seed)
     return AlignmentTerm(targets, params.weight, params.objective)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pag_core.params.values import MethodName, radius_value
+from pag_core.params.values import Control, MethodName, radius_value
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,33 @@ METHODS: dict[MethodName, Method] = {
 _NORM_SYMBOLS = {"L0": "L\N{SUBSCRIPT ZERO}", "L1": "L\N{SUBSCRIPT ONE}", "L2": "L\N{SUBSCRIPT TWO}", "Linf": "L∞"}
 
 
-def model_label(source: str, weight: float, method: MethodName = "standard") -> str:
+@dataclass(frozen=True)
+class ControlMark:
+    """A control of target gradients as readers meet it: `phrase` after the source, and a marker of its own in plots."""
+
+    phrase: str
+    marker: str
+
+
+CONTROLS: dict[Control, ControlMark] = {
+    "other_image": ControlMark("of another image", "P"),
+    "other_class": ControlMark("of another class", "v"),
+}
+
+
+def source_label(source: str, control: Control | None) -> str:
+    """What was aligned with: `SBG`, or as a control `SBG of another class`."""
+    return source.upper() if control is None else f"{source.upper()} {CONTROLS[control].phrase}"
+
+
+def model_label(source: str, weight: float, method: MethodName = "standard", control: Control | None = None) -> str:
     """The experiment's model, its method, source and lambda: `model (SBG, λ 3)`, `model (AT + SBG, λ 3)`, `model (AT)`.
 
     Without method and alignment it is `model (no alignment)`.
     """
     parts = [METHODS[method].title] if method != "standard" else []
     if source != "none" and weight != 0:
-        parts.append(f"{source.upper()}, λ {weight:g}")
+        parts.append(f"{source_label(source, control)}, λ {weight:g}")
     return f"model ({' + '.join(parts) or 'no alignment'})"
 
 

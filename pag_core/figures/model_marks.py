@@ -6,9 +6,9 @@ from typing import Literal
 
 from matplotlib.lines import Line2D
 
-from pag_core.figures.labels import METHODS, norm_label
+from pag_core.figures.labels import CONTROLS, METHODS, norm_label, source_label
 from pag_core.gradients.sources import SOURCES
-from pag_core.params.values import MethodName, Source
+from pag_core.params.values import Control, MethodName, Source
 
 Fill = Literal["full", "none", "left", "right", "top", "bottom"]
 FILLS: tuple[Fill, ...] = ("full", "none", "left", "right", "top", "bottom")
@@ -23,6 +23,7 @@ class Kind:
     method: MethodName
     norm: str
     arch: str
+    control: Control | None = None
 
     @property
     def label(self) -> str:
@@ -31,7 +32,7 @@ class Kind:
         if self.norm:
             parts = [f"{parts[0]} {norm_label(self.norm)}"]
         if self.source != "none":
-            parts.append(self.source.upper())
+            parts.append(source_label(self.source, self.control))
         return " + ".join(parts) or "vanilla"
 
     @property
@@ -41,8 +42,8 @@ class Kind:
 
     @property
     def marker(self) -> str:
-        """That of its method."""
-        return METHODS[self.method].markers[self.norm]
+        """That of its method, or of a control of what it is aligned with."""
+        return METHODS[self.method].markers[self.norm] if self.control is None else CONTROLS[self.control].marker
 
     @property
     def meets_neither(self) -> bool:

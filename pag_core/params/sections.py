@@ -14,6 +14,7 @@ from pag_core.params.measurements import (
 )
 from pag_core.params.values import (
     BatchSize,
+    Control,
     LayerSize,
     MethodName,
     NonNegativeReal,
@@ -243,6 +244,7 @@ class Params(Section):
     baseline_method: MethodName
     # `lambda` is a keyword of Python
     weight: NonNegativeReal = Field(alias="lambda")
+    control: Control | None
     source_defaults: SourceDefaults
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]

@@ -64,7 +64,7 @@ def render_page(results: Results) -> str:
         beside=baseline_label(params.baseline_method),
         method=METHODS[params.method].title,
         source=SOURCES[params.source].title,
-        model=model_label(params.source, params.weight, params.method),
+        model=model_label(params.source, params.weight, params.method, params.control),
         class_names=results.card["class_names"],
         verdict=verdict(results),
         alarms=alarms(results),

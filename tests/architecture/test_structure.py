@@ -40,7 +40,7 @@ UNREAD: dict[str, list[Any]] = {
     # it has no alignment term, and of the objective takes how a method's own gradient is computed; the model that a store
     # was made from is a guard, the store itself a dependency
     "baseline": ["source", "method", "lambda", "source_defaults", "feed", "diffusion_checkpoint", "objective.output",
-                 "objective.classes_per_step", "objective.scaling", "objective.weight_warmup"],
+                 "objective.classes_per_step", "objective.scaling", "objective.weight_warmup", "control"],
     "train": ["baseline_method", "diffusion_checkpoint"],
 }  # fmt: skip
 # where work runs, and where its data lie, is no part of an experiment's identity

@@ -1,0 +1,65 @@
+"""Controls: training on target gradients of the wrong image or class, which says whether what they show matters."""
+
+import torch
+
+from pag_core.compute.randomness import generator
+from pag_core.datasets.prepared import Split
+from pag_core.gradient_store.targets import GradientBatch, TargetGradients
+from pag_core.params.values import Control
+
+
+class _Exchanged(TargetGradients):
+    """Other gradients of `targets` in place of those that are asked for."""
+
+    def __init__(self, targets: TargetGradients) -> None:
+        self.targets = targets
+        self.ahead = targets.ahead
+        self.window = targets.window
+        self.kept_classes = targets.kept_classes
+
+    def epoch_order(self, images: int, *, seed: int, epoch: int) -> torch.Tensor:
+        return self.targets.epoch_order(images, seed=seed, epoch=epoch)
+
+    def close(self) -> None:
+        self.targets.close()
+
+
+class OfAnotherClass(_Exchanged):
+    """g(x, c') in place of g(x, c): c' is the next class of which the image has a gradient, after the last the first."""
+
+    def __init__(self, targets: TargetGradients, classes: int) -> None:
+        super().__init__(targets)
+        self.count = targets.slots(classes)
+
+    def rows(self, image_indices: torch.Tensor, slots: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+        return self.targets.rows(image_indices, (slots + 1) % self.count, epoch=epoch)
+
+
+class OfAnotherImage(_Exchanged):
+    """g(x', c) in place of g(x, c): x' is another training image of x's class (`other_images`)."""
+
+    def __init__(self, targets: TargetGradients, split: Split, seed: int) -> None:
+        super().__init__(targets)
+        others = other_images(split.labels.cpu(), seed=seed)
+        self.others = {place: others.to(place) for place in {torch.device("cpu"), split.labels.device}}
+        if targets.kept_classes is not None:
+            self.kept_classes = targets.kept_classes[others]
+
+    def rows(self, image_indices: torch.Tensor, slots: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+        return self.targets.rows(self.others[image_indices.device][image_indices], slots, epoch=epoch)
+
+
+def other_images(labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """For each image another of its class, and each image once: int64 [N]. The only image of a class stays itself."""
+    others = torch.arange(len(labels))
+    draws = generator("cpu", seed, "control")
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        ring = members[torch.randperm(len(members), generator=draws)]
+        others[ring] = ring.roll(1)
+    return others
+
+
+def exchanged(targets: TargetGradients, control: Control, split: Split, *, classes: int, seed: int) -> TargetGradients:
+    """`targets` of the training split `split` as the parameter `control` has them."""
+    return OfAnotherClass(targets, classes) if control == "other_class" else OfAnotherImage(targets, split, seed)
