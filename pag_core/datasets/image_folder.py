@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
@@ -52,6 +52,11 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no class"
         raise DatasetError(f"{folder} holds {found}; a classifier needs at least two class folders")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DatasetError(f"{folder}: the name of the class folder {name!r} is not UTF-8; rename it") from None
     return names
 
 
@@ -87,7 +92,7 @@ def _read_image(path: Path, image_size: int | None, changes: Counter[str]) -> ND
         with Image.open(path) as file:
             if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 changes["turned as their EXIF says"] += 1
-            image = _as_rgb(path, ImageOps.exif_transpose(file), changes)
+            image = _as_rgb(path, ImageOps.exif_transpose(file), _holds_16_bits(file), changes)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
     if image_size is not None:
@@ -95,13 +100,18 @@ def _read_image(path: Path, image_size: int | None, changes: Counter[str]) -> ND
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def _as_rgb(path: Path, image: Image.Image, changes: Counter[str]) -> Image.Image:
+def _holds_16_bits(file: ImageFile.ImageFile) -> bool:
+    """Whether what PIL may open as integers of 32 bits has 16 in the file: grey PNG, and PGM with values up to 65,535."""
+    return file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM"))
+
+
+def _as_rgb(path: Path, image: Image.Image, of_16_bits: bool, changes: Counter[str]) -> Image.Image:
     """RGB of 8 bits. PIL's own conversion would clip 16 bits to white, floats to black, and drop transparency."""
     if image.has_transparency_data and (
         image.mode.startswith("I") or np.asarray(image.convert("RGBA"))[..., 3].min() < 255
     ):
         raise DatasetError(f"{path} is transparent in places; put it on a background and save it without transparency")
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if of_16_bits:
         changes["of 16 bits scaled to 8"] += 1
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

@@ -43,6 +43,14 @@ def _divide(whole: LabelledImages, fraction: float, seed: int, name: str) -> tup
         raise DatasetError(
             f"{len(whole)} images (smallest class: {smallest}) cannot be divided with {name}={fraction}: {error}"
         ) from error
+    for taken in (rest, part):
+        # stratification rounds small classes away without a word
+        if absent := sorted(set(whole.labels.tolist()) - set(whole.labels[taken].tolist())):
+            count = int((whole.labels == absent[0]).sum())
+            raise DatasetError(
+                f"{name}={fraction} leaves one of the splits without class {absent[0]}, which has {count} images; give it more "
+                "images, or leave it out"
+            )
     return whole.take(rest), whole.take(part)
 
 

@@ -60,7 +60,7 @@ def _loading(name: str, dataset: str, card: Plain) -> str:
         f"Needs {', '.join(packages)} (it was trained with {known}). Nothing is unpickled. The same object is a model for "
         "Foolbox, `PyTorchModel(classifier, bounds=(0, 1))`"
     )
-    if dataset == "cifar10":
+    if dataset == "cifar10" and card["image_shape"] == [3, 32, 32]:
         text += ', and for RobustBench, `benchmark(classifier, dataset="cifar10", threat_model="Linf", eps=8 / 255)`'
     return text + "."
 

@@ -1,6 +1,7 @@
 """Where the training's target gradients fit: on the device, in host memory, on the disk, or only a window of them."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +12,44 @@ from pag_core.pipeline.artifacts import GIGABYTE, readable_bytes
 
 # of the memory that is free when training begins; the rest is for the training itself and for other work
 SHARE = 0.5
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# the files of a limit, of what is used, and the statistic of what would be released: of one tree (v2), of one for memory (v1)
+UNIFIED = ("memory.max", "memory.current", "inactive_file")
+SEPARATE = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def available_host_memory(cgroup: Path = CGROUP) -> int:
-    """Bytes that a process may still take: the system's estimate, or what the container's limit leaves if that is less."""
+def available_host_memory(cgroup: Path = CGROUP, own: Path = OWN_CGROUPS) -> int:
+    """Bytes that a process may still take: the system's estimate, or what the tightest limit on it leaves if that is less.
+
+    Limits are those of its control group and of the groups around it, as containers, systemd and SLURM set them.
+    """
     import psutil
 
     available = int(psutil.virtual_memory().available)
+    return max(0, min([available, *_left_by_limits(cgroup, own)]))
+
+
+def _left_by_limits(cgroup: Path, own: Path) -> Iterator[int]:
+    """What each limit leaves; `own` has lines `NUMBER:CONTROLLERS:PLACE`, without controllers where one tree has all (v2)."""
+    lines = own.read_text(encoding="utf-8").splitlines() if own.exists() else []
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        if controllers in ("", "memory"):
+            root, names = (cgroup, UNIFIED) if controllers == "" else (cgroup / "memory", SEPARATE)
+            group = root / place.lstrip("/")
+            # a container may see its own group as the root, whatever its place is called outside
+            for folder in dict.fromkeys([group, *group.parents, root]):
+                if folder.is_relative_to(root) and (left := _left(folder, *names)) is not None:
+                    yield left
+
+
+def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
     try:
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
-        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return available
-    # the page cache counts as used, and is released when memory is asked for
-    return max(0, min(available, limit - used + int(statistics.get("inactive_file", 0))))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        # the page cache counts as used, and is released when memory is asked for
+        released = int(statistics.get(reclaimable, 0))
+        return int((folder / limit).read_text()) - int((folder / used).read_text()) + released
+    except (OSError, ValueError):  # none, or one without a limit ("max")
+        return None
 
 
 @dataclass(frozen=True)
@@ -39,8 +62,8 @@ class Need:
     shards: int
 
     def resident(self) -> int:
-        """All of it, and a shard while it is streamed in."""
-        return self.codes + self.scales + self.shard
+        """All of it, and a shard while it is streamed in: as it is read and as it is decoded."""
+        return self.codes + self.scales + 2 * self.shard
 
     def window(self, shards: int) -> int:
         """A window, the next one, and a shard while it is read."""

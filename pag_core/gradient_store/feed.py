@@ -25,7 +25,7 @@ from pag_core.gradient_store.window import WindowGradients
 from pag_core.params.sections import FeedParams
 from pag_core.pipeline.artifacts import readable_bytes
 from pag_core.pipeline.checkpoint import RunFolder
-from pag_core.pipeline.raw_copies import hold_raw_copy
+from pag_core.pipeline.raw_copies import hold_raw_copy, remove_stale_copies
 
 # batches that a background thread fetches before they are trained on
 AHEAD = 4
@@ -53,6 +53,8 @@ def open_feed(
     kept = kept_classes(path, manifest, "train")
     codes, scales = (stored_array(path, manifest, f"train/{name}") for name in ("gradient", "scale"))
     cache = cache_path(path, folder)
+    # room for the copy, of which copies of other contents may take some
+    remove_stale_copies(cache)
     choice = _chosen(codes, scales, cache, device, params, processes)
     print(choice_line(codes.shape, choice, params), flush=True)
     pinned = device.type == "cuda"
@@ -108,7 +110,8 @@ def mapped_codes(codes: ShardedArray, cache: Path) -> torch.Tensor:
 
     def write(file: BinaryIO) -> None:
         for _, values in codes:
-            np.ascontiguousarray(values).tofile(file)
+            # not by tofile, which does not report a block that a full disk did not take
+            file.write(np.ascontiguousarray(values).data)
 
     hold_raw_copy(cache, write)
     mapped = np.memmap(cache, dtype=codes.array.dtype, mode="r", shape=codes.shape)

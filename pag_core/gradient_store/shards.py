@@ -14,11 +14,21 @@ from pag_core.gradient_store.remote import RemoteShards
 
 
 def checked(path: Path, place: str, read: Callable[[], Any]) -> NDArray[Any]:
-    """What `read` returns; raises StoreError if a checksum or the format shows damage."""
+    """What `read` returns; raises StoreError if a checksum or the format shows damage, or if it cannot be read."""
     try:
         return np.asarray(read())
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise StoreError(f"{path}: {place} is damaged ({error}); remove the store and run its stage again") from error
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise StoreError(
+                f"{path}: {place} could not be read ({error}); nothing says that it is damaged, so run again"
+            ) from error
+        raise _damaged(path, place, error) from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise _damaged(path, place, error) from error
+
+
+def _damaged(path: Path, place: str, error: Exception) -> StoreError:
+    return StoreError(f"{path}: {place} is damaged ({error}); remove the store and run its stage again")
 
 
 class ShardedArray:
@@ -31,6 +41,7 @@ class ShardedArray:
         array = zarr.open_group(path, mode="r", use_consolidated=True)[name]
         assert isinstance(array, zarr.Array)
         self.path = path
+        self.place = name if address is None else f"{name} at {address}"
         if address is not None:
             local, array = array, RemoteShards(address).array(name)
             if array.metadata != local.metadata:
@@ -50,7 +61,7 @@ class ShardedArray:
 
     def read(self, number: int) -> NDArray[Any]:
         """One shard; raises StoreError if it is damaged or cannot be reached."""
-        return checked(self.path, f"shard {number} of {self.name}", lambda: self.array[self.rows(number)])
+        return checked(self.path, f"shard {number} of {self.place}", lambda: self.array[self.rows(number)])
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         for number in range(len(self)):

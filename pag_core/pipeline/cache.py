@@ -24,7 +24,7 @@ from pag_core.pipeline.raw_copies import is_held, remove_unheld
 
 @dataclass(frozen=True)
 class Entry:
-    """A run folder, a raw copy or a lock of `.cache`: its size, when it was last written, whether a process holds it."""
+    """A run folder, a raw copy, an unfinished one or a lock: its size, when it was last written, whether a process holds it."""
 
     kind: str
     path: Path
@@ -37,18 +37,35 @@ def entries(root: Path) -> list[Entry]:
     """Everything in `root`, the oldest first."""
     found: list[Entry] = []
     for path in root.iterdir() if root.exists() else ():
-        if path.is_dir() and path.name != "locks":
-            files = [file for file in path.rglob("*") if file.is_file()]
-            written = max(file.stat().st_mtime for file in [path, *files])
-            size = sum(file.stat().st_size for file in files)
+        sizes = list(_sizes(path))
+        if not sizes or path.name == "locks":
+            continue
+        size, written = sum(size for size, _ in sizes), max(at for _, at in sizes)
+        if path.is_dir():
             found.append(Entry("run folder", path, size, written, _is_locked(root, path.name)))
         elif path.suffix == ".raw":
-            found.append(Entry("raw copy", path, path.stat().st_size, path.stat().st_mtime, is_held(path)))
+            found.append(Entry("raw copy", path, size, written, is_held(path)))
+        elif path.suffix == ".partial":
+            found.append(Entry("unfinished", path, size, written, _is_locked(root, _lock_of_writer(path))))
     named = {entry.path.name for entry in found}
     for lock in (root / "locks").glob("*"):
-        if lock.name not in named:
-            found.append(Entry("lock", lock, 0, lock.stat().st_mtime, _is_locked(root, lock.name)))
+        for size, written in _sizes(lock):
+            if lock.name not in named:
+                found.append(Entry("lock", lock, size, written, _is_locked(root, lock.name)))
     return sorted(found, key=lambda entry: entry.written)
+
+
+def _sizes(path: Path) -> Iterator[tuple[int, float]]:
+    """Bytes, and when it was written, of `path` and all in it; what a running stage renames or removes meanwhile is gone."""
+    for place in [path, *(Path(folder, name) for folder, _, files in os.walk(path) for name in files)]:
+        with contextlib.suppress(FileNotFoundError):
+            state = place.stat()
+            yield (0 if place.is_dir() else state.st_size), state.st_mtime
+
+
+def _lock_of_writer(partial: Path) -> str:
+    """The lock that the writer of an unfinished raw copy, `.NAME-CONTENT.raw.*.partial`, holds."""
+    return f"{partial.name[1:].rsplit('-', 1)[0]}.raw"
 
 
 def clear(root: Path) -> list[Entry]:
@@ -58,9 +75,12 @@ def clear(root: Path) -> list[Entry]:
         if entry.kind == "raw copy":
             gone = remove_unheld(entry.path)
         else:
-            with _locked(root, entry.path.name) as gone:
-                if gone and entry.kind == "run folder":
-                    shutil.rmtree(entry.path)
+            unfinished = entry.kind == "unfinished"
+            with _locked(root, _lock_of_writer(entry.path) if unfinished else entry.path.name) as gone:
+                if gone and unfinished:
+                    entry.path.unlink(missing_ok=True)
+                elif gone and entry.kind == "run folder":
+                    shutil.rmtree(entry.path, ignore_errors=True)
         if gone:
             removed.append(entry)
     return removed

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import filelock
 
+from pag_core.compute.processes import this_process
 from pag_core.pipeline.artifacts import file_record, read_sealed_json, replacing_file, write_sealed_json
 
 # the copies that this process reads, open and locked so that no other run removes them
@@ -16,16 +17,12 @@ _held: list[BinaryIO] = []
 def hold_raw_copy(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Make sure that the raw copy `path`, `NAME-CONTENT.raw`, exists, and hold it for as long as this process lives.
 
-    `write` fills it, whole or not at all, if it is missing or its SHA-256 is not the one recorded beside it. Copies of that
-    name with other contents are removed unless another process holds them.
+    `write` fills it, whole or not at all, if it is missing or its SHA-256 is not the one recorded beside it. Of processes
+    that share the work one looks, the others take what it holds: each would read the whole file, one after the other.
     """
-    name = path.name.rsplit("-", 1)[0]
-    (path.parent / "locks").mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.parent / "locks" / f"{name}.raw"):
-        for stale in path.parent.glob(f"{name}-*.raw"):
-            if stale != path:
-                remove_unheld(stale)
-        if path.exists() and not _is_as_written(path):
+    with _locked(path):
+        seen = not this_process().leads and path.exists() and is_held(path)
+        if path.exists() and not seen and not _is_as_written(path):
             print(f"{path} is not what was written; it is made again.", flush=True)
             path.unlink()
         if not path.exists():
@@ -37,6 +34,26 @@ def hold_raw_copy(path: Path, write: Callable[[BinaryIO], None]) -> None:
         held = path.open("rb")
         fcntl.flock(held, fcntl.LOCK_SH)
         _held.append(held)
+
+
+def remove_stale_copies(path: Path) -> None:
+    """Remove what is left of other contents, and of killed writers, of the copy `path`, unless a process holds it."""
+    with _locked(path):
+        for stale in path.parent.glob(f"{_name(path)}-*.raw"):
+            if stale != path:
+                remove_unheld(stale)
+        for partial in path.parent.glob(f".{_name(path)}-*.partial"):
+            partial.unlink()
+
+
+def _name(path: Path) -> str:
+    return path.name.rsplit("-", 1)[0]
+
+
+def _locked(path: Path) -> filelock.BaseFileLock:
+    """The lock of all copies of one name, of which a writer holds it while it writes."""
+    (path.parent / "locks").mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(path.parent / "locks" / f"{_name(path)}.raw")
 
 
 def _record_of(path: Path) -> Path:

@@ -13,11 +13,11 @@ NEED = Need(codes=1000, scales=10, shard=100, shards=10)
 @pytest.mark.parametrize(
     ("room", "mode", "on_gpu"),
     [
-        (Room(gpu=None, host=1110, disk=0), "resident", False),
-        (Room(gpu=None, host=1109, disk=1000), "memory_map", False),
-        (Room(gpu=1110, host=0, disk=0), "resident", True),
-        (Room(gpu=1109, host=1110, disk=0), "resident", False),
-        (Room(gpu=1109, host=1109, disk=1000), "memory_map", False),
+        (Room(gpu=None, host=1210, disk=0), "resident", False),
+        (Room(gpu=None, host=1209, disk=1000), "memory_map", False),
+        (Room(gpu=1210, host=0, disk=0), "resident", True),
+        (Room(gpu=1209, host=1210, disk=0), "resident", False),
+        (Room(gpu=1209, host=1209, disk=1000), "memory_map", False),
     ],
 )
 def test_the_automatic_choice_by_what_fits(room, mode, on_gpu):
@@ -41,13 +41,13 @@ def test_windows_are_taken_where_they_are_asked_for_and_only_there(mode):
         (
             "resident",
             None,
-            Room(None, 1109, 1000),
-            ["feed.mode memory_map fits", "feed.window_shards: 4 fits", "0.00 MB"],
+            Room(None, 1209, 1000),
+            ["feed.mode memory_map fits", "feed.window_shards: 5 fits", "0.00 MB"],
         ),
-        ("memory_map", None, Room(None, 1110, 999), ["feed.mode resident fits"]),
+        ("memory_map", None, Room(None, 1210, 999), ["feed.mode resident fits"]),
         ("auto", 2, Room(None, 509, 0), ["feed.window_shards 2 does not fit", "feed.window_shards: 1 fits"]),
         ("auto", None, Room(None, 309, 0), ["Raise feed.budget_gb", "images_per_shard"]),
-        ("resident", None, Room(1109, 1109, 0), ["of GPU memory", "feed.window_shards: 4 fits"]),
+        ("resident", None, Room(1209, 1209, 0), ["of GPU memory", "feed.window_shards: 5 fits"]),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_does(mode, window, room, words):
@@ -67,12 +67,34 @@ def test_the_budget_is_half_of_what_is_free_or_as_stated(tmp_path, monkeypatch):
     assert measured_room(CPU, tmp_path, None, 1).gpu is None and measured_room(CPU, tmp_path, None, 1).disk > 0
 
 
-def test_a_containers_limit_counts(tmp_path):
-    free = available_host_memory(tmp_path)
-    assert free > 1e8
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 600000\ninactive_file 50000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_host_memory(tmp_path) > 1e8
-    (tmp_path / "memory.max").write_text("1000000\n")
-    assert available_host_memory(tmp_path) == 350000
+def limit_group(folder, *, limit, used, released, version):
+    names = {2: ("memory.max", "memory.current", "inactive_file"),
+             1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}[version]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 600000\n{names[2]} {released}\n")
+
+
+@pytest.mark.parametrize(("version", "line"), [(2, "0::{}\n"), (1, "5:cpu:/\n9:memory:{}\n")])
+def test_the_tightest_limit_on_the_way_up_counts(tmp_path, version, line):
+    """Of the own group and those around it (systemd, SLURM), or of the root, which a container sees as its own group."""
+    own, cgroup = tmp_path / "own", tmp_path / "cgroup"
+    tree = cgroup if version == 2 else cgroup / "memory"
+    own.write_text(line.format("/job/step"))
+    free = available_host_memory(cgroup, own)
+    assert free > 1e8 and abs(free - available_host_memory(cgroup, tmp_path / "none")) < 1e9
+    limit_group(
+        tree / "job/step", limit="max" if version == 2 else 2**63 - 4096, used=700000, released=50000, version=version
+    )
+    assert available_host_memory(cgroup, own) > 1e8
+    limit_group(tree / "job", limit=1000000, used=700000, released=50000, version=version)
+    assert available_host_memory(cgroup, own) == 350000
+    limit_group(tree / "job/step", limit=900000, used=700000, released=50000, version=version)
+    assert available_host_memory(cgroup, own) == 250000
+    limit_group(tree, limit=500000, used=700000, released=50000, version=version)
+    assert available_host_memory(cgroup, own) == 0
+    # what other jobs have is not looked at
+    limit_group(tree, limit=10**15, used=0, released=0, version=version)
+    own.write_text(line.format("/not/there"))
+    assert available_host_memory(cgroup, own) > 1e8

@@ -11,6 +11,7 @@ import torch
 from pag_core.gradient_store.feed import mapped_codes
 from pag_core.pipeline import cache
 from pag_core.pipeline.checkpoint import cache_root, run_folder
+from pag_core.pipeline.locks import holding
 from tests.samples import ROOT
 
 HOLDING = """
@@ -96,6 +97,32 @@ def test_the_command_lists_and_clears(root):
     assert left.exists() and "run folder" in listed and left.name in listed and "not in use" in listed
     assert "removed" in run("--clear") and not left.exists()
     assert "0 entries" in run()
+
+
+def test_what_a_running_stage_removes_meanwhile_is_passed_over(root, monkeypatch):
+    left = broken_off(1)
+    walk = os.walk
+
+    def with_one_that_is_gone(path):
+        yield from walk(path)
+        if path == left:
+            yield str(path), [], ["renamed.partial"]
+
+    monkeypatch.setattr(cache.os, "walk", with_one_that_is_gone)
+    (entry,) = [entry for entry in cache.entries(root) if entry.kind == "run folder"]
+    assert entry.path == left and entry.bytes == sum(file.stat().st_size for file in left.rglob("*") if file.is_file())
+
+
+def test_an_unfinished_copy_goes_unless_its_writer_is_at_work(root):
+    root.mkdir(parents=True)
+    partial = root / ".gradients-sbg-train-0123.raw.x1_y.partial"
+    partial.write_bytes(b"half")
+    with holding(root / "locks" / "gradients-sbg-train.raw", "writing"):
+        assert [(entry.kind, entry.held) for entry in cache.entries(root) if entry.path == partial] == [
+            ("unfinished", True)
+        ]
+        assert partial not in [entry.path for entry in cache.clear(root)] and partial.exists()
+    assert partial in [entry.path for entry in cache.clear(root)] and not partial.exists()
 
 
 def test_work_begins_anew_after_it_was_cleared(root):

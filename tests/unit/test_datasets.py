@@ -100,6 +100,16 @@ def test_too_few_images_for_a_split_are_refused(changes, words):
         split(raw_dataset(), **{**SPLIT, **changes})
 
 
+@pytest.mark.parametrize("fraction", [0.15, 0.85])
+def test_a_class_that_is_in_one_split_alone_is_refused(fraction):
+    """Stratification gives all of a small class to one side."""
+    labels = np.repeat(np.arange(3), [40, 40, 2])
+    images = LabelledImages(np.arange(82 * 4, dtype=np.int64).astype(np.uint8).reshape(82, 1, 2, 2), labels)
+    raw = RawDataset(class_names=("a", "b", "c"), train=images, test=images)
+    with pytest.raises(DatasetError, match=r"leaves one of the splits without class 2, which has 2 images"):
+        split(raw, **{**SPLIT, "validation_fraction": fraction})
+
+
 @pytest.mark.parametrize(
     ("images", "labels"),
     [

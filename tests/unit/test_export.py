@@ -15,6 +15,7 @@ from pag_core.errors import ArtifactError
 from pag_core.evaluation.subject import baseline_place
 from pag_core.exchange import export as export_module
 from pag_core.exchange.export import export
+from pag_core.exchange.model_card import _loading
 from pag_core.exchange.outside.loading import attacked_images, load
 from pag_core.params.values import radius_value
 from pag_core.pipeline.artifacts import write_json
@@ -151,6 +152,14 @@ def test_what_was_not_measured_is_said(make_place):
     assert measured == {"autoattack": None, "foolbox": None, "masking": None}
     assert Path("out/README.md").read_text().count("Not measured.") == 3
     assert not Path("out/attack.py").exists() and not Path("out/attacked_images.safetensors").exists()
+
+
+@pytest.mark.parametrize(("shape", "named"), [([3, 32, 32], True), ([3, 16, 16], False)])
+def test_robustbench_is_named_for_images_of_its_size_alone(shape, named):
+    """It attacks 32 pixels, which a network made for 16 takes without a word."""
+    card = {"arch": "small_resnet", "image_shape": shape, "provenance": {"versions": LIBRARIES}}
+    assert ("RobustBench" in _loading("classifier", "cifar10", card)) == named
+    assert "RobustBench" not in _loading("classifier", "digits", card)
 
 
 @pytest.mark.parametrize("changed", ["classifier", "dataset"])

@@ -1,5 +1,7 @@
 """Feeding: every mode gives the rows of the store, in an order that visits each image once, also after a kill."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -7,17 +9,19 @@ import pytest
 import torch
 import zarr
 
+from pag_core.compute.processes import Process
 from pag_core.errors import ParamsError, StoreError
 from pag_core.gradient_store import feed as feed_module
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.store import SmallStore, write_small_store
 from pag_core.gradient_store.window import WindowGradients
 from pag_core.params.sections import FeedParams
+from pag_core.pipeline import raw_copies
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.batches import Batches
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import MADE_FROM, Killed, KilledFolder, flip, gaussian, write_dense
+from tests.samples import MADE_FROM, ROOT, Killed, KilledFolder, flip, gaussian, write_dense
 
 MODES = ("resident", "memory_map", "window")
 CPU = torch.device("cpu")
@@ -253,10 +257,67 @@ def test_a_flipped_byte_of_the_cache_is_seen(store, dataset, folder, capsys, dam
 
 
 def test_a_killed_writer_of_the_cache_leaves_nothing(store, dataset, folder):
-    leftover = folder.path.parent / f".{feed_module.cache_path(store, folder).name}.abc.partial"
-    leftover.write_bytes(b"half")
+    """Of this content or another, and before the room on the disk is measured."""
+    other = feed_module.cache_path(store, folder).with_name(f"gradients-sbg-train-{'0' * 20}.raw")
+    leftovers = [
+        folder.path.parent / f".{name}.abc.partial"
+        for name in (feed_module.cache_path(store, folder).name, other.name, f"{other.name}.json")
+    ]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
     opened(store, dataset, folder, "memory_map")
-    assert not leftover.exists() and len(list(folder.path.parent.glob("*.raw"))) == 1
+    assert not any(leftover.exists() for leftover in leftovers) and len(list(folder.path.parent.glob("*.raw"))) == 1
+
+
+def test_of_processes_that_share_the_work_one_checks_the_cache(store, dataset, folder, monkeypatch):
+    opened(store, dataset, folder, "memory_map")
+    looked, look = [], raw_copies._is_as_written
+    monkeypatch.setattr(raw_copies, "_is_as_written", lambda path: looked.append(path) or look(path))
+    opened(store, dataset, folder, "memory_map")
+    assert len(looked) == 1
+    monkeypatch.setattr(raw_copies, "this_process", lambda: Process(1, 2))
+    # this process holds the copy, as the leader does
+    opened(store, dataset, folder, "memory_map")
+    assert len(looked) == 1
+    for held in raw_copies._held:
+        held.close()
+    raw_copies._held.clear()
+    opened(store, dataset, folder, "memory_map")
+    assert len(looked) == 2
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+sys.path[0] = {root!r}
+import numpy as np
+from pag_core.gradient_store.feed import mapped_codes
+from pag_core.pipeline.stage import stage
+
+class Codes:
+    shape, array = (4, 20_000), np.empty(0, np.int8)
+
+    def __iter__(self):
+        for number in range(4):
+            # the disk is full while one shard is written, and free again after it
+            limit = {limit} if number == {shard} else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            yield slice(number, number + 1), np.full((1, 20_000), number + 1, np.int8)
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with stage("train"):
+    mapped_codes(Codes(), Path("gradients-sbg-train-1.raw"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shard", "limit"), [(1, 27_000), (2, 40_000), (3, 77_000)])
+def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, shard, limit):
+    """In the middle, at an edge, in the end; the copy could have the right size, and the hash of its wrong bytes."""
+    script = FULL.format(root=str(ROOT), shard=shard, limit=limit)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr[-1000:]
+    assert not list(tmp_path.glob("**/*gradients-sbg-train-1.raw*"))
 
 
 @pytest.mark.parametrize(("mode", "words"), [("auto", "resident in host memory"), *((mode, "") for mode in MODES)])
@@ -356,7 +417,7 @@ def test_window_gradients_say_their_window(store, dataset, folder):
 
 
 def test_processes_of_a_machine_share_its_memory(store, dataset, folder, monkeypatch):
-    monkeypatch.setattr("pag_core.gradient_store.budget.available_host_memory", lambda: 2 * 9000)
+    monkeypatch.setattr("pag_core.gradient_store.budget.available_host_memory", lambda: 2 * 10_500)
     options = {"params": feed_params(), "folder": folder, "inputs": MADE_FROM}
     assert open_feed(store, dataset, CPU, **options).ahead == 0
     assert open_feed(store, dataset, CPU, **options, processes=2).ahead > 0

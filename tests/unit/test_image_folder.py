@@ -1,5 +1,6 @@
 """Image folders: what PIL reads, or a refusal that names the file."""
 
+import os
 import shutil
 
 import numpy as np
@@ -136,6 +137,24 @@ def test_sixteen_bits_are_scaled(make_folder, capsys):
     expected = np.floor(values / 65_535 * 255 + 0.5)
     assert np.array_equal(found, np.stack([expected] * 3)) and 0 < found.mean() < 200
     assert "1 images of 16 bits scaled to 8" in capsys.readouterr().out
+
+
+def test_sixteen_bits_of_a_portable_graymap_are_scaled(make_folder):
+    """PIL opens it as integers of 32 bits."""
+    folder = make_folder(GOOD)
+    values = np.arange(36, dtype=np.uint16).reshape(6, 6) * 1800
+    (folder / "train/ant/0.png").unlink()
+    (folder / "train/ant/0.pgm").write_bytes(b"P5 6 6 65535\n" + values.astype(">u2").tobytes())
+    expected = np.floor(values / 65_535 * 255 + 0.5)
+    assert np.array_equal(load(folder).train.images[0], np.stack([expected] * 3))
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused(make_folder):
+    folder = make_folder(GOOD)
+    for split in ("train", "test"):
+        os.rename(os.fsencode(folder / split / "ant"), os.fsencode(folder / split) + b"/caf\xe9")  # noqa: PTH104
+    with pytest.raises(DatasetError, match=r"'caf\\udce9' is not UTF-8; rename it"):
+        load(folder)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

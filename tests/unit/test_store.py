@@ -8,6 +8,7 @@ import torch
 
 from pag_core.errors import StoreError
 from pag_core.gradient_store.manifest import read_manifest
+from pag_core.gradient_store.shards import checked
 from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
 from pag_core.gradient_store.writer import quantised
 from tests.samples import MADE_FROM, cosines, flip, gaussian, write_dense
@@ -111,6 +112,27 @@ def test_a_flipped_byte_in_any_file_is_refused(dense, dataset, cpu):
                 read_everything(dense, dataset, cpu)
             file.write_bytes(whole)
     read_everything(dense, dataset, cpu)
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path):
+    """A network that fails, or too many open files, is no reason to remove a store of hours."""
+
+    def read(error):
+        raise error
+
+    for error in (ConnectionResetError(104, "reset by peer"), OSError(24, "Too many open files")):
+        with pytest.raises(
+            StoreError, match=r"shard 3 could not be read .*nothing says that it is damaged, so run again"
+        ):
+            checked(tmp_path, "shard 3", lambda error=error: read(error))
+    for error in (
+        FileNotFoundError(2, "No such file"),
+        ValueError("checksum"),
+        RuntimeError("codec"),
+        KeyError("shape"),
+    ):
+        with pytest.raises(StoreError, match=r"shard 3 is damaged .*remove the store"):
+            checked(tmp_path, "shard 3", lambda error=error: read(error))
 
 
 def test_every_byte_of_a_shard_and_its_scales_is_checked(dense, dataset, cpu):
