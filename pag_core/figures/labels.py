@@ -37,6 +37,7 @@ class ControlMark:
 CONTROLS: dict[Control, ControlMark] = {
     "other_image": ControlMark("of another image", "P"),
     "other_class": ControlMark("of another class", "v"),
+    "shuffled_pixels": ControlMark("in shuffled pixels", "*"),
 }
 
 

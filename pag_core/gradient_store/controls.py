@@ -1,4 +1,6 @@
-"""Controls: training on target gradients of the wrong image or class, which says whether what they show matters."""
+"""Controls: training on target gradients of the wrong image or class, or without shapes: does it matter what they show?"""
+
+import math
 
 import torch
 
@@ -49,6 +51,20 @@ class OfAnotherImage(_Exchanged):
         return self.targets.rows(self.others[image_indices.device][image_indices], slots, epoch=epoch)
 
 
+class OfShuffledPixels(_Exchanged):
+    """g(x, c) with its pixels in another order, the same for all images and classes: its values and no shapes."""
+
+    def __init__(self, targets: TargetGradients, split: Split, seed: int) -> None:
+        super().__init__(targets)
+        order = torch.randperm(math.prod(split.images.shape[2:]), generator=generator("cpu", seed, "control"))
+        self.order = {place: order.to(place) for place in {torch.device("cpu"), split.images.device}}
+
+    def rows(self, image_indices: torch.Tensor, slots: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
+        batch = self.targets.rows(image_indices, slots, epoch=epoch)
+        codes = batch.codes.flatten(-2)[..., self.order[batch.codes.device]]
+        return batch.with_codes(codes.unflatten(-1, batch.codes.shape[-2:]))
+
+
 def other_images(labels: torch.Tensor, *, seed: int) -> torch.Tensor:
     """For each image another of its class, and each image once: int64 [N]. The only image of a class stays itself."""
     others = torch.arange(len(labels))
@@ -62,4 +78,10 @@ def other_images(labels: torch.Tensor, *, seed: int) -> torch.Tensor:
 
 def exchanged(targets: TargetGradients, control: Control, split: Split, *, classes: int, seed: int) -> TargetGradients:
     """`targets` of the training split `split` as the parameter `control` has them."""
-    return OfAnotherClass(targets, classes) if control == "other_class" else OfAnotherImage(targets, split, seed)
+    match control:
+        case "other_image":
+            return OfAnotherImage(targets, split, seed)
+        case "other_class":
+            return OfAnotherClass(targets, classes)
+        case "shuffled_pixels":
+            return OfShuffledPixels(targets, split, seed)

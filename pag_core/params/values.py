@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
 MethodName = Literal["standard", "at", "trades", "gradient_norm"]
 Output = Literal["logit", "log_softmax"]
-Control = Literal["other_image", "other_class"]
+Control = Literal["other_image", "other_class", "shuffled_pixels"]
 
 
 class Section(BaseModel):

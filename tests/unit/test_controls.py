@@ -58,6 +58,22 @@ def test_targets_of_another_image(stores, dataset, kind):
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse", "representatives"])
+def test_targets_in_shuffled_pixels(stores, dataset, kind):
+    store, train = stores[kind], dataset.splits["train"]
+    control = exchanged(store, "shuffled_pixels", train, classes=CLASSES, seed=5)
+    indices, count = torch.arange(36), store.slots(CLASSES)
+    slots = torch.arange(count).expand(36, count)
+    found, plain = control(indices, slots).flatten(3), store(indices, slots).flatten(3)
+    # one order of all 64 pixels for every image and class, found from the first of them
+    order = [int((plain[0, 0, 0] == value).nonzero()[0]) for value in found[0, 0, 0]]
+    if kind == "representatives":
+        assert torch.equal(found, plain[..., order]) and sorted(order) == list(range(64)) != order
+    assert torch.equal(found.sort().values, plain.sort().values) and not torch.equal(found, plain)
+    assert torch.equal(control.classes_of(indices, slots), store.classes_of(indices, slots))
+    assert torch.allclose(control.rows(indices, slots).norms(), store.rows(indices, slots).norms())
+
+
 def test_other_images_are_of_the_same_class_and_each_comes_once(dataset):
     labels = torch.cat([dataset.splits["train"].labels, torch.tensor([7])])
     others = other_images(labels, seed=5)
@@ -69,5 +85,7 @@ def test_other_images_are_of_the_same_class_and_each_comes_once(dataset):
 def test_a_control_is_called_one():
     assert model_label("sbg", 2.0, control="other_class") == "model (SBG of another class, λ 2)"
     kinds = [Kind("sbg", "standard", "", "vit", control) for control in (None, *CONTROLS)]
-    assert [kind.label for kind in kinds] == ["SBG", "SBG of another image", "SBG of another class"]
-    assert len({kind.marker for kind in kinds}) == 3
+    assert [kind.label for kind in kinds] == [
+        "SBG", "SBG of another image", "SBG of another class", "SBG in shuffled pixels"
+    ]  # fmt: skip
+    assert len({kind.marker for kind in kinds}) == 4
