@@ -26,6 +26,7 @@ from pag_core.pipeline.stage import run
 
 SEED = 3407
 DRAWN = 3
+BATCHES = 512
 # the images of a dataset's training split, its classes, the side of an image in pixels, and the images measured: dense
 # stores of 0.6 and 1.3 GB
 SIZES = {"cifar100": (50_000, 100, 32, 2048), "tiny_imagenet": (100_000, 200, 64, 512)}
@@ -66,7 +67,7 @@ def mapped(store: Path, dataset: Dataset) -> TargetGradients:
 
 
 def fetching(targets: TargetGradients, dataset: Dataset, batch_size: int) -> Callable[[], Any]:
-    """Fetch random batches of three slots of each image, another each time."""
+    """Fetch random batches of three slots of each image, another each time, of more rows than a processor's cache holds."""
     draws, slots = generator("cpu", SEED, "batches"), targets.slots(dataset.classes)
     images = len(dataset.splits["train"])
     drawn = [
@@ -74,7 +75,7 @@ def fetching(targets: TargetGradients, dataset: Dataset, batch_size: int) -> Cal
             torch.randperm(images, generator=draws)[:batch_size],
             torch.rand(batch_size, slots, generator=draws).topk(DRAWN, dim=1).indices,
         )
-        for _ in range(32)
+        for _ in range(BATCHES)
     ]
     return in_turn(
         lambda indices, chosen: (targets.rows(indices, chosen).codes, targets.classes_of(indices, chosen)), drawn
