@@ -42,6 +42,20 @@ def test_every_table_is_valid(file, size):
         assert len(columns) >= 2
 
 
+OTHERS = [path for path in sorted((ROOT / "experiments").glob("*.yaml")) if path.name != "published.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [(path, size) for path in OTHERS for size in yaml.safe_load(path.read_text(encoding="utf-8"))["sizes"]],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_every_other_description_is_valid(file, size):
+    """All values, stages and rows, at every size."""
+    experiment = read_experiment(file, size, [])
+    assert experiment.params and {row.classifier for row in experiment.rows} <= experiment.runs.keys()
+
+
 def test_published_numbers_are_those_of_the_paper():
     """A number of each table, copied once more by hand."""
     found = {
