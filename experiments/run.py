@@ -53,21 +53,21 @@ def main(
     """Run what is not done yet, and print the results beside the published numbers."""
     try:
         experiment = read_experiment(description, size, change or [])
+        if only:
+            experiment = experiment.only(only)
+        if images is None and experiment.needs_images:
+            raise typer.BadParameter(f"{description} at size {size} takes a folder of images", param_hint="--images")
+        if images is not None:
+            experiment = experiment.on_images(arrange_images(images, work, experiment.classes))
+        if by_hand or importlib.util.find_spec("dvc") is None:
+            found = found_by_hand(experiment, work) if show else run_by_hand(experiment, work)
+        else:
+            from experiments.with_dvc import finished_revisions, found_with_dvc, run_with_dvc
+
+            found = found_with_dvc(experiment, finished_revisions(experiment)) if show else run_with_dvc(experiment)
     except PagError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
-    if only:
-        experiment = experiment.only(only)
-    if images is None and experiment.needs_images:
-        raise typer.BadParameter(f"{description} at size {size} takes a folder of images", param_hint="--images")
-    if images is not None:
-        experiment = experiment.on_images(arrange_images(images, work, experiment.classes))
-    if by_hand or importlib.util.find_spec("dvc") is None:
-        found = found_by_hand(experiment, work) if show else run_by_hand(experiment, work)
-    else:
-        from experiments.with_dvc import finished_revisions, found_with_dvc, run_with_dvc
-
-        found = found_with_dvc(experiment, finished_revisions(experiment)) if show else run_with_dvc(experiment)
     print(f"\n{markdown(experiment, found)}")
     if output is not None:
         for ending, text in (("md", markdown(experiment, found)), ("csv", as_csv(experiment, found))):
