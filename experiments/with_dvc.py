@@ -122,7 +122,7 @@ def found_with_dvc(experiment: Experiment, revisions: dict[str, str]) -> Measure
         with _stored(revision) as files:
             found[run] = {
                 path.removeprefix("metrics/").removesuffix(".json"): _read(files, path, experiment.names[run])
-                for path in _metrics(experiment, run)
+                for path in metrics_paths(experiment, run)
             }
     return found
 
@@ -145,7 +145,7 @@ def _stored(revision: str) -> contextlib.closing[DVCFileSystem]:
     return contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision))
 
 
-def _metrics(experiment: Experiment, run: str) -> list[str]:
+def metrics_paths(experiment: Experiment, run: str) -> list[str]:
     """The metrics files of the stages that are wanted."""
     described = described_stages(experiment.params[run])
     paths = [path for stage in experiment.stages for path in outputs_of(described[stage])]
@@ -157,7 +157,7 @@ def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
     with _stored(revision) as files:
         locks = [files.cat_file(lock) for lock in LOCKS if files.exists(lock)]
         old = outdated(locks, experiment.params[run])
-        return all(path not in old and files.exists(path) for path in _metrics(experiment, run))
+        return all(path not in old and files.exists(path) for path in metrics_paths(experiment, run))
 
 
 def _read(files: DVCFileSystem, path: str, name: str) -> Plain:

@@ -19,7 +19,7 @@ from experiments.collection import of_work
 from experiments.described_stages import described_stages, outputs_of
 from experiments.description import base_params, read_experiment
 from experiments.images import arrange_images
-from experiments.with_dvc import overrides
+from experiments.with_dvc import metrics_paths, overrides
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params
 from pag_core.pipeline.artifacts import write_json
@@ -37,13 +37,6 @@ DESCRIPTION = {
             "objective": {"classes_per_step": "all"},
             "autoattack": {"images": 2, "radii": {"L2": [3.0]}},
             "pag_score": {"images": 4, "judged_images": 4},
-        },
-        "trained": {
-            "stages": ["train"],
-            "classes": ["cat", "dog"],
-            "train": {"epochs": 1, "validation_attacked": 4},
-            "objective": {"classes_per_step": "all"},
-            "rows": {"class means": {"of": "cm"}},
         },
     },
     "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
@@ -182,22 +175,19 @@ def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
     assert "class means" in pictured.stdout and "not run" not in pictured.stderr
     assert (project.path / "drawn/targeted.png").exists()
 
+    # what a broken-off command left in the queue has other parameters, and does not take the name
+    project.run("dvc", "exp", "remove", "tiny-tiny-cm")
+    project.run("dvc", "exp", "run", "--queue", "--name", "tiny-tiny-cm", "-S", "lambda=7")
     again = project.run(*command, "--size", "tiny")
     assert table_of(again.stdout) == table_of(whole.stdout)
     # a store that is made in seconds stays out of DVC's cache; the rest comes out of it
     assert stages_run(last_log(project)) == ["heuristic@cm", "heuristic@none"]
 
-    # what a broken-off command left in the queue has other parameters, and does not take the name; here training is all
-    changed = ["--set", "cm:lambda=0.5"]
-    project.run("dvc", "exp", "run", "--queue", "--name", "tiny-trained-cm", "-S", "lambda=7")
-    trained = project.run(*command, "--size", "trained", *changed)
-    assert "validation images under APGD" in trained.stdout and len(table_of(trained.stdout)) == 2
     # only what ran with the same parameters is shown, also from later commits
     project.run("git", "commit", "--allow-empty", "--quiet", "--message", "later")
-    shown = project.run(*command, "--size", "trained", *changed, "--show")
-    assert table_of(shown.stdout) == table_of(trained.stdout)
-    other = project.run(*command, "--size", "trained", "--show")
-    assert "not run" in other.stdout and "tiny-trained-cm ran with other parameters" in other.stderr
+    assert table_of(project.run(*command, "--size", "tiny", "--show").stdout) == table_of(whole.stdout)
+    other = project.run(*command, "--size", "tiny", "--set", "cm:lambda=0.5", "--show")
+    assert "| class means | not run |" in other.stdout and "tiny-tiny-cm ran with other parameters" in other.stderr
 
     failed = project.run(*command, "--size", "tiny", "--set", "autoattack.images=1000", check=False)
     assert (
@@ -205,6 +195,14 @@ def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
         and "autoattack.images is 1000" in failed.stderr
         and "tiny-tiny-cm failed" in failed.stderr
     )
+
+
+def test_the_metrics_of_the_stages_that_are_wanted_are_taken():
+    """Also where nothing is attacked."""
+    for size, names in (("levels", ["training"]), ("full", ["autoattack", "pag_score"])):
+        experiment = read_experiment(ROOT / "experiments/cifar10_16px.yaml", size, [])
+        found = metrics_paths(experiment, next(iter(experiment.params)))
+        assert sorted(found) == sorted(f"metrics/{place}{name}.json" for name in names for place in ("", "details/"))
 
 
 def last_log(project):
