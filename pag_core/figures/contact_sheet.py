@@ -1,5 +1,7 @@
 """A sheet of small pictures: for each test image its input, and below the class names a row per method."""
 
+import textwrap
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +22,7 @@ FOOT = 0.95
 NARROWEST = 7.2
 CAPTION = 0.4
 FITTING = 11  # characters above a picture
+ROW_FITTING = 19  # characters beside a row
 
 
 class ContactSheet:
@@ -55,9 +58,9 @@ class ContactSheet:
         for image, (pixels, name) in enumerate(zip(inputs, input_names, strict=True)):
             self._place_input(image, pixels, name)
             for row, row_name in enumerate(rows):
-                self._write(
-                    self.left - 0.12, self._top(image, row) - CELL / 2, row_name, size=LABEL_SIZE, horizontal="right"
-                )
+                lines = [part for line in row_name.split("\n") for part in textwrap.wrap(line, ROW_FITTING)]
+                middle = self._top(image, row) - CELL / 2
+                self._write(self.left - 0.12, middle, "\n".join(lines), size=LABEL_SIZE, horizontal="right")
 
     def cell(self, image: int, row: int, column: int) -> Axes:
         """New axes for the picture of one image, method and class."""

@@ -9,9 +9,10 @@ from matplotlib.colors import to_hex
 from pag_core.classifiers.toy_mlp import toy_mlp
 from pag_core.datasets.prepared import Dataset
 from pag_core.datasets.toy import toy_points
+from pag_core.figures.contact_sheet import INPUT, MARGIN
 from pag_core.figures.decision_boundary import Panel, decision_boundary
 from pag_core.figures.gradient_sources import gradient_sources, signed_picture
-from pag_core.figures.labels import baseline_label, model_label, settings_by_norm
+from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, model_label, settings_by_norm
 from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
@@ -72,14 +73,14 @@ def draw_sources(dataset, images=2):
     return gradient_sources(dataset, sources, images=images)
 
 
-def draw_targeted(dataset, images=2, columns=None):
+def draw_targeted(dataset, images=2, columns=None, model="model (SBG, λ 3)"):
     test = dataset.splits["test"]
     inputs = test.pixels(slice(0, images))
     pushed = inputs[:, None].repeat(1, columns or dataset.classes, 1, 1, 1)
     return targeted_pgd(
         inputs,
         test.labels[:images],
-        {"vanilla baseline": pushed, "model (SBG, λ 3)": 1 - pushed},
+        {"vanilla baseline": pushed, model: 1 - pushed},
         class_names=dataset.class_names,
         norm="L2",
         radius="3.0",
@@ -199,6 +200,19 @@ def test_more_than_ten_classes_are_cut_and_said(make_dataset, classes):
         sizes.add(tuple(figure.get_size_inches()))
     ten = make_dataset(classes=10, train=2, test=2)
     assert sizes == {tuple(draw_sources(ten).get_size_inches()), tuple(draw_targeted(ten).get_size_inches())}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("control", [None, *CONTROLS])
+def test_a_models_name_stays_beside_its_row(dataset, method, control):
+    """Also the longest, in lines, and not over the input to the left of it."""
+    label = model_label("sbg", 0.25, method, control)
+    figure = draw_targeted(dataset, model=label)
+    figure.draw_without_rendering()
+    names = [text for text in figure.texts if " ".join(text.get_text().split()) == label]
+    edge = (MARGIN + INPUT) * figure.dpi
+    assert len(names) == 2 and all(text.get_window_extent().x0 > edge for text in names)
+    assert overlapping_texts(figure) == []
 
 
 def test_targeted_pgd_names_its_setting(dataset):
