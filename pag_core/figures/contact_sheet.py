@@ -58,7 +58,7 @@ class ContactSheet:
         for image, (pixels, name) in enumerate(zip(inputs, input_names, strict=True)):
             self._place_input(image, pixels, name)
             for row, row_name in enumerate(rows):
-                lines = [part for line in row_name.split("\n") for part in textwrap.wrap(line, ROW_FITTING)]
+                lines = [part for line in row_name.split("\n") for part in _broken(line)]
                 middle = self._top(image, row) - CELL / 2
                 self._write(self.left - 0.12, middle, "\n".join(lines), size=LABEL_SIZE, horizontal="right")
 
@@ -103,3 +103,10 @@ class ContactSheet:
         top = self._top(image, 0)
         draw_picture(self._axes(MARGIN + (INPUT - side) / 2, top - side, side), pixels)
         self._write(MARGIN + INPUT / 2, top - side - 0.05, name, size=SMALL_SIZE, horizontal="center", vertical="top")
+
+
+def _broken(line: str) -> list[str]:
+    """The lines of a row's name; lambda and its value stay together."""
+    if len(line) <= ROW_FITTING:
+        return [line]
+    return textwrap.wrap(line.replace("λ ", "λ\N{NO-BREAK SPACE}"), ROW_FITTING)
