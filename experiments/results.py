@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from experiments.described_stages import Plain
 from experiments.description import Experiment, Row
+from pag_core.figures.labels import seeds_label
 from pag_core.report.page import FOOLBOX_NAMES
 
 # each run's metrics by the names of their files, as "autoattack" and "details/foolbox"; a run that is not there is a gap
@@ -171,5 +172,5 @@ def _over_seeds(percents: tuple[float, ...], most: int) -> str:
         return "not run"
     notes = [f"{min(percents):.1f} to {max(percents):.1f}"] if len(percents) > 1 else []
     if len(percents) != most:
-        notes.append("one seed" if len(percents) == 1 else f"{len(percents)} seeds")
+        notes.append(seeds_label(len(percents)))
     return f"{statistics.mean(percents):.1f}" + (f" ({'; '.join(notes)})" if notes else "")

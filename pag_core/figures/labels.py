@@ -62,6 +62,11 @@ def baseline_label(method: MethodName) -> str:
     return f"{METHODS[method].title if method != 'standard' else 'vanilla'} baseline"
 
 
+def seeds_label(count: int) -> str:
+    """How many seeds a number stands for: `one seed`, `3 seeds`."""
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
 def norm_label(norm: str) -> str:
     """The norm as it is typeset: `L∞` for `Linf`."""
     return _NORM_SYMBOLS[norm]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
+from pag_core.figures.labels import norm_and_radius, norm_label, seeds_label, settings_by_norm
 from pag_core.figures.model_marks import Fill, Kind, fills
 from pag_core.figures.palette import MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE_SIZE, pad, style, tidy
 from pag_core.params.values import radius_value
@@ -70,7 +70,7 @@ def radius_curves(curves: Sequence[RadiusCurve], *, steps: int) -> Figure:
 
 def _counted(curve: RadiusCurve, most: int) -> str:
     count = len(curve.accuracies[CLEAN])
-    return curve.label if count == most else f"{curve.label} ({'one seed' if count == 1 else f'{count} seeds'})"
+    return curve.label if count == most else f"{curve.label} ({seeds_label(count)})"
 
 
 def _look(kind: Kind, fill: Fill, line: object) -> dict[str, object]:
