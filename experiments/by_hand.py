@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from experiments.described_stages import PARAMS, Plain, described_stages, outputs_of, value_at
+from experiments.described_stages import PARAMS, Plain, described_stages, metrics_of, outputs_of, value_at
 from experiments.description import Experiment
 from experiments.results import Measured
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder, write_json
@@ -71,10 +71,9 @@ class ByHand:
     def measured(self) -> dict[str, Plain]:
         """The metrics of the stages that were made, by the names of their files."""
         return {
-            path.removeprefix("metrics/").removesuffix(".json"): read_json(self.folder(name) / path)
+            metrics: read_json(self.folder(name) / path)
             for name in sorted(self.made)
-            for path in outputs_of(self.stages[name])
-            if path.startswith("metrics/")
+            for metrics, path in metrics_of(self.stages[name]).items()
         }
 
     def find(self, stages: tuple[str, ...]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from pag_core.pipeline.code_identity import CHECKOUT
+from pag_core.pipeline.places import METRICS
 
 Plain = dict[str, Any]
 PARAMS = "params.yaml"
@@ -38,3 +39,10 @@ def outputs_of(stage: Plain) -> list[str]:
     """The files and folders that a stage writes."""
     entries = [*stage.get("outs", []), *stage.get("metrics", [])]
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def metrics_of(stage: Plain) -> dict[str, str]:
+    """The metrics files that a stage writes, by name: `autoattack`, `details/autoattack`."""
+    folder = f"{METRICS}/"
+    paths = [path for path in outputs_of(stage) if path.startswith(folder)]
+    return {path.removeprefix(folder).removesuffix(".json"): path for path in paths}

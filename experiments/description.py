@@ -127,10 +127,12 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     }
     for run, plain in every.items():
         parse_params(plain, f"{file} ({size}, {run})")
-        if unknown := [stage for stage in own["stages"] if stage not in (known := described_stages(plain))]:
-            raise typer.BadParameter(
-                f"{file}: the stage {unknown[0]} is not one of: {', '.join(known)}", param_hint="DESCRIPTION"
-            )
+    # the stages have the same names in all runs
+    known = described_stages(next(iter(every.values())))
+    if unknown := [stage for stage in own["stages"] if stage not in known]:
+        raise typer.BadParameter(
+            f"{file}: the stage {unknown[0]} is not one of: {', '.join(known)}", param_hint="DESCRIPTION"
+        )
     return Experiment(
         name=f"{file.stem}-{size}",
         title=own.get("title", file.stem),

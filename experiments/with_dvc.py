@@ -12,12 +12,11 @@ from dvc.api import DVCFileSystem
 from dvc.repo import Repo
 
 from experiments.collection import LOCKS, outdated
-from experiments.described_stages import Plain, described_stages, outputs_of
+from experiments.described_stages import Plain, described_stages, metrics_of
 from experiments.description import Experiment, base_params
 from experiments.results import Measured
 from pag_core.errors import ArtifactError
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import METRICS
 
 
 def overrides(params: Plain, base: Plain, before: str = "") -> list[str]:
@@ -121,8 +120,8 @@ def found_with_dvc(experiment: Experiment, revisions: dict[str, str]) -> Measure
     for run, revision in revisions.items():
         with _stored(revision) as files:
             found[run] = {
-                path.removeprefix("metrics/").removesuffix(".json"): _read(files, path, experiment.names[run])
-                for path in metrics_paths(experiment, run)
+                metrics: _read(files, path, experiment.names[run])
+                for metrics, path in metrics_paths(experiment, run).items()
             }
     return found
 
@@ -145,11 +144,10 @@ def _stored(revision: str) -> contextlib.closing[DVCFileSystem]:
     return contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision))
 
 
-def metrics_paths(experiment: Experiment, run: str) -> list[str]:
-    """The metrics files of the stages that are wanted."""
+def metrics_paths(experiment: Experiment, run: str) -> dict[str, str]:
+    """The metrics files of the stages that are wanted, by name."""
     described = described_stages(experiment.params[run])
-    paths = [path for stage in experiment.stages for path in outputs_of(described[stage])]
-    return [path for path in paths if path.startswith(f"{METRICS}/")]
+    return {name: path for stage in experiment.stages for name, path in metrics_of(described[stage]).items()}
 
 
 def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
@@ -157,7 +155,7 @@ def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
     with _stored(revision) as files:
         locks = [files.cat_file(lock) for lock in LOCKS if files.exists(lock)]
         old = outdated(locks, experiment.params[run])
-        return all(path not in old and files.exists(path) for path in metrics_paths(experiment, run))
+        return all(path not in old and files.exists(path) for path in metrics_paths(experiment, run).values())
 
 
 def _read(files: DVCFileSystem, path: str, name: str) -> Plain:

@@ -202,7 +202,8 @@ def test_the_metrics_of_the_stages_that_are_wanted_are_taken():
     for size, names in (("levels", ["training"]), ("full", ["autoattack", "pag_score"])):
         experiment = read_experiment(ROOT / "experiments/cifar10_16px.yaml", size, [])
         found = metrics_paths(experiment, next(iter(experiment.params)))
-        assert sorted(found) == sorted(f"metrics/{place}{name}.json" for name in names for place in ("", "details/"))
+        assert sorted(found) == sorted(f"{place}{name}" for name in names for place in ("", "details/"))
+        assert all(path == f"metrics/{name}.json" for name, path in found.items())
 
 
 def last_log(project):
