@@ -22,6 +22,7 @@ METHODS: dict[MethodName, Method] = {
     "at": Method("AT", "adversarial training", {"L2": "s", "Linf": "^"}),
     "trades": Method("TRADES", "TRADES", {"": "D"}),
     "gradient_norm": Method("gradient norm", "a penalty on the norm of the input-gradient", {"": "X"}),
+    "gaussian_noise": Method("Gaussian noise", "Gaussian noise on the images", {"": "h"}),
 }
 _NORM_SYMBOLS = {"L0": "L\N{SUBSCRIPT ZERO}", "L1": "L\N{SUBSCRIPT ONE}", "L2": "L\N{SUBSCRIPT TWO}", "Linf": "L∞"}
 

@@ -1,7 +1,8 @@
 """The classification part of the loss, to which Eq. 4 adds its alignment term (Section 6): what rivals differ in.
 
 `standard` is cross-entropy; `at` adversarial training (Madry et al., 2018); `trades` (Zhang et al., 2019);
-`gradient_norm` penalises the norm of the cross-entropy's input-gradient (Rodriguez-Munoz et al., 2024).
+`gradient_norm` penalises the norm of the cross-entropy's input-gradient (Rodriguez-Munoz et al., 2024);
+`gaussian_noise` adds noise to the images (Cohen et al., 2019), which alone smooths input-gradients.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,13 @@ from torch.nn import functional as F
 
 from pag_core.objective.inner_attack import attacked_images, in_mode, projected, start_beside, start_in_ball
 from pag_core.objective.input_gradient import logits_of
-from pag_core.params.sections import AdversarialTrainingParams, GradientNormParams, Params, TradesParams
+from pag_core.params.sections import (
+    AdversarialTrainingParams,
+    GaussianNoiseParams,
+    GradientNormParams,
+    Params,
+    TradesParams,
+)
 from pag_core.params.values import MethodName, radius_value
 
 
@@ -24,7 +31,7 @@ class Standard:
     wants_gradient = False
 
     def start(self, shape: tuple[int, ...], draws: torch.Generator) -> torch.Tensor | None:
-        """Where an inner attack begins, relative to the image; None draws nothing."""
+        """What is drawn for each image, float32 [B, C, H, W] relative to it: an attack's start or noise; None draws nothing."""
         return None
 
     def loss(self, step: "ClassificationStep") -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,8 +44,8 @@ class Standard:
 class ClassificationStep:
     """What a method's loss is computed from; `logits` and `loss_gradient` where the shared forward pass made them.
 
-    `loss_gradient` is the input-gradient of each image's cross-entropy, float [B, C, H, W]; `start` the drawn start of an
-    inner attack; `epoch` is counted from 0.
+    `loss_gradient` is the input-gradient of each image's cross-entropy, float [B, C, H, W]; `start` what
+    the method drew; `epoch` is counted from 0.
     """
 
     classifier: nn.Module
@@ -139,7 +146,25 @@ class GradientNorm(Standard):
         return F.cross_entropy(logits, step.labels) + self.weight_in(step.epoch) * norms.mean(), logits
 
 
-Method = Standard | AdversarialTraining | Trades | GradientNorm
+@dataclass(frozen=True)
+class GaussianNoise(Standard):
+    """Cross-entropy on images with normal noise, drawn anew in each step and not clipped; the accuracy is that on them."""
+
+    params: GaussianNoiseParams
+    wants_clean = False
+
+    def start(self, shape: tuple[int, ...], draws: torch.Generator) -> torch.Tensor | None:
+        """Standard normal noise."""
+        return torch.randn(shape, generator=draws)
+
+    def loss(self, step: ClassificationStep) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Standard.loss`."""
+        assert step.start is not None
+        logits = logits_of(step.classifier, step.images + self.params.sigma * step.start)
+        return F.cross_entropy(logits, step.labels), logits
+
+
+Method = Standard | AdversarialTraining | Trades | GradientNorm | GaussianNoise
 
 STANDARD = Standard()
 
@@ -155,3 +180,5 @@ def build_method(name: MethodName, params: Params) -> Method:
             return Trades(params.trades)
         case "gradient_norm":
             return GradientNorm(params.gradient_norm)
+        case "gaussian_noise":
+            return GaussianNoise(params.gaussian_noise)

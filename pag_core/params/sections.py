@@ -234,6 +234,12 @@ class GradientNormParams(Section):
     warmup_epochs: Annotated[int, Field(ge=0, le=10**6, strict=True)]
 
 
+class GaussianNoiseParams(Section):
+    """Noise on the images of the classification part (Cohen et al., 2019): `sigma` is its standard deviation per pixel."""
+
+    sigma: PositiveReal
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -268,6 +274,7 @@ class Params(Section):
     at: AdversarialTrainingParams
     trades: TradesParams
     gradient_norm: GradientNormParams
+    gaussian_noise: GaussianNoiseParams
     autoattack: AutoAttackParams
     foolbox: FoolboxParams
     masking: MaskingParams

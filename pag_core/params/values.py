@@ -7,7 +7,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
-MethodName = Literal["standard", "at", "trades", "gradient_norm"]
+MethodName = Literal["standard", "at", "trades", "gradient_norm", "gaussian_noise"]
 Output = Literal["logit", "log_softmax"]
 Control = Literal["other_image", "other_class", "shuffled_pixels"]
 
