@@ -4,70 +4,23 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import typer
 import yaml
-from PIL import Image
 
-from experiments import images as images_module
 from experiments.by_hand import ByHand
 from experiments.collection import of_work
-from experiments.described_stages import described_stages, outputs_of
-from experiments.description import base_params, read_experiment
-from experiments.images import arrange_images
-from experiments.with_dvc import metrics_paths, overrides
-from pag_core.errors import ParamsError
-from pag_core.params.reading import parse_params
-from pag_core.pipeline.artifacts import write_json
+from experiments.description import base_params
 from tests.project_copy import ProjectCopy, stages_run
-from tests.samples import ROOT, make_labelled
-
-NAMES = ("cat", "dog", "eel")
-DESCRIPTION = {
-    "stages": ["autoattack", "pag_score"],
-    "params": {"prepare": {"validation_fraction": 0.2}, "processes": 1},
-    "sizes": {
-        "tiny": {
-            "classes": ["cat", "dog"],
-            "train": {"epochs": 1, "validation_attacked": 4},
-            "objective": {"classes_per_step": "all"},
-            "autoattack": {"images": 2, "radii": {"L2": [3.0]}},
-            "pag_score": {"images": 4, "judged_images": 4},
-        },
-    },
-    "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
-    "settings": ["clean", "L2 0.5"],
-    "rows": {
-        "vanilla": {"of": "cm", "baseline": True, "published": "table_5/vgg16/vanilla"},
-        "class means": {"of": "cm", "published": "table_5/vgg16/sbg"},
-    },
-}
-
-
-def as_folders(place):
-    """Small pictures of three classes as train/CLASS and test/CLASS below `place`, which is returned."""
-    for split, count, seed in (("train", 20, 1), ("test", 6, 2)):
-        made = make_labelled(3, count, (3, 8, 8), seed)
-        for number, (image, label) in enumerate(zip(made.images, made.labels, strict=True)):
-            folder = place / split / NAMES[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number:03}.png")
-    return place
+from tests.samples import ROOT
+from tests.small_experiment import DESCRIPTION, archived, as_folders, in_two_threads, run
 
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
     """train.tar.xz and test.tar.xz of three classes of small pictures."""
-    folder = as_folders(tmp_path_factory.mktemp("archives") / "pictures")
-    for split in ("train", "test"):
-        with tarfile.open(folder / f"{split}.tar.xz", "w:xz") as file:
-            file.add(folder / split, split)
-        shutil.rmtree(folder / split)
-    return folder
+    return archived(as_folders(tmp_path_factory.mktemp("archives") / "pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +31,6 @@ def by_hand(tmp_path_factory, archives):
     shown = run(folder, archives, "--by-hand", "--show")
     whole = run(folder, archives, "--by-hand", "--output", "tables")
     return folder, failed, shown, whole
-
-
-def run(tmp_path, archives, *arguments):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
-    return subprocess.run(
-        [
-            sys.executable, str(ROOT / "experiments/run.py"), "tiny.yaml", "--images", str(archives), "--work", "work",
-            "--size", "tiny", *arguments,
-        ],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 def ran(output):
@@ -197,15 +139,6 @@ def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
     )
 
 
-def test_the_metrics_of_the_stages_that_are_wanted_are_taken():
-    """Also where nothing is attacked."""
-    for size, names in (("levels", ["training"]), ("full", ["autoattack", "pag_score"])):
-        experiment = read_experiment(ROOT / "experiments/cifar10_16px.yaml", size, [])
-        found = metrics_paths(experiment, next(iter(experiment.params)))
-        assert sorted(found) == sorted(f"{place}{name}" for name in names for place in ("", "details/"))
-        assert all(path == f"metrics/{name}.json" for name, path in found.items())
-
-
 def last_log(project):
     tasks = project.run("dvc", "queue", "status").stdout.splitlines()
     newest = [line.split()[0] for line in tasks if "tiny-tiny-cm" in line][-1]
@@ -214,12 +147,6 @@ def last_log(project):
 
 def table_of(output):
     return [line for line in output.splitlines() if line.startswith("| ")]
-
-
-def in_two_threads(function):
-    """What two calls at once return; as two commands they hold locks of their own."""
-    with ThreadPoolExecutor(2) as pool:
-        return [future.result() for future in [pool.submit(function), pool.submit(function)]]
 
 
 def test_two_commands_make_a_stage_once(tmp_path, capsys):
@@ -239,161 +166,3 @@ def test_two_commands_make_a_stage_once(tmp_path, capsys):
     assert ran == ["prepare"]
     said = capsys.readouterr().out
     assert "Another process is running the stage prepare; waiting for it." in said and "prepare: done before" in said
-
-
-def test_two_commands_arrange_images_once(tmp_path, monkeypatch):
-    pictures, extracted = as_folders(tmp_path / "pictures"), []
-
-    def slow(place, content):
-        time.sleep(0.5)
-        extracted.append(place)
-        write_json(place, content)
-
-    monkeypatch.setattr(images_module, "write_json", slow)
-    one, two = in_two_threads(lambda: arrange_images(pictures, tmp_path / "work", None))
-    assert one == two and len(extracted) == 1 and (one / "origin.json").exists()
-
-
-@pytest.mark.parametrize("wrong", ["train.epoch=3", "cm:lamda=1", "lambda", "pet:lambda=1"])
-def test_a_change_of_no_parameter_is_refused(tmp_path, wrong):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
-    with pytest.raises(typer.BadParameter, match="no such parameter"):
-        read_experiment(tmp_path / "tiny.yaml", "tiny", [wrong])
-
-
-def test_a_wrong_value_is_refused_before_anything_runs(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
-    with pytest.raises(ParamsError, match=r"tiny\.yaml \(tiny, cm\).*\n.*train\.epochs: 0 is refused"):
-        read_experiment(tmp_path / "tiny.yaml", "tiny", ["cm:train.epochs=0"])
-    with pytest.raises(typer.BadParameter, match="huge is not one of: tiny"):
-        read_experiment(tmp_path / "tiny.yaml", "huge", [])
-
-
-VALUES = [
-    None,
-    True,
-    3,
-    1e-4,
-    0.5,
-    "8/255",
-    "a b",
-    "it's",
-    "a\\b",
-    "",
-    [],
-    [1, "8/255"],
-    {"factor": 0.667, "epochs": 50},
-]
-
-
-@pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_overrides_are_read_as_they_were_meant(tmp_path, value):
-    """By DVC's own reading of `--set-param`, in a file that holds another value."""
-    from dvc.utils.hydra import apply_overrides
-
-    base = {"section": {"key": 1, "other": 2, "gone": 3}, "plain": 5}
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(base))
-    wanted = {"section": {"key": value, "other": 2}, "plain": 5, "new": value}
-    apply_overrides(file, overrides(wanted, base))
-    assert yaml.safe_load(file.read_text()) == wanted
-
-
-def test_images_are_arranged_anew_only_where_they_change(tmp_path, archives):
-    work = tmp_path / "work"
-    place = arrange_images(archives, work, ["cat", "dog"])
-    assert sorted(path.name for path in (place / "train").iterdir()) == ["cat", "dog"]
-    assert len(list((place / "train/cat").iterdir())) == 20
-    marker = place / "train/cat/marker"
-    marker.touch()
-    assert arrange_images(archives, work, ["cat", "dog"]) == place and marker.exists()
-    other = arrange_images(archives, work, None)
-    assert other != place and marker.exists()
-    assert sorted(path.name for path in (other / "test").iterdir()) == sorted(NAMES)
-
-
-def test_added_and_changed_images_are_seen(tmp_path):
-    """Folders are linked, not copied, and known by their content."""
-    images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
-    place = arrange_images(images, work, ["eel", "dog"])
-    assert (place / "test/eel").is_symlink() and len(list((place / "test/eel").iterdir())) == 6
-    shutil.copytree(images, tmp_path / "moved")
-    assert arrange_images(tmp_path / "moved", work, ["eel", "dog"]) == place
-    first = next((images / "train/dog").iterdir())
-    seen = {place}
-    for change in (
-        lambda: shutil.copy(first, images / "train/dog/another.png"),
-        lambda: first.write_bytes(first.read_bytes()[:-1] + b"x"),
-        lambda: first.rename(first.with_name("renamed.png")),
-        lambda: (images / "test/eel" / next((images / "test/eel").iterdir()).name).unlink(),
-    ):
-        change()
-        seen.add(arrange_images(images, work, ["eel", "dog"]))
-    assert len(seen) == 5
-    shutil.copy(images / "train/dog/renamed.png", images / "train/cat/unused.png")
-    assert arrange_images(images, work, ["eel", "dog"]) in seen
-
-
-@pytest.mark.parametrize("nested", ["work", "work/images", "work/images/deeper", "."])
-def test_images_and_working_folder_lie_apart(tmp_path, nested):
-    images = as_folders(tmp_path / nested)
-    before = sorted(path for path in tmp_path.rglob("*.png"))
-    done = run(tmp_path, images)
-    assert done.returncode == 2 and "is apart" in done.stderr.replace("\n", " "), done.stderr
-    assert sorted(path for path in tmp_path.rglob("*.png")) == before and len(before) == 78
-
-
-def test_a_link_into_the_working_folder_does_not_hide_it(tmp_path):
-    images = as_folders(tmp_path / "work/images")
-    (tmp_path / "link").symlink_to(images)
-    with pytest.raises(typer.BadParameter, match="is apart"):
-        arrange_images(tmp_path / "link", tmp_path / "work", None)
-    (tmp_path / "half").mkdir()
-    for split in ("train", "test"):
-        (tmp_path / "half" / split).symlink_to(images / split)
-    with pytest.raises(typer.BadParameter, match="is apart"):
-        arrange_images(tmp_path / "half", tmp_path / "work", None)
-    assert len(list(images.rglob("*.png"))) == 78
-
-
-def test_a_folder_of_the_users_is_never_replaced(tmp_path):
-    images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
-    place = arrange_images(images, work, None)
-    shutil.rmtree(place)
-    place.mkdir()
-    (place / "mine.txt").touch()
-    with pytest.raises(typer.BadParameter, match="was not made by this program"):
-        arrange_images(images, work, None)
-    assert (place / "mine.txt").exists()
-
-
-@pytest.mark.parametrize("size", ["full", "half_hour", "small"])
-def test_the_committed_experiment_is_valid(size):
-    experiment = read_experiment(ROOT / "experiments/cifar10_resnet18.yaml", size, [])
-    assert experiment.params.keys() == {"cm", "sbg"} and [row.label for row in experiment.rows] == [
-        "vanilla",
-        "cm",
-        "sbg",
-    ]
-    assert experiment.rows[2].published == (78.56, 55.39, 23.97)
-    for name, params in experiment.params.items():
-        # heuristic targets aligned with the log-probability cost the clean accuracy
-        assert parse_params(params).objective.output == {"cm": "logit", "sbg": "log_softmax"}[name]
-        assert set(experiment.stages) <= described_stages(params).keys()
-
-
-@pytest.mark.parametrize("size", ["full", "small"])
-def test_the_rivals_on_digits_are_valid(size):
-    experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", size, ["sbg_trades:lambda=0.5"])
-    assert len(experiment.params) == 3 * len(experiment.runs) == 36
-    assert {experiment.params[run]["seed"] for run in experiment.runs["trades"]} == {3407, 3408, 3409}
-    assert {experiment.params[run]["lambda"] for run in experiment.runs["sbg_trades"]} == {0.5}
-    assert experiment.params["at_linf-seed3407"]["at"]["norm"] == "Linf"
-
-
-def test_stages_are_described_with_their_values():
-    params = {**base_params(), "source": "nn"}
-    stages = described_stages(params)
-    assert "data/gradients/nn.zarr" in stages["train"]["deps"] and "source_defaults.nn" in stages["train"]["params"]
-    assert outputs_of(stages["heuristic@nn"]) == ["data/gradients/nn.zarr"] and "code" not in stages
-    assert stages["heuristic@nn"]["cmd"] == "python stages/heuristic.py nn" and "nn" in stages["heuristic@nn"]["params"]

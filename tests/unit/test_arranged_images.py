@@ -1,0 +1,94 @@
+"""Folders and archives of images, arranged for an experiment: made once, known by their content, the user's left alone."""
+
+import shutil
+import time
+
+import pytest
+import typer
+
+from experiments import images as images_module
+from experiments.images import arrange_images
+from pag_core.pipeline.artifacts import write_json
+from tests.small_experiment import NAMES, archived, as_folders, in_two_threads, run
+
+
+def test_two_commands_arrange_images_once(tmp_path, monkeypatch):
+    pictures, extracted = as_folders(tmp_path / "pictures"), []
+
+    def slow(place, content):
+        time.sleep(0.5)
+        extracted.append(place)
+        write_json(place, content)
+
+    monkeypatch.setattr(images_module, "write_json", slow)
+    one, two = in_two_threads(lambda: arrange_images(pictures, tmp_path / "work", None))
+    assert one == two and len(extracted) == 1 and (one / "origin.json").exists()
+
+
+def test_images_are_arranged_anew_only_where_they_change(tmp_path):
+    archives, work = archived(as_folders(tmp_path / "pictures")), tmp_path / "work"
+    place = arrange_images(archives, work, ["cat", "dog"])
+    assert sorted(path.name for path in (place / "train").iterdir()) == ["cat", "dog"]
+    assert len(list((place / "train/cat").iterdir())) == 20
+    marker = place / "train/cat/marker"
+    marker.touch()
+    assert arrange_images(archives, work, ["cat", "dog"]) == place and marker.exists()
+    other = arrange_images(archives, work, None)
+    assert other != place and marker.exists()
+    assert sorted(path.name for path in (other / "test").iterdir()) == sorted(NAMES)
+
+
+def test_added_and_changed_images_are_seen(tmp_path):
+    """Folders are linked, not copied, and known by their content."""
+    images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
+    place = arrange_images(images, work, ["eel", "dog"])
+    assert (place / "test/eel").is_symlink() and len(list((place / "test/eel").iterdir())) == 6
+    shutil.copytree(images, tmp_path / "moved")
+    assert arrange_images(tmp_path / "moved", work, ["eel", "dog"]) == place
+    first = next((images / "train/dog").iterdir())
+    seen = {place}
+    for change in (
+        lambda: shutil.copy(first, images / "train/dog/another.png"),
+        lambda: first.write_bytes(first.read_bytes()[:-1] + b"x"),
+        lambda: first.rename(first.with_name("renamed.png")),
+        lambda: (images / "test/eel" / next((images / "test/eel").iterdir()).name).unlink(),
+    ):
+        change()
+        seen.add(arrange_images(images, work, ["eel", "dog"]))
+    assert len(seen) == 5
+    shutil.copy(images / "train/dog/renamed.png", images / "train/cat/unused.png")
+    assert arrange_images(images, work, ["eel", "dog"]) in seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nested", ["work", "work/images", "work/images/deeper", "."])
+def test_images_and_working_folder_lie_apart(tmp_path, nested):
+    images = as_folders(tmp_path / nested)
+    before = sorted(path for path in tmp_path.rglob("*.png"))
+    done = run(tmp_path, images)
+    assert done.returncode == 2 and "is apart" in done.stderr.replace("\n", " "), done.stderr
+    assert sorted(path for path in tmp_path.rglob("*.png")) == before and len(before) == 78
+
+
+def test_a_link_into_the_working_folder_does_not_hide_it(tmp_path):
+    images = as_folders(tmp_path / "work/images")
+    (tmp_path / "link").symlink_to(images)
+    with pytest.raises(typer.BadParameter, match="is apart"):
+        arrange_images(tmp_path / "link", tmp_path / "work", None)
+    (tmp_path / "half").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "half" / split).symlink_to(images / split)
+    with pytest.raises(typer.BadParameter, match="is apart"):
+        arrange_images(tmp_path / "half", tmp_path / "work", None)
+    assert len(list(images.rglob("*.png"))) == 78
+
+
+def test_a_folder_of_the_users_is_never_replaced(tmp_path):
+    images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
+    place = arrange_images(images, work, None)
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "mine.txt").touch()
+    with pytest.raises(typer.BadParameter, match="was not made by this program"):
+        arrange_images(images, work, None)
+    assert (place / "mine.txt").exists()
