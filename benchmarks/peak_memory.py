@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+# new processes are copies of one that has imported torch, which takes seconds, and computed nothing
+START = multiprocessing.get_context("forkserver")
+START.set_forkserver_preload(["benchmarks.pag_step"])
 STATUS = Path("/proc/self/status")
 UNAVAILABLE = "this system does not tell the peak of resident memory (no VmHWM in /proc/self/status)"
 
@@ -38,7 +41,7 @@ def peak_of_step(build: Callable[..., Callable[[], Any]], *arguments: Any, devic
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - held
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=START) as pool:
         return pool.submit(_peak_in_this_process, build, arguments).result()
 
 
