@@ -49,7 +49,8 @@ class Model:
         method = params.baseline_method if self.baseline else params.method
         source: Source = "none" if self.baseline or params.weight == 0 else params.source
         control = params.control if source != "none" else None
-        return Kind(source, method, params.at.norm if method == "at" else "", params.arch, control)
+        norm, radius = (params.at.norm, params.at.radius) if method == "at" else ("", "")
+        return Kind(source, method, norm, params.arch, control, radius)
 
 
 def models_of(finished: Finished, row: Row) -> list[Model]:

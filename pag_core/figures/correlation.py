@@ -63,7 +63,7 @@ def correlation(models: Sequence[ScoredModel], *, setting: str, reference: str) 
             for model in models:
                 axes.plot(
                     measure(model), model.robust, color=model.kind.colour, marker=model.kind.marker, markersize=MARKER_SIZE,
-                    fillstyle=filled[model.kind.arch], linestyle="", clip_on=False, zorder=3, alpha=0.85,
+                    fillstyle=filled[model.kind], linestyle="", clip_on=False, zorder=3, alpha=0.85,
                 )  # fmt: skip
             axes.set_title("\n".join(correlations(models, name)), fontsize=LABEL_SIZE, loc="left", pad=10)
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

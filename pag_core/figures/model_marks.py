@@ -17,20 +17,29 @@ MARKER_SIZE = 8
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model was trained with: `source` is none where nothing is aligned; `norm` is that of AT, else empty."""
+    """What a model was trained with: `source` is none where nothing is aligned; `norm` and `radius` are AT's, else empty."""
 
     source: Source
     method: MethodName
     norm: str
     arch: str
     control: Control | None = None
+    radius: str = ""
 
     @property
     def label(self) -> str:
         """Its method and source, such as `vanilla`, `SBG`, `AT L₂ + SBG`."""
+        return self._named(norm_label(self.norm) if self.norm else "")
+
+    @property
+    def full_label(self) -> str:
+        """The same with the radius of AT: `AT L₂ 0.5 + SBG`."""
+        return self._named(f"{norm_label(self.norm)} {self.radius}" if self.norm else "")
+
+    def _named(self, attack: str) -> str:
         parts = [] if self.method == "standard" else [METHODS[self.method].title]
-        if self.norm:
-            parts = [f"{parts[0]} {norm_label(self.norm)}"]
+        if attack:
+            parts = [f"{parts[0]} {attack}"]
         if self.source != "none":
             parts.append(source_label(self.source, self.control))
         return " + ".join(parts) or "vanilla"
@@ -51,20 +60,37 @@ class Kind:
         return not self.source.startswith("sbg") and self.method not in ("at", "trades")
 
 
-def fills(kinds: Iterable[Kind]) -> dict[str, Fill]:
-    """The fill of each architecture's markers, in the order in which they come."""
-    archs = dict.fromkeys(kind.arch for kind in kinds)
-    return {arch: FILLS[number % len(FILLS)] for number, arch in enumerate(archs)}
+def fills(kinds: Iterable[Kind]) -> dict[Kind, Fill]:
+    """The fill of each kind's marker: of its architecture, and of its radius among those of AT in its norm, as they come."""
+    different = list(dict.fromkeys(kinds))
+    archs, radii = _archs(different), _radii(different)
+    places = {
+        kind: archs.index(kind.arch) * len(radii[kind.norm]) + radii[kind.norm].index(kind.radius) for kind in different
+    }
+    return {kind: FILLS[place % len(FILLS)] for kind, place in places.items()}
 
 
 def legend_marks(kinds: Iterable[Kind]) -> list[Line2D]:
-    """A legend's entry for each kind, which names the architecture too where there are several."""
+    """A legend's entry for each kind, which names the architecture and the radius of AT where there are several."""
     different = list(dict.fromkeys(kinds))
-    filled = fills(different)
+    filled, archs, radii = fills(different), _archs(different), _radii(different)
+    labels = {kind: kind.label if len(radii[kind.norm]) == 1 else kind.full_label for kind in different}
     return [
         Line2D(
-            [], [], color=kind.colour, linestyle="", marker=kind.marker, markersize=MARKER_SIZE, fillstyle=filled[kind.arch],
-            label=kind.label if len(filled) == 1 else f"{kind.label}, {kind.arch}",
+            [], [], color=kind.colour, linestyle="", marker=kind.marker, markersize=MARKER_SIZE, fillstyle=filled[kind],
+            label=labels[kind] if len(archs) == 1 else f"{labels[kind]}, {kind.arch}",
         )
         for kind in different
     ]  # fmt: skip
+
+
+def _archs(kinds: list[Kind]) -> list[str]:
+    return list(dict.fromkeys(kind.arch for kind in kinds))
+
+
+def _radii(kinds: list[Kind]) -> dict[str, list[str]]:
+    """The radii of AT by its norm; one empty one where there is no AT."""
+    return {
+        norm: list(dict.fromkeys(kind.radius for kind in kinds if kind.norm == norm))
+        for norm in {kind.norm for kind in kinds}
+    }

@@ -40,8 +40,8 @@ def radius_curves(curves: Sequence[RadiusCurve], *, steps: int) -> Figure:
     filled = fills(curve.kind for curve in curves)
     lines: dict[str, tuple[Kind, Fill, object]] = {}
     for curve in curves:
-        before = sum(kind == curve.kind for kind, _, _ in lines.values())
-        lines[curve.label] = (curve.kind, filled[curve.kind.arch], LINES[before % len(LINES)])
+        before = sum(replace(kind, radius=curve.kind.radius) == curve.kind for kind, _, _ in lines.values())
+        lines[curve.label] = (curve.kind, filled[curve.kind], LINES[before % len(LINES)])
     with style():
         figure = Figure(figsize=(max(5.2 * len(grouped), 7.2), 5.4), layout="constrained")
         panels = figure.subplots(1, len(grouped), squeeze=False, sharey=True)[0]

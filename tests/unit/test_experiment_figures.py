@@ -196,6 +196,20 @@ def test_a_colour_for_each_source_and_a_marker_for_each_method():
     assert len({mark.get_fillstyle() for mark in two}) == 2
 
 
+def test_radii_of_adversarial_training_are_told_apart_where_they_differ():
+    vanilla, small, large = (
+        Kind("none", "standard", "", "vit"),
+        *(Kind("none", "at", "L2", "vit", None, r) for r in ("0.25", "0.5")),
+    )
+    other, joined = Kind("none", "at", "Linf", "vit", None, "8/255"), Kind("sbg", "at", "L2", "vit", None, "0.25")
+    marks = legend_marks([vanilla, small, large, other, joined, small])
+    assert [mark.get_label() for mark in marks] == ["vanilla", "AT L₂ 0.25", "AT L₂ 0.5", "AT L∞", "AT L₂ 0.25 + SBG"]
+    assert [mark.get_fillstyle() for mark in marks] == ["full", "full", "none", "full", "full"]
+    # two networks with two radii each have four fills
+    nets = [Kind("none", "at", "L2", arch, None, radius) for arch in ("vit", "vgg16") for radius in ("0.25", "0.5")]
+    assert len({mark.get_fillstyle() for mark in legend_marks(nets)}) == 4
+
+
 def test_what_was_trained_with_neither(tmp_path):
     models = different_models([made_up(described(tmp_path))])
     neither = {(model.kind.label, model.kind.arch) for model in models if model.kind.meets_neither}
