@@ -122,7 +122,8 @@ def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
     project.run("dvc", "exp", "run", "--queue", "--name", "tiny-tiny-cm", "-S", "lambda=7")
     again = project.run(*command, "--size", "tiny")
     assert table_of(again.stdout) == table_of(whole.stdout)
-    # a store that is made in seconds stays out of DVC's cache; the rest comes out of it. DVC takes independent stages in any order
+    # a store that is made in seconds stays out of DVC's cache; the rest comes out of it.
+    # DVC takes independent stages in any order
     assert sorted(stages_run(last_log(project))) == ["heuristic@cm", "heuristic@none"]
 
     # only what ran with the same parameters is shown, also from later commits
