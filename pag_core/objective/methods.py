@@ -2,7 +2,7 @@
 
 `standard` is cross-entropy; `at` adversarial training (Madry et al., 2018); `trades` (Zhang et al., 2019);
 `gradient_norm` penalises the norm of the cross-entropy's input-gradient (Rodriguez-Munoz et al., 2024);
-`gaussian_noise` adds noise to the images (Cohen et al., 2019), which alone smooths input-gradients.
+`gaussian_noise` adds noise to the images (Cohen et al., 2019).
 """
 
 from dataclasses import dataclass
@@ -44,8 +44,8 @@ class Standard:
 class ClassificationStep:
     """What a method's loss is computed from; `logits` and `loss_gradient` where the shared forward pass made them.
 
-    `loss_gradient` is the input-gradient of each image's cross-entropy, float [B, C, H, W]; `start` what
-    the method drew; `epoch` is counted from 0.
+    `loss_gradient` is the input-gradient of each image's cross-entropy, float [B, C, H, W]; `start` what the method drew;
+    `epoch` is counted from 0.
     """
 
     classifier: nn.Module
