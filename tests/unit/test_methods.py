@@ -31,8 +31,7 @@ from pag_core.params.sections import (
 from pag_core.params.values import MethodName
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
-from tests.samples import ARCHITECTURES
-from tests.unit.test_adjoint import (
+from tests.input_gradient_loops import (
     CLASSES,
     MEANINGS,
     build,
@@ -41,6 +40,7 @@ from tests.unit.test_adjoint import (
     relative,
     samples,
 )
+from tests.samples import ARCHITECTURES
 
 FORM = {"output": "logit", "scaling": "drawn", "classes_per_step": "all", "weight_warmup": None}
 STEPS, BATCH = 10, 8

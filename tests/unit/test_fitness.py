@@ -1,0 +1,104 @@
+"""What is refused before an attack, and accuracy over batches."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pag_core.errors import EvaluationRefused
+from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
+from tests.linear_models import linear
+from tests.samples import Changed, labelled_images
+
+
+class RoundedInput(nn.Module):
+    """Nothing of the gradient is left: the image passes through integers."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((images * 255).to(torch.int64).to(torch.float32) / 255)
+
+
+class Transposed(nn.Module):
+    """Its input-gradients are laid out column by column."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images.transpose(2, 3))
+
+
+def wrapped(change):
+    return lambda model, images, labels: (Changed(model, change).eval(), images, labels)
+
+
+BREACHES = {
+    "gradients in another order": (
+        lambda m, x, y: (Transposed(m).eval(), x, y),
+        "strides.*contiguous ones only",
+    ),
+    "train mode": (lambda m, x, y: (nn.Sequential(m, nn.Dropout(0.1)).train(), x, y), "train mode"),
+    "a part in train mode": (
+        lambda m, x, y: (nn.Sequential(m.eval(), nn.Identity().train()).requires_grad_(False), x, y),
+        "train mode",
+    ),
+    "bf16 weights": (lambda m, x, y: (m.to(torch.bfloat16), x, y), "bfloat16"),
+    "double weights": (lambda m, x, y: (m.double(), x, y), "float64"),
+    "channels_last": (
+        lambda m, x, y: (m, x.expand(-1, 2, -1, -1).contiguous(memory_format=torch.channels_last), y),
+        "contiguous",
+    ),
+    "above one": (lambda m, x, y: (m, x * 255, y), "normalisation belongs inside"),
+    "below zero": (lambda m, x, y: (m, x * 2 - 1, y), "normalisation belongs inside"),
+    "uint8": (lambda m, x, y: (m, (x * 255).to(torch.uint8), y), "torch.uint8"),
+    "double images": (lambda m, x, y: (m, x.double(), y), "torch.float64"),
+    "flat images": (lambda m, x, y: (m, x.flatten(1), y), "B, C, H, W"),
+    "int32 labels": (lambda m, x, y: (m, x, y.int()), "int64"),
+    "one-hot labels": (lambda m, x, y: (m, x, nn.functional.one_hot(y)), "int64"),
+    "too few labels": (lambda m, x, y: (m, x, y[1:]), "int64"),
+    "randomised": (wrapped(lambda z, x: z + 1e-3 * torch.randn_like(z)), "randomised"),
+    "softmax": (wrapped(lambda z, x: z.softmax(1)), "probabilities"),
+    "NaN logits": (wrapped(lambda z, x: z * math.nan), "not finite"),
+    "one infinite logit": (wrapped(lambda z, x: z.index_fill(0, torch.tensor([1]), math.inf)), "not finite"),
+    "zero gradients": (wrapped(lambda z, x: z.detach() + 0 * x.sum()), "zero for every image"),
+    "no gradient at all": (lambda m, x, y: (RoundedInput(m).eval(), x, y), "differentiable"),
+    "NaN images": (lambda m, x, y: (m, x.clone().fill_(math.nan), y), "finite|lie in"),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_every_breach_is_refused(breach):
+    model = linear()
+    images, labels = labelled_images(model, 5)
+    require_fit_for_attack(model, images, labels)
+    change, words = BREACHES[breach]
+    with pytest.raises(EvaluationRefused, match=words):
+        require_fit_for_attack(*change(model, images, labels))
+
+
+def test_autocast_and_inference_mode_are_refused():
+    model = linear()
+    images, labels = labelled_images(model, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(EvaluationRefused, match="autocast"):
+        require_fit_for_attack(model, images, labels)
+    with torch.inference_mode(), pytest.raises(EvaluationRefused, match="inference mode"):
+        require_fit_for_attack(model, images, labels)
+    with torch.no_grad():
+        require_fit_for_attack(model, images, labels)
+
+
+def test_correct_counts_over_batches(monkeypatch):
+    monkeypatch.setattr("pag_core.evaluation.fitness.IMAGES_AT_ONCE", 5)
+    model = linear()
+    images, labels = labelled_images(model, 23)
+    labels[[2, 22]] = (labels[[2, 22]] + 1) % 3
+    expected = torch.ones(23, dtype=torch.bool)
+    expected[[2, 22]] = False
+    assert torch.equal(correct(model, images, labels), expected)
+    assert accuracy(model, images, labels) == 21 / 23
