@@ -18,10 +18,11 @@ import yaml
 from experiments.described_stages import PARAMS, Plain, described_stages, metrics_of, outputs_of, value_at
 from experiments.description import Experiment
 from experiments.results import Measured
-from pag_core.pipeline.artifacts import digest, read_json, replacing_folder, write_json
+from pag_core.errors import ParamsError
+from pag_core.pipeline.artifacts import digest, file_digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
 from pag_core.pipeline.locks import holding
-from pag_core.pipeline.places import FIGURES
+from pag_core.pipeline.places import CODE, FIGURES
 
 ENDED = "ended.json"
 
@@ -37,6 +38,7 @@ class ByHand:
         self.stages = described_stages(params)
         self.makers = {output: name for name, stage in self.stages.items() for output in outputs_of(stage)}
         self.folders: dict[str, Path] = {}
+        self.contents: dict[str, str] = {}
         self.made: set[str] = set()
 
     def make(self, name: str) -> None:
@@ -91,6 +93,24 @@ class ByHand:
             if any(output == path or output.startswith(f"{path}/") for path in deps)
         }
 
+    def _given(self, name: str) -> list[str]:
+        """What a stage takes that none makes: images, or a diffusion model, that the parameters name."""
+        made = {
+            path for path in self.stages[name]["deps"] for output in self.makers if f"{output}/".startswith(f"{path}/")
+        }
+        # the fingerprints of code are taken here
+        return [path for path in self.stages[name]["deps"] if path not in made and Path(path).parent != CODE]
+
+    def _content(self, path: str) -> str | None:
+        """SHA-256 over all files of what is given; None below `work`, where images are arranged: their place says it."""
+        place = CHECKOUT / path
+        if path not in self.contents and not place.is_relative_to(self.work):
+            files = [Path(folder) / file for folder, _, names in os.walk(place, followlinks=True) for file in names]
+            self.contents[path] = digest(
+                {str(file.relative_to(place)): file_digest(file) for file in files or [place] if file.is_file()}
+            )
+        return self.contents.get(path)
+
     def _identity(self, name: str) -> Plain:
         stage = self.stages[name]
         _, script, *options = stage["cmd"].split()
@@ -98,11 +118,12 @@ class ByHand:
         tracked = {
             str(key): value_at(self.params, key) if isinstance(key, str) else self.params for key in stage["params"]
         }
+        given = {path: content for path in self._given(name) if (content := self._content(path)) is not None}
         return {
             "code": self.fingerprint(CHECKOUT / script),
             "options": options,
             "params": tracked,
-            "inputs": {path: self.folder(maker).name for path, maker in self._needed(name).items()},
+            "inputs": {path: self.folder(maker).name for path, maker in self._needed(name).items()} | given,
         }
 
     def _run(self, name: str) -> None:
@@ -111,11 +132,18 @@ class ByHand:
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PARAMS).write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
-        for path, maker in self._needed(name).items():
+        taken = {path: self.folder(maker) / path for path, maker in self._needed(name).items()}
+        # a path of the user's is relative to the checkout, as DVC has it
+        taken |= {path: CHECKOUT / path for path in self._given(name) if not Path(path).is_absolute()}
+        for path, place in taken.items():
             link = folder / path
+            if ".." in Path(path).parts:
+                raise ParamsError(
+                    f"{path} leads out of the folder of a stage; give it as an absolute path: {place.resolve()}"
+                )
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
-                link.symlink_to(self.folder(maker) / path)
+                link.symlink_to(place)
         identity, start = self._identity(name), time.perf_counter()
         # checkpoints of all stages in one place, as under DVC
         environment = {**os.environ, "DVC_ROOT": str(self.work)}

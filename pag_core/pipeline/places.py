@@ -6,6 +6,7 @@ from typing import Any
 from pag_core.pipeline.artifacts import write_json
 
 DATA = Path("data")
+CODE = DATA / "code"
 DIFFUSION = DATA / "diffusion"
 TOY = DATA / "toy"
 METRICS = Path("metrics")

@@ -1,0 +1,88 @@
+"""What a stage that runs by hand depends on, and where it finds what nobody's stage made."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments import by_hand
+from experiments.by_hand import ByHand
+from experiments.description import base_params
+from pag_core.errors import ParamsError
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """`opened(image_folder="/x")`: the stages of an experiment of small parameters, with one fingerprint of all code."""
+
+    def make(**changes):
+        params = {**base_params(), "dataset": "image_folder", **changes}
+        return ByHand(params, tmp_path / "work", fingerprint=lambda program: "code")
+
+    return make
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The folders in which stages were started; none of them does anything."""
+    folders = []
+
+    def start(command, cwd, **options):
+        folders.append(Path(cwd))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    return folders
+
+
+def test_changed_images_make_another_run_of_all_that_follows(opened, tmp_path):
+    """Also behind links, as data on another disk often lies."""
+    images = tmp_path / "images"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/1.png").write_bytes(b"one")
+    (images / "train").mkdir(parents=True)
+    (images / "train/cat").symlink_to(tmp_path / "elsewhere")
+    stages = ("prepare", "train", "autoattack")
+
+    def folders():
+        experiment = opened(image_folder=str(images))
+        return [experiment.folder(stage) for stage in stages]
+
+    before = folders()
+    assert folders() == before
+    (tmp_path / "elsewhere/1.png").write_bytes(b"two")
+    changed = folders()
+    assert not {*before} & {*changed}
+    (tmp_path / "elsewhere/1.png").write_bytes(b"one")
+    assert folders() == before
+
+
+def test_images_arranged_below_work_are_known_by_their_place(opened, tmp_path):
+    images = tmp_path / "work/images-1234"
+    images.mkdir(parents=True)
+    before = opened(image_folder=str(images)).folder("prepare")
+    (images / "1.png").write_bytes(b"one")
+    assert opened(image_folder=str(images)).folder("prepare") == before
+
+
+def test_a_diffusion_model_of_the_users_is_found_and_known_by_its_content(opened, ran, tmp_path, monkeypatch):
+    """A relative path is one in the checkout, as DVC has it; that of the diffusion stage is no model of the user's."""
+    checkout = tmp_path / "checkout"
+    (checkout / "data/pretrained").mkdir(parents=True)
+    (checkout / "data/pretrained/weights.npz").write_bytes(b"one")
+    monkeypatch.setattr(by_hand, "CHECKOUT", checkout)
+    stages = opened(diffusion_checkpoint="data/pretrained")
+    stages.make("sbg")
+    link = stages.folder("sbg") / "data/pretrained"
+    assert ran[-1] == stages.folder("sbg") and (link / "weights.npz").read_bytes() == b"one"
+    assert not any(folder.name.startswith("diffusion") for folder in ran)
+    (checkout / "data/pretrained/weights.npz").write_bytes(b"two")
+    assert opened(diffusion_checkpoint="data/pretrained").folder("sbg") != stages.folder("sbg")
+    own = opened(diffusion_checkpoint="data/diffusion")
+    assert own._given("sbg") == [] and "diffusion" in own._needed("sbg").values()
+
+
+def test_a_path_that_leads_out_of_the_folder_of_a_stage_is_refused(opened, ran):
+    with pytest.raises(ParamsError, match=r"\.\./pretrained leads out of .* an absolute path: /"):
+        opened(diffusion_checkpoint="../pretrained").make("sbg")
+    assert [folder.name.split("-")[0] for folder in ran] == ["prepare"]
