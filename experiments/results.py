@@ -39,16 +39,20 @@ class Cell:
 
 
 def cells(experiment: Experiment, measured: Measured) -> list[Cell]:
-    """Every number of the experiment's table, row by row: AutoAttack's, Foolbox's, or validation's where nothing attacks."""
-    found: list[Cell] = []
-    for row in experiment.rows:
-        runs = [measured[run] for run in experiment.runs[row.classifier] if run in measured]
-        if "foolbox" in experiment.stages:
-            found += _of_foolbox(row, runs)
-        elif experiment.attacks:
-            found += _of_autoattack(experiment, row, runs)
-        else:
-            found += _of_validation(experiment, row, runs)
+    """Every number of the experiment's tables."""
+    return [cell for table in tables(experiment, measured) for cell in table]
+
+
+def tables(experiment: Experiment, measured: Measured) -> list[list[Cell]]:
+    """The numbers of each table: AutoAttack's and Foolbox's where they were wanted, or validation's where nothing attacks."""
+    kinds = {"autoattack": _of_autoattack, "foolbox": _of_foolbox}
+    found = []
+    for of_row in [kinds[stage] for stage in kinds if stage in experiment.stages] or [_of_validation]:
+        table: list[Cell] = []
+        for row in experiment.rows:
+            runs = [measured[run] for run in experiment.runs[row.classifier] if run in measured]
+            table += of_row(experiment, row, runs)
+        found.append(table)
     return found
 
 
@@ -66,29 +70,58 @@ def _of_validation(experiment: Experiment, row: Row, runs: list[dict[str, Plain]
 
 
 def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
-    names = _settings(experiment.params[experiment.runs[row.classifier][0]]["autoattack"]["radii"])
+    names = _attacked(experiment, row)
     who = "baseline" if row.baseline else "model"
-    for number, name in enumerate(names):
-        published, setting = None, ""
-        # the paper has one radius for each norm, in the order of ours
-        if len(row.published) == len(names):
-            published = row.published[number]
-            setting = experiment.settings[number] if experiment.settings else name
+    published = (
+        dict(zip(experiment.settings, row.published, strict=True)) if experiment.settings and row.published else {}
+    )
+    for name in names:
+        beside = counterpart(name, names, experiment.settings)
         ours = tuple(100 * run["autoattack"][who][name] for run in runs)
         images = runs[0]["autoattack"]["images"] if runs else None
-        yield Cell(row.label, name, ours, published, setting, images)
+        yield Cell(row.label, name, ours, published.get(beside), beside if beside in published else "", images)
 
 
-def _of_foolbox(row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
+def counterpart(name: str, ours: list[str], published: tuple[str, ...]) -> str:
+    """The published setting that stands beside our `name`: the very same, or the only one of its norm; empty where none is.
+
+    Which of several radii is meant cannot be told, as those of a miniature are others.
+    """
+    of_norm = [
+        [setting for setting in settings if setting.split()[0] == name.split()[0]] for settings in (ours, published)
+    ]
+    if name in published:
+        return name
+    return of_norm[1][0] if [len(settings) for settings in of_norm] == [1, 1] else ""
+
+
+def _unmatched(experiment: Experiment) -> list[str]:
+    """The published settings that stand beside no number of ours, in any row that has published ones."""
+    rows = [row for row in experiment.rows if row.published and "autoattack" in experiment.stages]
+    beside = {
+        counterpart(name, _attacked(experiment, row), experiment.settings)
+        for row in rows
+        for name in _attacked(experiment, row)
+    }
+    return [setting for setting in experiment.settings if rows and setting not in beside]
+
+
+def _attacked(experiment: Experiment, row: Row) -> list[str]:
+    return _settings(experiment.params[experiment.runs[row.classifier][0]]["autoattack"]["radii"])
+
+
+def _of_foolbox(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
     """A line for each attack, which has the mean over the radii of the grid; the paper does not state its own.
 
-    Published numbers are those of the first attacks of `FOOLBOX_NAMES`, which are Table 6's; further attacks have none.
+    Published numbers are those of the first attacks of `FOOLBOX_NAMES`, which are Table 6's; further attacks have none, and
+    none has where the published ones are of other `settings`.
     """
     found = [run["details/foolbox"]["baseline" if row.baseline else "model"] for run in runs]
     further = {name for attacks in found for name in attacks} - {"clean", *FOOLBOX_NAMES}
     titles = FOOLBOX_NAMES | {name: name for name in sorted(further)}
     images = runs[0]["details/foolbox"]["images"] if runs else None
-    for (name, title), published in itertools.zip_longest(titles.items(), row.published):
+    beside = () if experiment.settings else row.published
+    for (name, title), published in itertools.zip_longest(titles.items(), beside):
         ours = tuple(_mean_over_radii(attacks[name]) for attacks in found if name in attacks)
         yield Cell(title, row.label, ours, published, "radii not stated", images)
 
@@ -98,8 +131,14 @@ def _mean_over_radii(found: Plain) -> float:
 
 
 def markdown(experiment: Experiment, measured: Measured) -> str:
-    """The table for people: ours (mean and range over seeds), the published number and the difference in points."""
-    found = cells(experiment, measured)
+    """The tables for people: ours (mean and range over seeds), the published number and the difference in points."""
+    parts = [experiment.title, *(_for_people(experiment, table) for table in tables(experiment, measured))]
+    if unmatched := _unmatched(experiment):
+        parts.append(f"Published and not shown, as no one column of ours is its counterpart: {', '.join(unmatched)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _for_people(experiment: Experiment, found: list[Cell]) -> str:
     settings = list(dict.fromkeys(cell.setting for cell in found))
     beside = {cell.setting: cell.published_setting for cell in found if cell.published is not None}
     head = [""]
@@ -122,7 +161,7 @@ def markdown(experiment: Experiment, measured: Measured) -> str:
     images = sorted({cell.images for cell in found if cell.images is not None})
     said = f"{seeds} seeds, mean (range)" if seeds > 1 else "one seed"
     attacked = "test images" if experiment.attacks else "validation images under APGD (clean: all of them)"
-    return "\n".join([f"{experiment.title}", "", *lines, "", f"Percent; {_listed(images)} {attacked}; {said}."]) + "\n"
+    return "\n".join([*lines, "", f"Percent; {_listed(images)} {attacked}; {said}."])
 
 
 def as_csv(experiment: Experiment, measured: Measured) -> str:

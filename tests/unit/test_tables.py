@@ -1,5 +1,6 @@
 """The paper's tables as descriptions: what they read as, what they print beside published numbers, and their gaps."""
 
+import dataclasses
 import fractions
 
 import pytest
@@ -69,6 +70,46 @@ def test_published_numbers_are_those_of_the_paper():
     assert found["table_5", "MLP-Mixer: SBG", 15] == 35.97 and found["table_7", "CM", 5] == 3.14
     assert found["table_6", "EAD", 6] == 8.57 and found["table_6", "Salt-and-pepper noise", len(FOOLBOX_NAMES)] == 42.59
     assert found["figure_5", "lambda 0.5", 6] is None and found["figure_5", "lambda 0.5", 7] == 48.34
+
+
+@pytest.mark.parametrize(
+    ("radii", "columns", "left_out"),
+    [
+        # in the order of ours, by norm
+        ("{Linf: [0.1], L2: [1.5]}", {"clean": 93.61, "Linf 0.1": 23.97, "L2 1.5": 55.39}, ""),
+        ("{L2: [0.75, 1.5]}", {"clean": 93.61}, "L2 0.5, Linf 8/255"),
+        # the very radius among several
+        ("{L2: [0.25, 0.5], Linf: [0.1]}", {"clean": 93.61, "L2 0.5": 55.39, "Linf 0.1": 23.97}, ""),
+        ("{Linf: [0.1, 0.2]}", {"clean": 93.61}, "L2 0.5, Linf 8/255"),
+    ],
+)
+def test_published_numbers_stand_beside_ours_of_their_norm(radii, columns, left_out):
+    experiment = read_experiment(ROOT / "experiments/tables/table_1.yaml", "mini", [f"autoattack.radii={radii}"])
+    found = cells(experiment, {})
+    clean = next(cell for cell in found if cell.row == "ResNet: vanilla" and cell.setting == "clean")
+    others = [cell for cell in found if cell.row == "ResNet: SBG" and cell.setting != "clean"]
+    beside = {cell.setting: cell.published for cell in [clean, *others] if cell.published is not None}
+    assert beside == columns
+    remark = "Published and not shown, as no one column of ours is its counterpart: "
+    assert markdown(experiment, {}).partition(remark)[2].strip(".\n") == left_out
+
+
+def test_autoattack_and_foolbox_have_a_table_each():
+    """Published accuracies under AutoAttack do not stand beside Foolbox's attacks."""
+    experiment = read_experiment(ROOT / "experiments/tables/table_3.yaml", "full", [])
+    both = dataclasses.replace(experiment, stages=("autoattack", "foolbox"))
+    attacked = {"clean": 0.9, "L2 1.0": 0.5, "Linf 16/255": 0.25}
+    under = {name: {"L2 1": 0.5, "L2 2": 0.0, "None": 0.0} for name in FOOLBOX_NAMES}
+    of_run = {
+        "autoattack": {"images": 100, "model": attacked, "baseline": attacked},
+        "details/foolbox": {"images": 50, "model": under, "baseline": under},
+    }
+    text = markdown(both, {run: of_run for runs in both.runs.values() for run in runs})
+    _, first, said, second, said_then = text.strip().split("\n\n")
+    assert "| SBG | 90.0 | 78.56 | +11.4 | 50.0 | 30.43 | +19.6 | 25.0 | 1.92 | +23.1 |" in first.splitlines()
+    assert second.splitlines()[0] == "|  | vanilla | SBG | AT Linf | AT L2 |" and len(second.splitlines()) == 2 + 7
+    assert second.splitlines()[2] == "| Salt-and-pepper noise | 25.0 | 25.0 | 25.0 | 25.0 |"
+    assert (said, said_then) == ("Percent; 100 test images; one seed.", "Percent; 50 test images; one seed.")
 
 
 @pytest.mark.parametrize("named", [False, True])
