@@ -40,14 +40,21 @@ def save_classifier(
 def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tuple[NormalizedClassifier, SavedNetwork]:
     """A trained classifier in eval mode on `device`, and its card.
 
-    Raises WeightsError if it is damaged or was trained on other classes or image shapes than those of `dataset`.
+    Raises WeightsError if it is damaged, or was trained on other images than those of `dataset`, whose test images may then be
+    among those that it has learnt.
     """
     saved = load_network(folder, KIND)
     card = saved.card
     if tuple(card["class_names"]) != dataset.class_names or tuple(card["image_shape"]) != dataset.image_shape:
         raise WeightsError(
             f"{folder} was trained on {len(card['class_names'])} classes of images {card['image_shape']}; the dataset has "
-            f"{dataset.classes} classes of images {list(dataset.image_shape)}"
+            f"{dataset.classes} classes of images {list(dataset.image_shape)}: train again, or prepare the former dataset"
+        )
+    if card["dataset"] != dataset.fingerprint:
+        raise WeightsError(
+            f"{folder} was trained on other images or another split (fingerprint {card['dataset'][:12]}) than the dataset "
+            f"has ({dataset.fingerprint[:12]}); its training images may be test images here: train again, or prepare the "
+            "dataset with the former seed and settings"
         )
     classifier = build_classifier(
         card["arch"], **card["options"], image_shape=dataset.image_shape, classes=dataset.classes

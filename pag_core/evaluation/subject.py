@@ -13,6 +13,7 @@ from torch import nn
 from pag_core.classifiers.building import load_classifier
 from pag_core.compute.processes import process_count
 from pag_core.datasets.prepared import read_dataset
+from pag_core.errors import ArtifactError
 from pag_core.pipeline.artifacts import read_json, write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.places import DATA, classifier_place, dataset_place, write_metrics
@@ -76,13 +77,27 @@ def keep_result(
     """Keep the results of an attack on the baseline; for one on the classifier write the metrics, both results in them.
 
     The details also hold the `provenance` of both, which says whose results they are. `head` describes the attack itself.
-    `headline` picks what experiments are compared by from everything: `head`, `model` and `baseline`.
+    `headline` picks what experiments are compared by from everything: `head`, `model` and `baseline`. Raises ArtifactError if
+    the baseline was attacked on other images or in another way.
     """
     place = baseline_place(name)
     if who == "baseline":
         write_json(place, {"result": found, "provenance": provenance})
         return
     baseline = read_json(place)
+    for what in ("params", "seed"):
+        _require_same(place, name, what, baseline["provenance"][what], provenance[what])
+    _require_same(
+        place, name, "dataset", *(record["inputs"]["dataset"] for record in (baseline["provenance"], provenance))
+    )
     measured = {**head, "model": found, "baseline": baseline["result"]}
     records = {"model": provenance, "baseline": baseline["provenance"]}
     write_metrics(name, {**measured, "provenance": records}, headline(measured))
+
+
+def _require_same(place: Path, name: str, what: str, baseline: Any, model: Any) -> None:
+    if baseline != model:
+        raise ArtifactError(
+            f"{place} is of an attack with {what} {baseline}, that on the classifier has {model}; run python stages/{name}.py "
+            "--baseline again"
+        )

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pag_core.compute.processes import this_process
 from pag_core.errors import TrainingDiverged
 from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.saved_network import require_finite
 
 
 class LossWatch:
@@ -53,9 +54,13 @@ class CheckpointClock:
         self.last = time.monotonic()
 
     def tick(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save what `state` returns if it is time."""
+        """Save what `state` returns if it is time; raises TrainingDiverged if a weight in it is not finite."""
         if time.monotonic() - self.last >= self.seconds:
-            self.folder.save_checkpoint(state())
+            content = state()
+            for part, tensors in content.items():
+                if isinstance(tensors, dict):
+                    require_finite(tensors, part)
+            self.folder.save_checkpoint(content)
             self.last = time.monotonic()
 
 

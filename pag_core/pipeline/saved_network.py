@@ -1,5 +1,6 @@
 """A network on disk: `weights.safetensors` beside `card.json`, which says what it is, where it came from and its SHA-256."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from pag_core.errors import WeightsError
+from pag_core.errors import TrainingDiverged, WeightsError
 from pag_core.pipeline.artifacts import file_digest, read_sealed_json, replacing_folder, write_sealed_json
 
 
@@ -25,11 +26,22 @@ class SavedNetwork:
         return str(self.card["checksum"])
 
 
+def require_finite(tensors: Mapping[str, Any], what: str) -> None:
+    """Raise TrainingDiverged, which names `what` and the tensor, if one of a state dict is not finite."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise TrainingDiverged(
+                f"{what}: {name} is not finite, and is not saved; the last finite checkpoint is kept. Lower the learning rate "
+                "(or lambda) and run again"
+            )
+
+
 def save_network(folder: Path, tensors: dict[str, torch.Tensor], card: dict[str, Any]) -> None:
     """Write a state dict and its card to `folder`, whole or not at all.
 
-    The card gains the weights' `sha256` and a `checksum` of its own.
+    The card gains the weights' `sha256` and a `checksum` of its own. Raises TrainingDiverged if a tensor is not finite.
     """
+    require_finite(tensors, str(folder))
     with replacing_folder(folder) as partial:
         weights = partial / "weights.safetensors"
         # the library reports a full disk as an error of its own kind, Python as an OSError
@@ -44,7 +56,9 @@ def load_network(folder: Path, kind: str) -> SavedNetwork:
         card = read_sealed_json(folder / "card.json")
         found = file_digest(folder / "weights.safetensors")
     except FileNotFoundError as error:
-        raise WeightsError(f"{folder} holds no saved network ({error.filename} is missing)") from error
+        raise WeightsError(
+            f"{folder} holds no saved network ({error.filename} is missing); run the stage that makes it"
+        ) from error
     except ValueError as error:
         raise WeightsError(f"{folder / 'card.json'} is damaged ({error}); make the network again") from error
     if card.get("sha256") != found:
@@ -53,8 +67,8 @@ def load_network(folder: Path, kind: str) -> SavedNetwork:
             f"{str(card.get('sha256'))[:12]}; make it again"
         )
     if card.get("kind") != kind:
-        raise WeightsError(f"{folder} holds a {card.get('kind')}, a {kind} is needed")
+        raise WeightsError(f"{folder} holds a {card.get('kind')}, a {kind} is needed; name the folder of one")
     try:
         return SavedNetwork(card, load_file(folder / "weights.safetensors"))
     except SafetensorError as error:
-        raise WeightsError(f"{folder}/weights.safetensors cannot be read: {error}") from error
+        raise WeightsError(f"{folder}/weights.safetensors cannot be read: {error}; make it again") from error

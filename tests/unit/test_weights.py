@@ -8,7 +8,9 @@ import torch
 from pag_core.classifiers.architectures import OPTIONS
 from pag_core.classifiers.building import build_classifier, load_classifier, save_classifier
 from pag_core.diffusion.network import load_noise_predictor
-from pag_core.errors import ParamsError, WeightsError
+from pag_core.errors import ParamsError, TrainingDiverged, WeightsError
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.loop import CheckpointClock
 from pag_core.pipeline.saved_network import load_network, save_network
 
 
@@ -17,6 +19,28 @@ def saved(tmp_path):
     tensors = {"a.weight": torch.randn(3, 4), "b": torch.arange(5), "c": torch.zeros(2, 3).t()}
     save_network(tmp_path / "net", tensors, {"kind": "classifier", "arch": "x"})
     return tmp_path / "net", tensors
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_saved(saved, value):
+    folder, tensors = saved
+    before = load_network(folder, "classifier").fingerprint
+    tensors["a.weight"][2, 1] = value
+    with pytest.raises(TrainingDiverged, match=r"net: a\.weight is not finite"):
+        save_network(folder, tensors, {"kind": "classifier"})
+    assert load_network(folder, "classifier").fingerprint == before
+
+
+@pytest.mark.parametrize("part", ["classifier", "average"])
+def test_neither_is_a_checkpoint_of_such_weights(tmp_path, cpu, part):
+    clock, state = (
+        CheckpointClock(RunFolder(tmp_path), 0.0),
+        {"classifier": {"w": torch.ones(2)}, "average": None, "step": 1},
+    )
+    clock.tick(lambda: state)
+    with pytest.raises(TrainingDiverged, match=f"{part}: w is not finite"):
+        clock.tick(lambda: {**state, part: {"w": torch.tensor([1.0, torch.nan])}, "step": 2})
+    assert RunFolder(tmp_path).load_checkpoint(cpu)["step"] == 1
 
 
 def test_round_trip(saved):
@@ -81,6 +105,9 @@ def test_classifier_round_trip(tmp_path, dataset, make_dataset, make_classifier,
     for other in (make_dataset(classes=4), make_dataset(shape=(3, 8, 8))):
         with pytest.raises(WeightsError, match="was trained on 3 classes"):
             load_classifier(tmp_path / "c", other, cpu)
+    # of the same classes and shape, of which another split may have other images for testing
+    with pytest.raises(WeightsError, match=f"other images or another split.*{dataset.fingerprint[:12]}.*train again"):
+        load_classifier(tmp_path / "c", make_dataset(seed=99), cpu)
     with pytest.raises(WeightsError, match="a diffusion is needed"):
         load_noise_predictor(tmp_path / "c", dataset, cpu)
 
