@@ -7,7 +7,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
-from pag_core.evaluation.judge import judged, trained_judge
+from pag_core.errors import ParamsError
+from pag_core.evaluation.judge import judged, judged_unpushed, trained_judge
 from pag_core.evaluation.pag_score import pag_score
 from pag_core.gradient_store.store import RepresentativeGradients, TargetGradients, open_gradients
 from pag_core.gradients.class_mean import class_mean_representatives
@@ -31,9 +32,13 @@ def main() -> None:
         targets: dict[str, TargetGradients] = {MEANS: RepresentativeGradients(means, test)}
         for source in {params.source, params.pag_score.reference} - {"none"}:
             targets[source] = open_gradients(gradients_place(source), dataset, "test", device)
-        rows = test.first(params.pag_score.images, "pag_score.images")
-        # the store of sbg holds gradients of this many
-        images = test.pixels(slice(0, min(rows.stop, params.gradient_store.held_out_images)))
+        held = params.gradient_store.held_out_images
+        if {"sbg", "sbg_online"} & targets.keys() and params.pag_score.images > held:
+            raise ParamsError(
+                f"params.yaml: pag_score.images is {params.pag_score.images}, but score-based gradients are held of "
+                f"gradient_store.held_out_images test images, {held}; set the one lower or the other higher"
+            )
+        images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
         judge = trained_judge(train, test, classes=dataset.classes, images=params.pag_score.judge_images)
         ((norm, radius),) = params.pag_score.judged_radius.items()
@@ -73,6 +78,7 @@ def main() -> None:
                     "training_images": judge.trained_on,
                     "test_images": judge.tested,
                 },
+                "unpushed": judged_unpushed(judge, test.pixels(shown), test.labels[shown], classes=dataset.classes),
                 **seen,
             },
         }

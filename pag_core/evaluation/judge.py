@@ -80,3 +80,11 @@ def judged(
         targets = torch.arange(classes).expand_as(seen)
         hits += int(((seen == targets) & (targets != labels[rows].cpu()[:, None])).sum())
     return hits / (len(images) * (classes - 1))
+
+
+def judged_unpushed(judge: Judge, images: torch.Tensor, labels: torch.Tensor, *, classes: int) -> float:
+    """What `judged` would be of a classifier without any gradient: how often the judge sees each other class in the images.
+
+    A judge that errs sees a class in some images that nobody pushed towards it.
+    """
+    return float((judge.sees(images) != labels.cpu()).double().mean()) / (classes - 1)

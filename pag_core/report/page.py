@@ -149,7 +149,7 @@ def foolbox_tables(foolbox: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def masking_rows(masking: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows (setting, white-box PGD, transfer from the baseline, Square): accuracies of the model."""
+    """Rows (setting, white-box APGD, transfer from the baseline, Square): accuracies of the model."""
     return [
         (
             setting_label(setting),
@@ -175,8 +175,9 @@ def judged_line(judged: dict[str, Any]) -> str:
         f"An independent judge, a support vector machine on pixels, sees the target class in {percent(judged['model'])} of "
         f"{judged['images']} test images that the classifier's gradients push towards every other class "
         f"({setting_label(judged['attack'])}, {judged['steps']} steps), and in {percent(judged['baseline'])} for the "
-        f"baseline. It has learnt {judge['training_images']} training images, and is right for {percent(judge['accuracy'])} "
-        f"of {judge['test_images']} test images."
+        f"baseline; had nobody pushed them, its mistakes would make that {percent(judged['unpushed'])}. "
+        f"It has learnt {judge['training_images']} training images, and is right for {percent(judge['accuracy'])} of "
+        f"{judge['test_images']} test images."
     )
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
-from pag_core.evaluation.judge import Judge, judged, trained_judge
+from pag_core.evaluation.judge import Judge, judged, judged_unpushed, trained_judge
 from pag_core.evaluation.pgd import targeted_images
 
 
@@ -49,6 +49,29 @@ def test_what_is_counted(monkeypatch, at_once):
     )
     # 0 to 0; 1 to 1 and 2; 2 to 1 and 2; none of 3, which its own class pushes on to 4
     assert wrong == 5 / 12
+
+
+def test_mistakes_on_images_that_nobody_pushed():
+    """Two of four images are taken for another class, of three others each."""
+    images = levels([0.0, 0.1, 0.2, 0.3])
+    assert judged_unpushed(Judge(Nearest(), 1, 1, 1.0), images, torch.tensor([0, 1, 3, 2]), classes=4) == 2 / 12
+    # a classifier without gradients leaves the images where they are
+    flat = judged(
+        Judge(Nearest(), 1, 1, 1.0),
+        Flat().eval(),
+        images,
+        torch.tensor([0, 1, 3, 2]),
+        classes=4,
+        norm="L2",
+        radius=0.2,
+        steps=3,
+    )
+    assert flat == 2 / 12
+
+
+class Flat(nn.Module):
+    def forward(self, images):
+        return 0 * images.flatten(1)
 
 
 def test_the_count_is_that_of_a_loop(dataset, make_classifier):
