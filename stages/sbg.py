@@ -15,7 +15,7 @@ from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
 from pag_core.errors import ParamsError
 from pag_core.gradients.distillation import Distillation, distill, distilling_processes, shards_of
 from pag_core.gradients.distillation_precision import direction_check, in_precision, require_direction
-from pag_core.gradients.label_effect import label_effect, require_label_effect
+from pag_core.gradients.label_effect import label_effect, over_levels, require_label_effect
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.checkpoint import run_folder
@@ -28,7 +28,7 @@ def _measured(
 ) -> dict[str, Any]:
     """Write the metrics; raise where the label does nothing, or where `teacher`'s precision turns gradients.
 
-    Each noise level is measured by itself, and the means are written.
+    Each noise level is measured by itself.
     """
     validation, options = dataset.splits["validation"], {"batch_size": params.sbg.batch_size, "seed": params.seed}
     precision = params.sbg.precision
@@ -45,16 +45,13 @@ def _measured(
             )
             measured |= checked
         levels.append(measured)
-    means: dict[str, Any] = dict(levels[0])
-    if len(levels) > 1:
-        means = {name: sum(level[name] for level in levels) / len(levels) for name in means}
-        means["timestep"] = list(params.sbg.timesteps)
-    write_json(METRICS / metrics, means)
+    summary = over_levels(levels)
+    write_json(METRICS / metrics, summary)
     for timestep, measured in zip(params.sbg.timesteps, levels, strict=True):
         require_label_effect(measured, f"{params.diffusion_checkpoint} at t = {timestep}")
         if precision != "float32":
             require_direction(measured, precision, params.sbg.min_cosine)
-    return means
+    return summary
 
 
 def main(
@@ -78,7 +75,8 @@ def main(
         for timestep in params.sbg.timesteps:
             if not low <= timestep <= high:
                 raise ParamsError(
-                    f"params.yaml: sbg.timestep is {timestep}, {checkpoint} was trained for timesteps {low} to {high}"
+                    f"params.yaml: sbg.timestep is {timestep}, {checkpoint} was trained for timesteps {low} to {high}; set "
+                    "one of these, or train it for others (diffusion.timestep_window)"
                 )
         if saved.card["dataset"] is None:
             print(f"{checkpoint} comes from elsewhere: the images that it was trained on are not known")

@@ -56,9 +56,14 @@ def _provenance(opened: OpenStage, dataset: Dataset, *, baseline: bool) -> dict[
 def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> AlignmentTerm | None:
     """The second term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
     params = opened.params
-    if params.source == "none" or params.weight == 0:
-        return None
     control = params.control
+    if params.source == "none" or params.weight == 0:
+        if control is not None:
+            raise ParamsError(
+                f"params.yaml: control is {control}, but source {params.source} and lambda {params.weight:g} have no target "
+                "gradients to exchange; set control: null, or a source and a lambda"
+            )
+        return None
     if control is not None and (params.source == "sbg_online" or params.feed.window_shards is not None):
         raise ParamsError(
             f"params.yaml: control is {control}, which takes target gradients out of a store in any order; it works "

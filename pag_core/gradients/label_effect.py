@@ -1,5 +1,8 @@
 """Does the label do anything? A model that ignores it turns Eq. 8 into noise, so this is measured before distilling."""
 
+import statistics
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -28,14 +31,15 @@ def label_effect(
     """
     classes, device = predictor.no_class, predictor.device
     data = split.to(device)
-    draws = generator(device, seed, "label effect")
+    # a stream for each, so that no noise depends on the size of a batch
+    streams = [generator(device, seed, f"label effect, {draw} draw") for draw in ("first", "second")]
     names = ("conditional", "unconditional", "wrong_class")
     errors = dict.fromkeys(names, 0.0)
     difference = magnitude = 0.0
     cosines: list[torch.Tensor] = []
     for start in range(0, len(data), batch_size):
         images, labels = data.pixels(slice(start, start + batch_size)), data.labels[start : start + batch_size]
-        first, second = (torch.randn(images.shape, generator=draws, device=device) for _ in range(2))
+        first, second = (torch.randn(images.shape, generator=draws, device=device) for draws in streams)
         noised = predictor.noised(images, timestep, first)
         choices = (labels, torch.full_like(labels, classes), (labels + 1) % classes)
         predicted = [predictor.predicted_noise(noised, timestep, choice) for choice in choices]
@@ -59,6 +63,25 @@ def label_effect(
         "images": len(data),
         "timestep": timestep,
     }
+
+
+def over_levels(levels: list[dict[str, float]]) -> dict[str, Any]:
+    """What was measured of several noise levels in one: means, of the lowest cosine the lowest, and every `timestep`.
+
+    Counts of images are the same at each level. A single level is given back as it is.
+    """
+    if len(levels) == 1:
+        return levels[0]
+    summary: dict[str, Any] = {}
+    for name, first in levels[0].items():
+        values = [level[name] for level in levels]
+        if name == "timestep":
+            summary[name] = values
+        elif name.endswith("images"):
+            summary[name] = first
+        else:
+            summary[name] = min(values) if name.endswith("_min") else statistics.mean(values)
+    return summary
 
 
 def require_label_effect(measured: dict[str, float], place: str) -> None:

@@ -42,6 +42,8 @@ def input_gradients(
     Raises AdjointUnavailable if the network has no adjoint or autograd is to be compiled, CompilerMissing, and
     ValueError for a name that is none of these.
     """
+    if batch_norm not in ("repeat", "class", "frozen"):
+        raise ValueError(f"batch_norm {batch_norm!r} is not one of: repeat, class, frozen")
     match differentiation:
         case "adjoint":
             with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):

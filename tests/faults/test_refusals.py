@@ -38,6 +38,7 @@ def refusal(project: ProjectCopy, stage: str, *arguments: str) -> str:
         ({"source": "sgb"}, ["source", "'sgb'", ", ".join(get_args(Source)), "did you mean 'sbg'"]),
         ({"train.epoch": 3}, ["train.epoch is an unknown key", "epochs", "did you mean 'epochs'"]),
         ({"lambda": -1}, ["lambda", "-1"]),
+        ({"lambda": 0, "control": "other_image"}, ["control is other_image", "lambda 0", "control: null"]),
     ],
 )
 def test_parameters(project: ProjectCopy, overrides: dict[str, object], expected: list[str]) -> None:

@@ -163,10 +163,12 @@ def test_without_a_graph_the_gradients_are_the_same(network, batch, mode):
 
 
 @pytest.mark.parametrize("mode", BOTH)
-def test_an_unknown_output_is_refused(network, batch, mode):
+def test_an_unknown_output_or_meaning_is_refused(network, batch, mode):
     images, _, class_indices, _ = batch
     with pytest.raises(ValueError, match="logit, log_softmax"):
         input_gradients(network, images, class_indices, output="softmax", **BOTH[mode])
+    with pytest.raises(ValueError, match="'once' is not one of: repeat, class, frozen"):
+        input_gradients(network, images, class_indices, output="logit", **{**BOTH[mode], "batch_norm": "once"})
 
 
 def parameter_gradients(network, batch, mode, **options):

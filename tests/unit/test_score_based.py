@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import NoisePredictor, build_noising
 from pag_core.errors import LabelIgnored
-from pag_core.gradients.label_effect import label_effect, require_label_effect
+from pag_core.gradients.label_effect import label_effect, over_levels, require_label_effect
 from pag_core.gradients.score_based import score_based_gradients
 from tests.samples import distilled
 
@@ -184,16 +185,18 @@ def mixture_split(means, count):
     return Split((images.clamp(0, 1) * 255).round().to(torch.uint8), labels)
 
 
+def noise_streams():
+    return [generator("cpu", 1, f"label effect, {draw} draw") for draw in ("first", "second")]
+
+
 def test_label_effect_against_a_loop(mixture):
     predictor, means, _ = mixture
     split = mixture_split(means, 9)
     measured = label_effect(predictor, split, timestep=300, batch_size=9, seed=1)
-    assert measured == pytest.approx(label_effect(predictor, split, timestep=300, batch_size=9, seed=1))
+    # neither does a number depend on the size of a batch
+    assert measured == pytest.approx(label_effect(predictor, split, timestep=300, batch_size=4, seed=1), rel=1e-5)
     assert measured["images"] == 9 and measured["timestep"] == 300
-    from pag_core.compute.randomness import generator
-
-    draws = generator("cpu", 1, "label effect")
-    first, second = (torch.randn(9, 1, 4, 4, generator=draws) for _ in range(2))
+    first, second = (torch.randn(9, 1, 4, 4, generator=draws) for draws in noise_streams())
     errors, cosines, difference, magnitude = [0.0] * 3, [], 0.0, 0.0
     for b in range(9):
         image, label = split.pixels(slice(b, b + 1)), int(split.labels[b])
@@ -217,11 +220,9 @@ def test_draws_are_compared_on_the_first_images_only(mixture, monkeypatch):
     monkeypatch.setattr("pag_core.gradients.label_effect.DRAW_SAMPLE", 6)
     fewer = label_effect(predictor, split, timestep=300, batch_size=4, seed=1)
     assert (first["draw_images"], fewer["draw_images"], fewer["images"]) == (12, 6, 12)
-    from pag_core.compute.randomness import generator
-
-    draws, cosines = generator("cpu", 1, "label effect"), []
+    streams, cosines = noise_streams(), []
     for start, count in ((0, 4), (4, 2)):
-        noises = [torch.randn(4, 1, 4, 4, generator=draws)[:count] for _ in range(2)]
+        noises = [torch.randn(4, 1, 4, 4, generator=draws)[:count] for draws in streams]
         images = split.pixels(slice(start, start + count))
         one, other = (score_based_gradients(predictor, images, timestep=300, noise=noise) for noise in noises)
         cosines += [cosine(one[b, c], other[b, c]) for b in range(count) for c in range(3)]
@@ -242,6 +243,15 @@ def test_an_exact_model_passes_and_one_that_ignores_its_label_is_refused(mixture
     measured = label_effect(predictor, split, timestep=300, batch_size=16, seed=1)
     with pytest.raises(LabelIgnored, match=r"data/diffusion does not use its label.*diffusion.steps"):
         require_label_effect(measured, "data/diffusion")
+
+
+def test_several_noise_levels_in_one():
+    low = {"draw_cosine": 0.5, "draw_images": 12, "images": 40, "timestep": 100, "precision_cosine_min": 0.999}
+    high = {"draw_cosine": 0.75, "draw_images": 12, "images": 40, "timestep": 300, "precision_cosine_min": 0.9}
+    assert over_levels([low]) == low
+    both = {"draw_cosine": 0.625, "draw_images": 12, "images": 40, "timestep": [100, 300], "precision_cosine_min": 0.9}
+    found = over_levels([low, high])
+    assert found == both and isinstance(found["images"], int)
 
 
 @pytest.mark.parametrize(
