@@ -18,7 +18,7 @@ def main(source: str) -> None:
     with stage(source) as opened:
         makers = {name: found.store for name, found in SOURCES.items() if found.store is not None}
         if source not in makers:
-            raise ParamsError(f"source {source!r} is not one of: {', '.join(makers)}")
+            raise ParamsError(f"python stages/heuristic.py {source}: the source is not one of: {', '.join(makers)}")
         dataset = read_dataset(dataset_place(opened.params.dataset))
         images = {split: dataset.splits[split].images for split in ("train", "test")}
         content = makers[source](dataset, opened.params, images)

@@ -29,7 +29,8 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
         raise ParamsError(f"params.yaml: device is {name!r}, but torch sees no GPU here; set `device: auto` or `cpu`")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ParamsError(
-            f"params.yaml: device is {name!r}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
+            f"params.yaml: device is {name!r}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}; "
+            "set one of these, or `device: auto`"
         )
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         # processes that share work take a GPU each, in turn if there are too few

@@ -85,7 +85,7 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
     if odd := [side for side in card["attention_resolutions"] if side not in sides]:
         raise ParamsError(
             f"diffusion.attention_resolutions names {odd[0]} pixels, but the U-Net of these images works at "
-            f"{', '.join(map(str, sides))} pixels"
+            f"{', '.join(map(str, sides))} pixels; name some of these"
         )
     heads, head_channels = card["attention_heads"], card["head_channels"]
     attending = {
@@ -95,7 +95,8 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
         if attending[side] % (head_channels or heads):
             chosen = f"attention_heads is {heads}" if head_channels is None else f"head_channels is {head_channels}"
             raise ParamsError(
-                f"diffusion.{chosen}, which does not divide the {attending[side]} channels at {side} pixels"
+                f"diffusion.{chosen}, which does not divide the {attending[side]} channels at {side} pixels; set "
+                "another divisor, or other diffusion.channels"
             )
     network: nn.Module = UNetModel(
         image_size=height,

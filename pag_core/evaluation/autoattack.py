@@ -111,7 +111,8 @@ def attack_shard(
     `clean` and `robust` have a 1 for each image that is classified correctly as it is and under attack, and a 0 for others.
     `robust` images are those that the library left unchanged and that are classified correctly again, in batches of another
     size; `disagreements` are images about which the two differ. Distance and range of the images are checked too.
-    Raises EvaluationRefused if more than DISAGREEMENT_LIMIT of them differ.
+    Raises EvaluationRefused if they differ about more than DISAGREEMENT_LIMIT of the images and more than one, and for images
+    beyond the radius or [0, 1].
     """
     seed_global_streams(seed, "autoattack")
     attack = _attack(classifier, norm, radius, classes, version, library_seed(seed), images.device)
@@ -138,7 +139,10 @@ def attack_shard(
         )
     _require_within(adversarial - images, norm, radius)
     if adversarial.min() < 0 or adversarial.max() > 1:
-        raise EvaluationRefused("adversarial images leave [0, 1]")
+        raise EvaluationRefused(
+            f"AutoAttack at {norm} {radius:g} returned images from {adversarial.min():g} to {adversarial.max():g}, outside "
+            "[0, 1]: a fault of the library or its version, so none of its results is kept"
+        )
     warnings = sorted({record.getMessage() for record in records if record.levelno >= logging.WARNING})
     return {
         "images": len(images), "clean": _verdicts(clean), "after": after, "robust": _verdicts(own & again),
@@ -154,7 +158,10 @@ def _require_within(perturbation: torch.Tensor, norm: str, radius: float) -> Non
     order = {"L1": 1.0, "L2": 2.0, "Linf": float("inf")}[norm]
     largest = float(torch.linalg.vector_norm(perturbation.flatten(1), ord=order, dim=1).max())
     if not largest <= radius * (1 + TOLERANCE) + TOLERANCE:
-        raise EvaluationRefused(f"a perturbation of {norm} {largest:g} exceeds the radius {radius:g}")
+        raise EvaluationRefused(
+            f"AutoAttack returned a perturbation of {norm} {largest:g}, beyond the radius {radius:g}: a fault of the library "
+            "or its version, so none of its results is kept"
+        )
 
 
 def run_autoattack(
