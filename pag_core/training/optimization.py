@@ -25,7 +25,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], params: TrainParams) -> 
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, params: TrainParams, steps: int) -> LRScheduler:
-    """Learning rate over `steps` steps: cosine to zero, steps of x0.1 at 50 % and again at 75 % (Appendix G.2), constant."""
+    """Learning rate over `steps` steps: cosine to zero, steps of x0.1 at 50 % and again at 75 % (the release's), constant."""
     match params.schedule:
         case "cosine":
             return CosineAnnealingLR(optimizer, steps)
