@@ -2,6 +2,7 @@
 
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import typer
@@ -13,7 +14,7 @@ from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.compute.device import prepare_device
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.diffusion.network import load_noise_predictor
+from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
 from pag_core.evaluation.pgd import targeted_images
 from pag_core.figures.gradient_sources import gradient_sheet
 from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
@@ -26,6 +27,7 @@ from pag_core.gradients.sources import SOURCES
 from pag_core.objective.input_gradient import input_gradients
 from pag_core.params.sections import Params
 from pag_core.params.values import radius_value
+from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.places import DIFFUSION, classifier_place, dataset_place, gradients_place
 
 
@@ -57,6 +59,14 @@ class Opened:
         """The trained network of `model`, in eval mode on the device."""
         place = classifier_place("baseline" if model.baseline else "classifier")
         return load_classifier(self.finished.output(model.run, str(place)), self.dataset, self.device)[0]
+
+    def teacher(self, model: Model) -> NoisePredictor:
+        """The diffusion model whose gradients `model` was trained with: that of its run, or one from elsewhere."""
+        checkpoint = Path(model.params.diffusion_checkpoint)
+        own = checkpoint == DIFFUSION
+        # a path of the user's is relative to the checkout
+        place = self.finished.output(model.run, str(checkpoint)) if own else CHECKOUT / checkpoint
+        return load_noise_predictor(place, self.dataset, self.device)[0]
 
     def pushed(self, model: Model) -> torch.Tensor:
         """The images pushed towards the classes that a picture shows, as `figures` says: [B, classes, C, H, W]."""
@@ -139,39 +149,50 @@ def draw_targeted(several: list[Finished], chosen: list[int]) -> Drawn:
 
 
 def draw_timesteps(several: list[Finished], chosen: list[int], timesteps: list[int]) -> Drawn:
-    """Gradients of Eq. 8 at several noise levels (Fig. 8): those that a row was trained with, and `timesteps`.
+    """Gradients of Eq. 8 at several noise levels (Fig. 8): those that each row was trained with, and `timesteps`.
 
-    Beside those of a row is how robust it is. All levels have the same noise. Raises BadParameter for a level that the
-    diffusion model was not trained for.
+    A row's are those of its own diffusion model, and beside them is how robust it is. All have the same noise. Raises
+    BadParameter for a level that no diffusion model was trained for.
     """
     shown = opened(several, chosen)
-    trained = {model.params.sbg.timesteps: label for label, model in shown.models.items() if _is_score_based(model)}
-    if not trained:
+    models = {label: model for label, model in shown.models.items() if _is_score_based(model)}
+    if not models:
         raise typer.BadParameter(f"no finished run of {shown.finished.experiment.name} has the source sbg")
-    params = next(model.params for model in shown.models.values() if _is_score_based(model))
-    run = next(model.run for model in shown.models.values() if _is_score_based(model))
-    place = shown.finished.output(run, str(DIFFUSION))
-    predictor, _ = load_noise_predictor(place, shown.dataset, shown.device)
-    low, high = predictor.timesteps
+    teachers = {label: shown.teacher(model) for label, model in models.items()}
+    trained = [(level, label) for label, model in models.items() for level in model.params.sbg.timesteps]
+    further = {level: _first_trained_for(level, teachers) for level in timesteps if level not in dict(trained)}
+    count, remark = shown_classes(shown.dataset.classes)
+    classes = torch.arange(count, device=shown.device).expand(len(shown.indices), count)
     rows = {}
-    for level in sorted({*(levels[0] for levels in trained if len(levels) == 1), *timesteps}):
-        if not low <= level <= high:
-            raise typer.BadParameter(
-                f"{level} is not among the noise levels {low} to {high} of the diffusion model; "
-                "diffusion.timestep_window: null trains it for all",
-                param_hint="--timestep",
-            )
-        sbg = params.sbg.model_copy(update={"timesteps": (level,)})
-        noise = drawn_noise(shown.images.shape, sbg, generator(shown.device, params.seed, "figure of noise levels"))
-        count, _ = shown_classes(shown.dataset.classes)
-        classes = torch.arange(count, device=shown.device).expand(len(shown.indices), count)
-        label = trained.get((level,))
-        name = f"t = {level}" if label is None else _with_robustness(shown, label, f"t = {level}")
-        rows[name] = averaged_gradients(predictor, shown.images, sbg, noise, classes)
-    _, remark = shown_classes(shown.dataset.classes)
+    for level, label in sorted([*trained, *further.items()], key=lambda line: line[0]):
+        sbg = models[label].params.sbg.model_copy(update={"timesteps": (level,)})
+        noise_stream = generator(shown.device, shown.params.seed, "figure of noise levels")
+        noise = drawn_noise(shown.images.shape, sbg, noise_stream)
+        name = f"t = {level}"
+        if level not in further:
+            # rows of figure_8.yaml are called by their level
+            name = _with_robustness(shown, label, name if label == name else f"{name}\n{label}")
+        rows[name] = averaged_gradients(teachers[label], shown.images, sbg, noise, classes)
     figure = gradient_sheet(shown.dataset, shown.indices, rows, title=f"Score-based gradients by noise level{remark}")
-    caption = f"Gradients of Eq. 8 at several noise levels t, the mean of draws of noise: {params.sbg.draws}."
-    return Drawn(figure, [caption, shown.caption(), _said_of_robustness(shown)])
+    draws = sorted({model.params.sbg.draws for model in models.values()})
+    listed = " or ".join(map(str, draws))
+    caption = f"Gradients of Eq. 8 at several noise levels t, the mean of draws of noise: {listed}."
+    added = [f"t = {level} is by the diffusion model of the row {label}." for level, label in further.items()]
+    return Drawn(figure, [caption, *added, shown.caption(), _said_of_robustness(shown)])
+
+
+def _first_trained_for(level: int, teachers: dict[str, NoisePredictor]) -> str:
+    """The first row whose diffusion model was trained for the noise level; raises BadParameter where there is none."""
+    windows = {label: teacher.timesteps for label, teacher in teachers.items()}
+    fitting = (label for label, (low, high) in windows.items() if low <= level <= high)
+    if (label := next(fitting, None)) is None:
+        listed = " or ".join(dict.fromkeys(f"{low} to {high}" for low, high in windows.values()))
+        raise typer.BadParameter(
+            f"{level} is not among the noise levels {listed} of the diffusion model; diffusion.timestep_window: null trains "
+            "it for all",
+            param_hint="--timestep",
+        )
+    return label
 
 
 def draw_sources(several: list[Finished], chosen: list[int]) -> Drawn:
@@ -187,10 +208,7 @@ def draw_sources(several: list[Finished], chosen: list[int]) -> Drawn:
                 dataset, shown.params, {"test": dataset.splits["test"].images[: int(indices.max()) + 1]}
             )
             rows[source.title] = made.gradients(dataset, "test", cpu)(indices, classes)
-    for model in shown.models.values():
-        if _is_score_based(model):
-            place = shown.finished.output(model.run, str(gradients_place(model.params.source)))
-            rows[SOURCES[model.params.source].title] = open_gradients(place, dataset, "test", cpu)(indices, classes)
+    rows |= _stored_gradients(shown, classes)
     for label, model in shown.models.items():
         if model.kind.method == "at" and model.kind.source == "none":
             _, rows[f"input-gradient\n{label}"] = input_gradients(
@@ -205,6 +223,34 @@ def draw_sources(several: list[Finished], chosen: list[int]) -> Drawn:
     figure = gradient_sheet(dataset, indices, rows, title=f"Gradients of sources and of classifiers{remark}")
     listed = ", ".join(name.replace("\n", " of ") for name in rows)
     return Drawn(figure, [f"From top to bottom: {listed}.", shown.caption()])
+
+
+def _stored_gradients(shown: Opened, classes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradients in the stores of the rows; equal ones once. Where stores of a source differ, they are told apart by row.
+
+    Raises BadParameter for a test image of which a store holds none.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for label, model in shown.models.items():
+        if not _is_score_based(model):
+            continue
+        held = model.params.gradient_store.held_out_images
+        if beyond := [index for index in shown.indices.tolist() if index >= held]:
+            raise typer.BadParameter(
+                f"{beyond[0]} is not one of the first {held} test images, whose gradients the store of {label} holds; choose "
+                "one of them, or run the experiment with more gradient_store.held_out_images",
+                param_hint="--test-image",
+            )
+        place = shown.finished.output(model.run, str(gradients_place(model.params.source)))
+        gradients = open_gradients(place, shown.dataset, "test", torch.device("cpu"))(shown.indices, classes)
+        of_source = found.setdefault(SOURCES[model.params.source].title, {})
+        if not any(torch.equal(gradients, other) for other in of_source.values()):
+            of_source[label] = gradients
+    return {
+        title if len(of_source) == 1 else f"{title}\n{label}": gradients
+        for title, of_source in found.items()
+        for label, gradients in of_source.items()
+    }
 
 
 def _is_score_based(model: Model) -> bool:

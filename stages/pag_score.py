@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 from pag_core.classifiers.building import load_classifier
-from pag_core.datasets.prepared import read_dataset
+from pag_core.datasets.prepared import Dataset, Split, read_dataset
 from pag_core.errors import ParamsError
 from pag_core.evaluation.judge import judged, judged_unpushed, trained_judge
 from pag_core.evaluation.pag_score import pag_score
@@ -14,9 +14,25 @@ from pag_core.gradient_store.store import RepresentativeGradients, TargetGradien
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.params.values import radius_value
 from pag_core.pipeline.places import classifier_place, dataset_place, gradients_place, write_metrics
-from pag_core.pipeline.stage import run, stage
+from pag_core.pipeline.stage import OpenStage, run, stage
 
 MEANS = "class means"
+
+
+def _targets(opened: OpenStage, dataset: Dataset, test: Split) -> dict[str, TargetGradients]:
+    """Class means, and those of the own source and the reference; raises ParamsError if a store holds too few images."""
+    params, device = opened.params, opened.device
+    means = class_mean_representatives(dataset.splits["train"], dataset.classes, factor=1.0).to(device)
+    targets: dict[str, TargetGradients] = {MEANS: RepresentativeGradients(means, test)}
+    for source in {params.source, params.pag_score.reference} - {"none"}:
+        targets[source] = open_gradients(gradients_place(source), dataset, "test", device)
+    held = params.gradient_store.held_out_images
+    if {"sbg", "sbg_online"} & targets.keys() and params.pag_score.images > held:
+        raise ParamsError(
+            f"params.yaml: pag_score.images is {params.pag_score.images}, but score-based gradients are held of "
+            f"gradient_store.held_out_images test images, {held}; set the one lower or the other higher"
+        )
+    return targets
 
 
 def main() -> None:
@@ -28,16 +44,7 @@ def main() -> None:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
-        means = class_mean_representatives(train, dataset.classes, factor=1.0).to(device)
-        targets: dict[str, TargetGradients] = {MEANS: RepresentativeGradients(means, test)}
-        for source in {params.source, params.pag_score.reference} - {"none"}:
-            targets[source] = open_gradients(gradients_place(source), dataset, "test", device)
-        held = params.gradient_store.held_out_images
-        if {"sbg", "sbg_online"} & targets.keys() and params.pag_score.images > held:
-            raise ParamsError(
-                f"params.yaml: pag_score.images is {params.pag_score.images}, but score-based gradients are held of "
-                f"gradient_store.held_out_images test images, {held}; set the one lower or the other higher"
-            )
+        targets = _targets(opened, dataset, test)
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
         judge = trained_judge(train, test, classes=dataset.classes, images=params.pag_score.judge_images)

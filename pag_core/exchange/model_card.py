@@ -5,10 +5,10 @@ from typing import Any
 from pag_core.classifiers.architectures import PACKAGES
 from pag_core.datasets.labelled_images import listed_classes
 from pag_core.figures.labels import settings_by_norm
-from pag_core.report.verdict import MASKING_CHECKS, percent
+from pag_core.report.verdict import MASKING_CHECKS, gradients_phrase, percent
 
 Plain = dict[str, Any]
-ORIGIN = ("arch", "source", "lambda", "method", "baseline_method")
+ORIGIN = ("arch", "source", "control", "lambda", "method", "baseline_method")
 
 
 def model_card(
@@ -29,14 +29,9 @@ def model_card(
 
 def _title(name: str, who: str, dataset: str, card: Plain, parameters: int) -> str:
     channels, height, width = card["image_shape"]
-    how = (
-        "trained so that its input-gradients are perceptually aligned"
-        if _aligned(card)
-        else "trained without alignment"
-    )
     return (
-        f"# {name}\n\nAn image classifier, {how} (the {who} of a run of PAG: *Do Perceptually Aligned Gradients Imply "
-        f"Robustness?*, Ganz, Kawar and Elad, ICML 2023).\n\n"
+        f"# {name}\n\nAn image classifier, {_how_trained(card)} (the {who} of a run of PAG: *Do Perceptually Aligned "
+        f"Gradients Imply Robustness?*, Ganz, Kawar and Elad, ICML 2023).\n\n"
         f"- Architecture: `{card['arch']}`, {parameters:,} parameters, options "
         f"{', '.join(f'{key} {value}' for key, value in card['options'].items() if value is not None) or 'as by default'}\n"
         f"- Takes images float32 [B, {channels}, {height}, {width}] in [0, 1]; normalisation is inside. Returns logits\n"
@@ -45,9 +40,14 @@ def _title(name: str, who: str, dataset: str, card: Plain, parameters: int) -> s
     )
 
 
-def _aligned(card: Plain) -> bool:
+def _how_trained(card: Plain) -> str:
     params = card["provenance"]["params"]
-    return bool(params.get("source", "none") != "none" and params["lambda"] != 0)
+    if params.get("source", "none") == "none" or params["lambda"] == 0:
+        return "trained without alignment"
+    # cards from before there were controls name none
+    if (control := params.get("control")) is not None:
+        return f"trained as a control, with {gradients_phrase(params['source'], control)}"
+    return "trained so that its input-gradients are perceptually aligned"
 
 
 def _loading(name: str, dataset: str, card: Plain) -> str:
@@ -162,7 +162,7 @@ attack.run_standard_evaluation(images[:{shard["stop"]}], labels[:{shard["stop"]}
 
 def _origin(card: Plain) -> str:
     record = card["provenance"]
-    chosen = [f"{key} {record['params'][key]}" for key in ORIGIN if key in record["params"]]
+    chosen = [f"{key} {record['params'][key]}" for key in ORIGIN if record["params"].get(key) is not None]
     inputs = [f"{what} `{fingerprint}`" for what, fingerprint in record["inputs"].items()]
     return (
         f"## Where it comes from\n\n- {', '.join(chosen)}, seed {record['seed']}\n- Made from: {', '.join(inputs)}\n"

@@ -142,15 +142,20 @@ function meets(value, sign, wanted) {
   if (value === null) return false;
   if (sign === "<") return number(value) < number(wanted);
   if (sign === ">") return number(value) > number(wanted);
+  if (sign === "<=") return number(value) <= number(wanted);
+  if (sign === ">=") return number(value) >= number(wanted);
   return String(value).toLowerCase() === wanted || number(value) === number(wanted);
 }
 
-// A condition on the cells of an experiment; throws an Error where the column is not known.
+// A condition on the cells of an experiment; throws an Error where the column is not known, or words are to be compared.
 function condition(word) {
   const plain = word.replaceAll('"', "").toLowerCase();
-  const [, key, sign, wanted] = /^([^=<>]+)([=<>])(.+)$/.exec(plain) ?? [];
+  const [, key, sign, wanted] = /^([^=<>]+)([<>]=?|=)(.+)$/.exec(plain) ?? [];
   if (sign) {
     const column = asked(key);
+    if (sign !== "=" && isNaN(number(wanted))) {
+      throw new Error(`“${wanted}” in “${plain}” is not a number; words are asked with “=”.`);
+    }
     return (cells) => meets(cells[column], sign, wanted);
   }
   return (cells) => [...shown].some((column) => text(cells[column], column).toLowerCase().includes(plain));
@@ -265,7 +270,7 @@ function drawPictures(list) {
       const picture = experiments[experiment].figures[name];
       const title = make("figcaption", {}, label(experiment));
       if (picture === undefined) return make("figure", {}, title, make("div", { className: "none" }, "no such figure"));
-      const image = make("img", { src: source(picture), alt: `${spoken(name)} of ${label(experiment)}` });
+      const image = make("img", { src: pictures[picture], alt: `${spoken(name)} of ${label(experiment)}` });
       const button = make("button", { type: "button", title: "show it large" }, image);
       button.onclick = () => enlarge(name, list.filter((other) => name in experiments[other].figures), experiment);
       return make("figure", {}, title, button);
@@ -276,10 +281,6 @@ function drawPictures(list) {
     );
   }
   if (!at("pictures").hasChildNodes()) at("pictures").append(make("p", {}, "None of these experiments has figures."));
-}
-
-function source(picture) {
-  return `data:image/webp;base64,${pictures[picture]}`;
 }
 
 function spoken(name) {
@@ -298,7 +299,7 @@ function enlarge(name, list, experiment) {
     place = (place + by + list.length) % list.length;
     const title = `${spoken(name)}: ${label(list[place])} (${place + 1} of ${list.length})`;
     at("large-title").textContent = title;
-    Object.assign(at("large").querySelector("img"), { src: source(experiments[list[place]].figures[name]), alt: title });
+    Object.assign(at("large").querySelector("img"), { src: pictures[experiments[list[place]].figures[name]], alt: title });
   };
   step(0);
   at("previous").disabled = at("next").disabled = list.length < 2;

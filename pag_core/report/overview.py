@@ -26,6 +26,7 @@ FILES = ("autoattack", "foolbox", "masking", "pag_score", "training")
 SECONDARY = {"diffusion", "diffusion_online", "toy"}
 # what a number was measured with: shown where it differs, because such numbers do not compare
 MEASURED_WITH = {"attack", "images", "timestep"}
+LONGEST_WEBP = 16383  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Listed:
 class Column:
     """A column of the table: its group and title, its key in full, whether it is shown at first, and its decimals.
 
-    Parameters are grouped by section, metrics by file.
+    Parameters are grouped by section, metrics by file. No two columns have the same key: that of a metric which a parameter
+    has as well begins with `metrics/`.
     """
 
     group: str
@@ -109,11 +111,14 @@ def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | floa
         # the toy experiment is another one, whose epochs and lambda are not those of the classifier
         title = ".".join(key if key[0] == "toy" else key[1:] or key)
         add(found, Column(_group(key), title, ".".join(key), shown))
+    taken = {column.key for column in columns}
     for key in sorted({key for values in measured for key in values}, key=_metric_order):
         found = [values.get(key) for values in measured]
+        name = ".".join(key)
+        name = f"{METRICS}/{name}" if name in taken else name
         of_model = key[0] not in SECONDARY and "baseline" not in " ".join(key)
         shown = of_model and (key[-1] not in MEASURED_WITH or _differ(found))
-        add(found, Column(f"{METRICS}/{key[0]}", " ".join(key[1:]), ".".join(key), shown, True, _decimals(found)))
+        add(found, Column(f"{METRICS}/{key[0]}", " ".join(key[1:]), name, shown, True, _decimals(found)))
     return columns, cells
 
 
@@ -173,7 +178,7 @@ def _figure_order(name: str) -> tuple[int, str]:
 
 
 def _pictures(experiments: list[Listed]) -> tuple[list[str], list[dict[str, int]]]:
-    """Each different picture once, in base64, and for each experiment the number of its picture by the figure's name."""
+    """Each different picture once, as a data URL, and for each experiment the number of its picture by the figure's name."""
     numbers: dict[bytes, int] = {}
     pictures: list[str] = []
     places: list[dict[str, int]] = []
@@ -182,17 +187,21 @@ def _pictures(experiments: list[Listed]) -> tuple[list[str], list[dict[str, int]
         for name, png in sorted(experiment.figures.items()):
             if png not in numbers:
                 numbers[png] = len(pictures)
-                pictures.append(_compact(png, f"figures/{name}.png of {experiment.name}"))
+                pictures.append(_as_url(png, f"figures/{name}.png of {experiment.name}"))
             places[-1][name] = numbers[png]
     return pictures, places
 
 
-def _compact(png: bytes, place: str) -> str:
-    """A picture as lossless WebP in base64: the same pixels in a third of the bytes."""
-    compact = io.BytesIO()
+def _as_url(png: bytes, place: str) -> str:
+    """A picture as lossless WebP, the same pixels in a third of the bytes; as PNG where it is too long for that."""
+    kind, content = "png", png
     try:
         with Image.open(io.BytesIO(png)) as picture:
-            picture.save(compact, "WEBP", lossless=True)
+            picture.load()
+            if max(picture.size) <= LONGEST_WEBP:
+                compact = io.BytesIO()
+                picture.save(compact, "WEBP", lossless=True)
+                kind, content = "webp", compact.getvalue()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ArtifactError(f"{place} is damaged ({error}); run the stage figures again") from None
-    return base64.b64encode(compact.getvalue()).decode("ascii")
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

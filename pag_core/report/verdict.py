@@ -2,8 +2,9 @@
 
 import math
 
-from pag_core.figures.labels import METHODS, baseline_label, norm_and_radius, norm_label, settings_by_norm
+from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, norm_and_radius, norm_label, settings_by_norm
 from pag_core.gradients.sources import SOURCES
+from pag_core.params.values import Control, Source
 from pag_core.report.results import Results
 
 MASKING_CHECKS = {
@@ -37,6 +38,12 @@ def setting_label(setting: str) -> str:
     """A metric's key in words: `L2 0.75` as `L₂, radius 0.75`."""
     norm, radius = norm_and_radius(setting)
     return f"{norm_label(norm)}, radius {radius}"
+
+
+def gradients_phrase(source: Source, control: Control | None) -> str:
+    """What was aligned with, in words: `score-based gradients`, or as a control `score-based gradients of another class`."""
+    phrase = SOURCES[source].phrase
+    return phrase if control is None else f"{phrase} {CONTROLS[control].phrase}"
 
 
 def autoattack_settings(results: Results) -> list[str]:
@@ -75,7 +82,7 @@ def _clean(results: Results) -> str:
     parts = [METHODS[params.method].phrase] if params.method != "standard" else []
     if params.source != "none" and params.weight != 0:
         weight = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.weight:g}"
-        parts.append(f"{SOURCES[params.source].phrase} ({weight})")
+        parts.append(f"{gradients_phrase(params.source, params.control)} ({weight})")
     how = f"The model, trained with {' and '.join(parts)}," if parts else "The model, trained without target gradients,"
     return (
         f"{how} classifies {percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "

@@ -15,6 +15,7 @@ pytestmark = [
 TEN = {"clean": "1111100000", "L2 0.75": "1100000000"}
 NINE = {"clean": "0111111000", "L2 0.75": "0111111111"}
 NAME = "<img src=x onerror=alert(1)>"
+LONG = 16384  # pixels, too many for WebP
 ROWS = """[...document.querySelectorAll("#experiments tbody tr")].filter((row) => row.getClientRects().length)
           .map((row) => row.querySelector("th").textContent.trim())"""
 LARGE = "document.querySelector('#large img')"
@@ -35,7 +36,7 @@ def browser(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     plain = {
         "seed": 1, "source": "sbg", "method": "standard", "lambda": 0.5, "train": {"epochs": 20}, "at": {"radius": "0.5"},
-        "figures": {"radius": 3}, "toy": {"lambda": 1.0, "epochs": 5},
+        "figures": {"radius": 3}, "toy": {"lambda": 1.0, "epochs": 5}, "autoattack": {"images": 200},
     }  # fmt: skip
     sheet = "targeted_pgd"
     ten = {"autoattack": autoattack(0.5, 0.2), "details/autoattack": details(TEN, "same")}
@@ -43,7 +44,8 @@ def browser(tmp_path_factory):
     nine = {"autoattack": autoattack(0.6, 0.9), "details/autoattack": details(NINE, "same")}
     write_results(folder, "nine", plain, {"lambda": 9.0}, nine, {sheet: png(40, "blue")})
     write_results(folder, "none", plain, {"source": "none"}, {"training": {"proxy": 0.25}})
-    write_results(folder, "at", plain, {"method": "at", "lambda": 0.0}, {"autoattack": autoattack(0.7, 0.1)})
+    at = {"method": "at", "lambda": 0.0, "autoattack.images": 50}
+    write_results(folder, "at", plain, at, {"autoattack": autoattack(0.7, 0.1)}, {"long": png(LONG)})
     other = {"autoattack": autoattack(0.4, 0.5), "details/autoattack": details(NINE, "other")}
     write_results(folder, NAME, plain, {"lambda": 1e-3}, other)
     page = folder / "experiments.html"
@@ -70,28 +72,36 @@ def test_a_click_on_a_title_sorts_by_number_with_gaps_last(browser):
 
 
 @pytest.mark.parametrize(
-    ("text", "rows"),
+    ("text", "rows", "problem"),
     [
-        ("source=sbg method=standard", ["ten", NAME, "nine"]),
-        ("lambda<9 sbg", ["at", NAME]),
-        ('"model clean">0.55', ["at", "nine"]),
+        ("source=sbg method=standard", ["ten", NAME, "nine"], ""),
+        ("lambda<9 sbg", ["at", NAME], ""),
+        ("lambda<=9 sbg", ["at", NAME, "nine"], ""),
+        ("lambda>9", ["ten"], ""),
+        ("lambda>=9", ["ten", "nine"], ""),
+        ("lambda<x", [], "“x” in “lambda<x” is not a number; words are asked with “=”. "),
+        ("lambda>=sbg", [], "“sbg” in “lambda>=sbg” is not a number; words are asked with “=”. "),
+        ('"model clean">0.55', ["at", "nine"], ""),
+        # the parameter, and what was measured
+        ("autoattack.images=50", ["at"], ""),
+        ("metrics/autoattack.images=200", ["at", "ten", NAME, "nine"], ""),
+        ("images=50", [], "“images” is one of: autoattack.images, metrics/autoattack.images. "),
         # not toy.lambda and toy.epochs, which are 1 and 5 everywhere
-        ("lambda=10 epochs=20", ["ten"]),
-        ("toy.epochs=5 at.radius=0.5", ["at"]),
-        ("radius=0.5", []),
-        ("TEN", ["ten"]),
-        ("<img", [NAME]),
-        ("lamda=9", []),
-        ("", ["at", "ten", NAME, "nine", "none"]),
+        ("lambda=10 epochs=20", ["ten"], ""),
+        ("toy.epochs=5 at.radius=0.5", ["at"], ""),
+        ("radius=0.5", [], "“radius” is one of: figures.radius, at.radius. "),
+        ("TEN", ["ten"], ""),
+        ("<img", [NAME], ""),
+        ("lamda=9", [], "No column is called “lamda”. "),
+        ("", ["at", "ten", NAME, "nine", "none"], ""),
     ],
 )
-def test_the_filter_hides_rows(browser, text, rows):
+def test_the_filter_hides_rows(browser, text, rows, problem):
     browser.value("document.getElementById('filter').focus(); document.getElementById('filter').select()")
     browser.value(f"document.execCommand({'insertText' if text else 'delete'!r}, false, {text!r})")
     assert browser.value(ROWS) == rows
     said = browser.value("document.getElementById('said').textContent")
-    assert f"{len(rows)} of 5 shown" in said and ("No column is called “lamda”" in said) == text.startswith("lamda")
-    assert ("“radius” is one of: figures.radius, at.radius." in said) == text.startswith("radius")
+    assert said == f"{problem}{len(rows)} of 5 shown, 0 chosen."
 
 
 def test_two_are_compared_with_their_figures(browser):
@@ -140,6 +150,13 @@ def test_a_figure_opens_and_closes_with_the_keyboard(browser):
     assert browser.value("document.activeElement === document.querySelector('figure button')")
     browser.value("document.getElementById('none').click()")
     assert browser.value("document.getElementById('comparison').getClientRects().length") == 0
+
+
+def test_a_picture_that_is_too_long_for_webp_is_shown(browser):
+    browser.value(f"for (const box of [{box('at')}, {box('none')}]) box.click()")
+    image = "document.querySelector('figure img')"
+    browser.until(f"{image}.complete && {image}.naturalWidth === {LONG}")
+    browser.value("document.getElementById('none').click()")
 
 
 def test_a_column_can_be_added(browser):

@@ -10,8 +10,11 @@ import typer
 from experiments import pictures
 from experiments.finished import Finished
 from pag_core.compute.randomness import generator
+from pag_core.diffusion.network import NoisePredictor
 from pag_core.evaluation.pgd import targeted_images
 from pag_core.gradients.score_based import score_based_gradients
+from pag_core.pipeline.code_identity import CHECKOUT
+from tests.samples import gaussian, write_dense
 from tests.unit.test_experiment_figures import described, made_up
 from tests.unit.test_figures import pictures as images_of
 from tests.unit.test_figures import texts
@@ -27,6 +30,16 @@ CLASSIFIERS = {
     "t50": {"source": "sbg", "sbg": {"timestep": 50}},
     "at": {"source": "none", "method": "at", "at": {"norm": "L2"}},
 }
+# several rows of one noise level, several diffusion models, of which two are from elsewhere, and a row of two levels
+LEVELS = {
+    "low": {"source": "sbg", "sbg": {"timestep": 100}},
+    "low_at": {"source": "sbg", "sbg": {"timestep": 100}, "method": "at", "at": {"norm": "L2"}},
+    "high": {"source": "sbg", "sbg": {"timestep": 200, "draws": 2}},
+    "both": {"source": "sbg", "sbg": {"timestep": [200, 100]}, "diffusion_checkpoint": "/elsewhere/teacher"},
+    "online": {"source": "sbg_online", "sbg": {"timestep": 150}, "diffusion_checkpoint": "data/pretrained"},
+}
+WINDOWS = {"low": [30, 230], "low_at": [30, 230], "high": [150, 450], "both": [0, 300], "online": [100, 600]}
+HELD_OUT = 10
 
 
 class Places:
@@ -41,17 +54,69 @@ class Places:
         return self.networks[place], None
 
 
+class Teachers:
+    """Diffusion models by the place that a run's output would have, or that the parameters name; no two are alike."""
+
+    def __init__(self, windows, make_predictor, dataset):
+        self.models = {}
+        for number, (place, window) in enumerate(windows.items()):
+            model = make_predictor(dataset, spread=0.05 + 0.01 * number)
+            self.models[place] = NoisePredictor({**model.card, "timestep_window": window}, model.network, model.device)
+
+    def __call__(self, place, dataset, device):
+        return self.models[str(place)], None
+
+
 @pytest.fixture
-def several(tmp_path, monkeypatch, dataset, make_classifier, make_predictor):
+def of_our_own(monkeypatch, dataset, make_classifier):
+    """The images and the classifiers that pictures read."""
+    monkeypatch.setattr(pictures, "read_dataset", lambda place: dataset)
+    monkeypatch.setattr(pictures, "load_classifier", Places(make_classifier))
+
+
+@pytest.fixture
+def several(tmp_path, of_our_own):
     """One experiment of three seeds that has finished but for t300 with the first; two steps of PGD."""
     figures = {"targeted_steps": 2, "targeted_radius": {"L2": 1.0}}
     experiment = described(tmp_path, classifiers=CLASSIFIERS, rows=ROWS, params={"figures": figures})
-    predictor = make_predictor(dataset)
-    monkeypatch.setattr(pictures, "read_dataset", lambda place: dataset)
-    monkeypatch.setattr(pictures, "load_classifier", Places(make_classifier))
-    monkeypatch.setattr(pictures, "load_noise_predictor", lambda *_: (predictor, None))
     made = made_up(experiment, without=("t300-seed1",))
     return [Finished(experiment, made.measured, lambda run, path: f"{run}/{path}")]
+
+
+@pytest.fixture
+def levels(tmp_path, monkeypatch, of_our_own, dataset, make_predictor):
+    """An experiment of three seeds whose rows have diffusion models of their own, in `pictures.load_noise_predictor`."""
+    places = {label: f"{label}-seed1/data/diffusion" for label in LEVELS}
+    places |= {"both": "/elsewhere/teacher", "online": str(CHECKOUT / "data/pretrained")}
+    windows = {places[label]: window for label, window in WINDOWS.items()}
+    monkeypatch.setattr(pictures, "load_noise_predictor", Teachers(windows, make_predictor, dataset))
+    experiment = described(tmp_path, "levels", classifiers=LEVELS)
+    return [Finished(experiment, made_up(experiment).measured, lambda run, path: f"{run}/{path}")], places
+
+
+@pytest.fixture
+def stored(tmp_path, of_our_own, dataset):
+    """`stored(t50=2)`: an experiment with adversarial training, whose other rows have stores of gradients by that seed."""
+
+    def make(**seeds):
+        classifiers = {**{label: {"source": "sbg"} for label in seeds}, "at": CLASSIFIERS["at"]}
+        params = {"gradient_store": {"held_out_images": HELD_OUT}}
+        experiment = described(tmp_path, "stored", classifiers=classifiers, params=params)
+        for label, seed in seeds.items():
+            gradients = {"train": gaussian(36), "test": gaussian(HELD_OUT, seed=seed)}
+            place = tmp_path / f"{label}-seed1/data/gradients/sbg.zarr"
+            write_dense(place, tmp_path / "work", dataset, gradients, "float32")
+        return [Finished(experiment, made_up(experiment).measured, lambda run, path: tmp_path / run / path)]
+
+    return make
+
+
+def signed_pictures(figure):
+    return [image.get_array() for image in images_of(figure) if image.get_clim() == (-1, 1)]
+
+
+def scaled(gradient):
+    return (gradient / gradient.abs().max())[0]
 
 
 def robustness(finished, classifier, who, setting):
@@ -86,39 +151,92 @@ def test_blocks_have_an_image_of_each_class(several, dataset):
     assert len(images_of(drawn.figure)) == 2 * 3 * (1 + 3)
 
 
-def test_gradients_of_each_noise_level(several, dataset, cpu):
-    drawn = pictures.draw_timesteps(several, [4], [700])
-    rows = [text for text in texts(drawn.figure) if text.startswith("t = ")]
-    assert (
-        [row.split("\n")[0] for row in rows] == ["t = 50", "t = 700"] and "L₂ 0.75" in rows[0] and "\n" not in rows[1]
-    )
-    predictor, _ = pictures.load_noise_predictor()
+def test_gradients_of_each_noise_level_by_the_teacher_of_each_row(levels, dataset, cpu):
+    several, places = levels
+    drawn = pictures.draw_timesteps(several, [4], [400, 100])
+    # 400 is of no row, and the first diffusion model that was trained for it is that of `high`
+    wanted = [
+        (100, "low"),
+        (100, "low_at"),
+        (100, "both"),
+        (150, "online"),
+        (200, "high"),
+        (200, "both"),
+        (400, "high"),
+    ]
+    rows = [text.split("\n") for text in texts(drawn.figure) if text.startswith("t = ")]
+    assert rows[:-1] == [
+        [
+            f"t = {level}",
+            label,
+            f"L₂ 0.75: {robustness(several[0], label, 'model', 'L2 0.75')}",
+            f"L∞ 0.15: {robustness(several[0], label, 'model', 'Linf 0.15')}",
+        ]
+        for level, label in wanted[:-1]
+    ]
+    assert rows[-1] == ["t = 400"]
     inputs = dataset.splits["test"].pixels(torch.tensor([4]))
-    noise = torch.randn(inputs.shape, generator=generator(cpu, 1, "figure of noise levels"))
-    signed = [image.get_array() for image in images_of(drawn.figure) if image.get_clim() == (-1, 1)]
-    for number, level in enumerate((50, 700)):
-        gradients = score_based_gradients(predictor, inputs, timestep=level, noise=noise)[0]
-        for label in range(3):
-            expected = (gradients[label] / gradients[label].abs().max())[0]
-            np.testing.assert_allclose(signed[3 * number + label], expected, atol=1e-5)
-    with pytest.raises(typer.BadParameter, match="1000 is not among the noise levels 0 to 999"):
-        pictures.draw_timesteps(several, [4], [1000])
+    stream = generator(cpu, 1, "figure of noise levels")
+    first, second = torch.randn(inputs.shape, generator=stream), torch.randn(inputs.shape, generator=stream)
+    signed = signed_pictures(drawn.figure)
+    assert len(signed) == 3 * len(wanted)
+    for number, (level, label) in enumerate(wanted):
+        teacher, _ = pictures.load_noise_predictor(places[label], dataset, cpu)
+        noises = (first, second) if label == "high" else (first,)
+        gradients = sum(score_based_gradients(teacher, inputs, timestep=level, noise=noise)[0] for noise in noises)
+        for target in range(3):
+            np.testing.assert_allclose(signed[3 * number + target], scaled(gradients[target]), atol=1e-5)
+    caption = " ".join(drawn.caption)
+    assert "draws of noise: 1 or 2. t = 400 is by the diffusion model of the row high. digits, seed 1" in caption
 
 
-def test_gradients_of_sources_and_of_a_classifier(several, dataset, monkeypatch, cpu):
-    ones = torch.ones(1, 3, 1, 8, 8)
-    monkeypatch.setattr(pictures, "open_gradients", lambda *_: lambda indices, classes: ones)
-    drawn = pictures.draw_sources(several, [3])
-    signed = [image.get_array() for image in images_of(drawn.figure) if image.get_clim() == (-1, 1)]
-    assert drawn.caption[0].count(",") == 4 and len(signed) == 5 * 3
+def test_a_level_that_no_teacher_was_trained_for(levels):
+    listed = "30 to 230 or 150 to 450 or 0 to 300 or 100 to 600"
+    with pytest.raises(typer.BadParameter, match=f"601 is not among the noise levels {listed} of the diffusion model"):
+        pictures.draw_timesteps(levels[0], [4], [600, 601])
+
+
+def test_a_row_that_is_called_by_its_level_is_named_once(several, monkeypatch, dataset, make_predictor):
+    teachers = Teachers({"t50-seed1/data/diffusion": None}, make_predictor, dataset)
+    monkeypatch.setattr(pictures, "load_noise_predictor", teachers)
+    (row,) = [text for text in texts(pictures.draw_timesteps(several, [4], []).figure) if text.startswith("t = ")]
+    assert row.split("\n")[:2] == ["t = 50", f"L₂ 0.75: {robustness(several[0], 't50', 'model', 'L2 0.75')}"]
+
+
+def test_gradients_of_sources_and_of_a_classifier(stored, tmp_path, dataset, cpu):
+    drawn = pictures.draw_sources(stored(t50=2), [3])
+    signed = signed_pictures(drawn.figure)
+    titles = ["one image (OI)", "class mean (CM)", "nearest neighbor (NN)", "score-based (SBG)"]
+    assert (
+        drawn.caption[0] == f"From top to bottom: {', '.join(titles)}, input-gradient of at." and len(signed) == 5 * 3
+    )
     train, image = dataset.splits["train"], dataset.splits["test"].pixels()[3]
     means = [train.pixels()[train.labels == label].mean(0) - image for label in range(3)]
-    np.testing.assert_allclose(signed[3 + 1], (means[1] / means[1].abs().max())[0], atol=1e-5)
-    np.testing.assert_allclose(signed[9], 1)
-    network, _ = pictures.load_classifier("at-seed1/data/classifier", dataset, cpu)
+    np.testing.assert_allclose(signed[3 + 1], scaled(means[1]), atol=1e-5)
+    for label in range(3):
+        np.testing.assert_allclose(signed[9 + label], scaled(gaussian(HELD_OUT, seed=2)[3, label]), atol=1e-5)
+    network, _ = pictures.load_classifier(tmp_path / "at-seed1/data/classifier", dataset, cpu)
     inputs = image[None].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(network(inputs).log_softmax(1)[0, 2], inputs)
-    np.testing.assert_allclose(signed[12 + 2], (gradient / gradient.abs().max())[0, 0], atol=1e-4)
+    np.testing.assert_allclose(signed[12 + 2], scaled(gradient[0]), atol=1e-4)
+
+
+def test_stores_that_differ_are_told_apart_and_equal_ones_drawn_once(stored):
+    drawn = pictures.draw_sources(stored(t50=2, t50_again=2, t300=3), [HELD_OUT - 1])
+    named = [text for text in texts(drawn.figure) if text.startswith("score-based")]
+    assert named == ["score-based (SBG)\nt50", "score-based (SBG)\nt300"]
+    assert "score-based (SBG) of t50, score-based (SBG) of t300, input-gradient of at." in drawn.caption[0]
+    signed = signed_pictures(drawn.figure)
+    assert len(signed) == 6 * 3
+    for number, seed in ((3, 2), (4, 3)):
+        expected = scaled(gaussian(HELD_OUT, seed=seed)[HELD_OUT - 1, 1])
+        np.testing.assert_allclose(signed[3 * number + 1], expected, atol=1e-5)
+
+
+def test_an_image_of_which_a_store_has_no_gradients(stored):
+    message = "10 is not one of the first 10 test images, whose gradients the store of t50 holds; .*held_out_images"
+    with pytest.raises(typer.BadParameter, match=message):
+        pictures.draw_sources(stored(t50=2), [3, HELD_OUT])
 
 
 def test_what_cannot_be_drawn(several, tmp_path):

@@ -15,7 +15,7 @@ from pag_core.errors import ArtifactError
 from pag_core.evaluation.subject import baseline_place
 from pag_core.exchange import export as export_module
 from pag_core.exchange.export import export
-from pag_core.exchange.model_card import _loading
+from pag_core.exchange.model_card import _loading, model_card
 from pag_core.exchange.outside.loading import attacked_images, load
 from pag_core.params.values import radius_value
 from pag_core.pipeline.artifacts import write_json
@@ -152,6 +152,34 @@ def test_what_was_not_measured_is_said(make_place):
     assert measured == {"autoattack": None, "foolbox": None, "masking": None}
     assert Path("out/README.md").read_text().count("Not measured.") == 3
     assert not Path("out/attack.py").exists() and not Path("out/attacked_images.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained", "origin"),
+    [
+        ({}, "trained so that its input-gradients are perceptually aligned", "source sbg, lambda 1.5"),
+        ({"control": None}, "trained so that its input-gradients are perceptually aligned", "source sbg, lambda 1.5"),
+        (
+            {"control": "shuffled_pixels"},
+            "trained as a control, with score-based gradients in shuffled pixels",
+            "source sbg, control shuffled_pixels, lambda 1.5",
+        ),
+        (
+            {"control": "shuffled_pixels", "lambda": 0},
+            "trained without alignment",
+            "source sbg, control shuffled_pixels, lambda 0",
+        ),
+        ({"source": "none"}, "trained without alignment", "source none, lambda 1.5"),
+    ],
+)
+def test_the_card_says_what_it_was_trained_with(make_place, recipe, trained, origin):
+    make_place()
+    card = json.loads((classifier_place("classifier") / "card.json").read_text())
+    card["provenance"]["params"] |= recipe
+    nothing = {"autoattack": None, "foolbox": None, "masking": None}
+    text = model_card("out", "classifier", "digits", card, nothing, parameters=1)
+    assert f"An image classifier, {trained} (the classifier of a run" in text
+    assert f"- arch small_resnet, {origin}, method standard, seed 7\n" in text
 
 
 @pytest.mark.parametrize(("shape", "named"), [([3, 32, 32], True), ([3, 16, 16], False)])

@@ -61,9 +61,12 @@ def test_the_table(work):
 
 def test_what_numbers_were_measured_with_is_shown_where_it_differs(work, plain_params):
     assert "autoattack.images" not in shown(of_work(work))[0]
-    write_results(work, "few", plain_params, {"autoattack.images": 10}, {"autoattack": autoattack(0.9, 0.5, images=10)})
-    keys, _ = shown(of_work(work))
-    assert keys.count("autoattack.images") == 2  # the parameter, and what was measured
+    write_results(work, "few", plain_params, {"autoattack.images": 10}, {"autoattack": autoattack(0.9, 0.5, images=50)})
+    keys, rows = shown(of_work(work))
+    # the parameter, and what was measured, which are told apart
+    assert [key for key in keys if key.endswith("images")] == ["autoattack.images", "metrics/autoattack.images"]
+    assert [row["autoattack.images"] for row in rows] == [200, 200, 10, 200]
+    assert [row["metrics/autoattack.images"] for row in rows] == [200, 200, 50, 200]
 
 
 def test_sections_and_files_stay_together(plain_params):
@@ -86,9 +89,21 @@ def test_each_picture_is_there_once_and_with_all_its_pixels(work):
     places = [experiment["figures"] for experiment in content["experiments"]]
     assert places == [{}, {"gradient_sources": 0}, {"gradient_sources": 0, "targeted_pgd": 1}]
     for picture, original in zip(content["pictures"], (png(50), png(30)), strict=True):
-        with Image.open(io.BytesIO(base64.b64decode(picture))) as found, Image.open(io.BytesIO(original)) as wanted:
+        start, _, encoded = picture.partition(",")
+        assert start == "data:image/webp;base64"
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as found, Image.open(io.BytesIO(original)) as wanted:
+            assert found.format == "WEBP"
             assert found.size == wanted.size and found.convert("RGB").tobytes() == wanted.tobytes()
     assert html == render_overview(of_work(work))
+
+
+def test_a_picture_that_is_too_long_for_webp_stays_png():
+    figures = {"long": png(16384), "longest": png(16383)}
+    as_png, as_webp = content_of(render_overview([Listed("x", "", {}, {}, figures)]))["pictures"]
+    assert as_png == f"data:image/png;base64,{base64.b64encode(png(16384)).decode()}"
+    assert as_webp.startswith("data:image/webp;base64,")
+    with pytest.raises(PagError, match=r"figures/long\.png of x is damaged"):
+        render_overview([Listed("x", "", {}, {}, {"long": png(16384)[:-60]})])
 
 
 def test_the_page_needs_nothing_outside_itself_and_escapes_names(work):

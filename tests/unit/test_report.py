@@ -87,6 +87,7 @@ def results(make_params):
                 "judge": {"accuracy": 0.986, "training_images": 1101, "test_images": 504},
                 "model": 0.8111,
                 "baseline": 0.1222,
+                "unpushed": 0.0222,
             },
         },
         training={
@@ -170,7 +171,8 @@ def test_the_numbers(results):
     ):
         assert row in page.rows, row
     assert "does not state the radii" in page.text
-    assert "sees the target class in 81.1 % of 20 test images" in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    said = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "sees the target class in 81.1 % of 20 test images" in said and "would make that 2.2 %." in said
     for fact in ("small_resnet", "3407", "score-based (SBG)", "targeted_steps: 60", "timestep: 300"):
         assert fact in page.text
 
@@ -219,6 +221,19 @@ def test_the_verdict_follows_the_numbers(results):
     assert "clearly less robust" in verdict(replace(results, autoattack={**results.autoattack, **exchanged}))
     few = {**results.autoattack, "images": 20, "baseline": autoattack(0.95, 0.4)}
     assert "no clear difference" in verdict(replace(results, autoattack=few))
+
+
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [
+        (None, "trained with score-based gradients (λ = 3)"),
+        ("shuffled_pixels", "trained with score-based gradients in shuffled pixels (λ = 3)"),
+        ("other_class", "trained with score-based gradients of another class (λ = 3)"),
+    ],
+)
+def test_the_verdict_names_a_control(results, make_params, control, words):
+    found = replace(results, params=make_params({"lambda": 3.0, "control": control}))
+    assert f"The model, {words}, classifies" in verdict(found).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_vanilla_experiment_has_a_page(results, make_params):
