@@ -16,6 +16,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from experiments.described_stages import PARAMS, Plain, value_at
 from pag_core.errors import ArtifactError
 from pag_core.params.reading import plain_params
+from pag_core.params.values import UniqueKeyLoader
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.places import FIGURES, METRICS, details_place
 from pag_core.report.overview import Listed
@@ -26,7 +27,8 @@ LOCKS = ("dvc.lock", "stages/gradients/dvc.lock", "stages/toy/dvc.lock")
 
 def of_work(work: Path) -> list[Listed]:
     """The experiments that ran by hand below `work`, by name; none if it holds no results."""
-    folders = sorted(path for path in (work / "results").glob("*") if path.is_dir())
+    # what a killed command was writing has a name that begins with a dot
+    folders = sorted(path for path in (work / "results").glob("[!.]*") if path.is_dir())
     return [listed(DirFileSystem(str(folder)), folder.name, f"by hand, {work}") for folder in folders]
 
 
@@ -68,7 +70,8 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
             f"{place}: there is no {PARAMS}; give the command that ran it again (finished work is kept)"
         )
     params = plain_params(content, f"{PARAMS} of {place}")
-    old = outdated([lock for path in LOCKS if (lock := _content(files, path)) is not None], params)
+    locks = {f"{path} of {place}": lock for path in LOCKS if (lock := _content(files, path)) is not None}
+    old = outdated(locks, params)
     metrics: dict[str, Plain] = {}
     figures: dict[str, bytes] = {}
     for path in _names(files, METRICS, ".json"):
@@ -101,11 +104,19 @@ def _verdicts(files: AbstractFileSystem, place: str) -> tuple[dict[str, str], st
     return verdicts, details["provenance"]["model"]["inputs"]["dataset"] if verdicts else ""
 
 
-def outdated(locks: list[bytes], params: Plain) -> set[str]:
-    """The outputs in DVC's lock files whose stage, or one before it, ran with other parameters or inputs than there are now."""
+def outdated(locks: dict[str, bytes], params: Plain) -> set[str]:
+    """The outputs in DVC's lock files whose stage, or one before it, ran with other parameters or inputs than there are now.
+
+    `locks` are the contents by their places. Raises ArtifactError for one that is damaged.
+    """
     stages: Plain = {}
-    for lock in locks:
-        stages |= yaml.safe_load(lock)["stages"]
+    for place, lock in locks.items():
+        try:
+            stages |= yaml.load(lock, Loader=UniqueKeyLoader)["stages"]
+        except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+            raise ArtifactError(
+                f"{place} is damaged ({error!r}); restore it (git checkout), or run dvc repro again"
+            ) from None
     makers = {out["path"]: (name, out["md5"]) for name, stage in stages.items() for out in stage["outs"]}
 
     @functools.cache

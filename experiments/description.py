@@ -10,13 +10,12 @@ import typer
 import yaml
 
 from experiments.described_stages import PARAMS, Plain, described_stages
+from experiments.description_file import DescribedRow, Setup, layers, read_description, refused
 from pag_core.figures.labels import baseline_label
-from pag_core.params.reading import parse_params
+from pag_core.params.reading import parse_params, plain_params
+from pag_core.params.values import UniqueKeyLoader
 from pag_core.pipeline.code_identity import CHECKOUT
 
-# keys of a size that are no parameters, and those of a whole description
-SPECIAL = ("title", "stages", "seeds", "classes", "needs_images", "classifiers", "rows", "settings")
-KEYS = (*SPECIAL, "params", "sizes")
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
@@ -39,7 +38,7 @@ class Experiment:
 
     `runs` has the names of each classifier's runs, one for each seed. `classes` are the class folders taken from a folder of
     images, None takes all. `settings` are the columns of the published numbers; `needs_images` says that a folder of images
-    must be given.
+    must be given. `changes` and `chosen` are what the command changed of the description and chose from it.
     """
 
     name: str
@@ -51,6 +50,8 @@ class Experiment:
     rows: tuple[Row, ...]
     settings: tuple[str, ...]
     needs_images: bool
+    changes: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
 
     @property
     def names(self) -> dict[str, str]:
@@ -75,13 +76,18 @@ class Experiment:
         chosen = {name: [run for run in runs if {name, run} & {*wanted}] for name, runs in self.runs.items()}
         runs = {name: found for name, found in chosen.items() if found}
         params = {run: self.params[run] for run in self.params if any(run in found for found in runs.values())}
-        return replace(self, runs=runs, params=params, rows=tuple(row for row in self.rows if row.classifier in runs))
+        return replace(
+            self,
+            runs=runs,
+            params=params,
+            rows=tuple(row for row in self.rows if row.classifier in runs),
+            chosen=tuple(wanted),
+        )
 
 
 def base_params() -> Plain:
     """params.yaml as plain data."""
-    content: Plain = yaml.safe_load((CHECKOUT / PARAMS).read_text(encoding="utf-8"))
-    return content
+    return plain_params((CHECKOUT / PARAMS).read_bytes(), PARAMS)
 
 
 def laid_over(params: Plain, *layers: Plain) -> Plain:
@@ -90,8 +96,8 @@ def laid_over(params: Plain, *layers: Plain) -> Plain:
     for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            # grids of radii are values, not sections
-            merged[key] = laid_over(merged[key], value) if both and not key.endswith("radii") else value
+            # a radius of a norm and grids of radii are values, not sections: another norm takes the place of the first
+            merged[key] = laid_over(merged[key], value) if both and not key.endswith(("radii", "_radius")) else value
     return merged
 
 
@@ -100,16 +106,16 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
 
     Raises BadParameter for a file, size or key that does not exist, ParamsError for a value that params.yaml refuses.
     """
-    described = _described(file)
-    if size not in described["sizes"]:
-        raise typer.BadParameter(f"{size} is not one of: {', '.join(described['sizes'])}", param_hint="--size")
-    chosen = dict(described["sizes"][size])
-    # a size may have classifiers and rows of its own
-    own = {**described, **{key: value for key, value in chosen.items() if key in SPECIAL}}
-    common = laid_over(base_params(), *_layers(file, size))
+    described = read_description(file)
+    if size not in described.sizes:
+        raise typer.BadParameter(f"{size} is not one of: {', '.join(described.sizes)}", param_hint="--size")
+    own = described.at(size)
+    if own.stages is None or own.classifiers is None:
+        raise refused(f"{file}: {'classifiers' if own.stages else 'stages'} is missing, and the size {size} has none")
+    common = laid_over(base_params(), *layers(file, described, size))
     # copies: layers share the sections that they do not name, and a change of one classifier is not one of all
-    params = {name: copy.deepcopy(laid_over(common, layer)) for name, layer in own["classifiers"].items()}
-    seeds = own.get("seeds")
+    params = {name: copy.deepcopy(laid_over(common, layer)) for name, layer in own.classifiers.items()}
+    seeds = own.seeds
     for change in changes:
         if seeds is not None and change.partition("=")[0].rpartition(":")[2] == "seed":
             raise typer.BadParameter(
@@ -129,92 +135,88 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
         parse_params(plain, f"{file} ({size}, {run})")
     # the stages have the same names in all runs
     known = described_stages(next(iter(every.values())))
-    if unknown := [stage for stage in own["stages"] if stage not in known]:
-        raise typer.BadParameter(
-            f"{file}: the stage {unknown[0]} is not one of: {', '.join(known)}", param_hint="DESCRIPTION"
-        )
+    if unknown := [stage for stage in own.stages if stage not in known]:
+        raise refused(f"{file}: the stage {unknown[0]} is not one of: {', '.join(known)}")
+    # a table without attacks is of what training measures
+    trained = () if _attacks(own.stages) or "train" in own.stages else ("train",)
     return Experiment(
         name=f"{file.stem}-{size}",
-        title=own.get("title", file.stem),
+        title=file.stem if own.title is None else own.title,
         params=every,
         runs=runs,
-        stages=tuple(own["stages"]),
-        classes=own.get("classes"),
+        stages=(*trained, *own.stages),
+        classes=own.classes,
         rows=_rows(file, own, params),
-        settings=tuple(own.get("settings", ())),
+        settings=tuple(own.settings),
         # classes are chosen from a folder of images, and not from another dataset
-        needs_images=bool(own.get("needs_images")) or "classes" in own,
+        needs_images=own.needs_images or own.classes is not None,
+        changes=tuple(changes),
     )
-
-
-def _described(file: Path) -> Plain:
-    """What is in the file of a description; raises BadParameter where it does not exist, or has a key that means nothing."""
-    try:
-        described: Plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise typer.BadParameter(f"there is no description {file}", param_hint="DESCRIPTION") from None
-    if unknown := [key for key in described if key not in KEYS]:
-        raise typer.BadParameter(
-            f"{file}: {unknown[0]} is not one of: {', '.join(KEYS)}; parameters go below params",
-            param_hint="DESCRIPTION",
-        )
-    return described
-
-
-def _layers(file: Path, size: str) -> list[Plain]:
-    """The parameters of a description at one of its sizes: those of the size that it is `like`, its own, the size's."""
-    described = _described(file)
-    chosen = dict(described["sizes"][size])
-    before: list[Plain] = []
-    if "like" in chosen:
-        other, _, name = chosen.pop("like").partition(":")
-        before = _layers(file.parent / other, name)
-    of_size = {key: value for key, value in chosen.items() if key not in SPECIAL}
-    return [*before, described.get("params", {}), of_size]
 
 
 def _attacks(stages: Iterable[str]) -> bool:
     return not {"autoattack", "foolbox"}.isdisjoint(stages)
 
 
-def _rows(file: Path, own: Plain, params: dict[str, Plain]) -> tuple[Row, ...]:
+def _rows(file: Path, own: Setup, params: dict[str, Plain]) -> tuple[Row, ...]:
     """The rows that are described; without any every classifier, after the first one's baseline where one is attacked.
 
-    Raises BadParameter for a row of a classifier that there is not.
+    Raises BadParameter for a row of a classifier that there is not, and for published numbers that are not those of `settings`.
     """
-    rows = own.get("rows")
-    if rows is None:
+    stages, rows = own.stages or [], own.rows
+    if not rows:
         first = next(iter(params))
         method = params[first]["baseline_method"]
         label = "vanilla" if method == "standard" else baseline_label(method)
-        baseline = {label: {"of": first, "baseline": True}}
-        rows = {**(baseline if _attacks(own["stages"]) else {}), **{name: {"of": name} for name in params}}
-    for label, row in rows.items():
-        if row["of"] not in params:
-            raise typer.BadParameter(
-                f"{file}: the row {label} is of {row['of']}, which is not one of: {', '.join(params)}",
-                param_hint="DESCRIPTION",
-            )
-    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+        baseline = {label: DescribedRow(of=first, baseline=True)}
+        rows = {**(baseline if _attacks(stages) else {}), **{name: DescribedRow(of=name) for name in params}}
+    published = _by_place(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")))
     found = []
     for label, row in rows.items():
-        numbers: Any = published
-        for key in str(row.get("published", "")).split("/") if "published" in row else []:
-            numbers = numbers[key]
-        beside = () if numbers is published else tuple(numbers)
-        found.append(Row(label, row["of"], bool(row.get("baseline")), beside))
+        if row.of not in params:
+            raise refused(f"{file}: the row {label} is of {row.of}, which is not one of: {', '.join(params)}")
+        if row.published is not None and row.published not in published:
+            table = row.published.partition("/")[0]
+            known = [place for place in published if place.partition("/")[0] == table] or list(published)
+            raise refused(
+                f"{file}: the row {label} has the published numbers {row.published}, which is not one of: {', '.join(known)}"
+            )
+        numbers = published[row.published] if row.published is not None else ()
+        # those of Foolbox are by its attacks
+        if "autoattack" in stages and numbers and len(numbers) != len(own.settings):
+            raise refused(
+                f"{file}: settings are the columns of published numbers, as clean, L2 0.5, Linf 8/255; there are "
+                f"{len(own.settings)} ({', '.join(own.settings)}), and the row {label} has {len(numbers)} numbers"
+            )
+        found.append(Row(label, row.of, row.baseline, numbers))
     return tuple(found)
+
+
+def _by_place(published: Plain, before: str = "") -> dict[str, tuple[float | None, ...]]:
+    """Published numbers by the keys that lead to them: `table_1/resnet18/sbg`."""
+    found: dict[str, tuple[float | None, ...]] = {}
+    for key, value in published.items():
+        place = f"{before}{key}"
+        found |= _by_place(value, f"{place}/") if isinstance(value, dict) else {place: tuple(value)}
+    return found
 
 
 def _set(params: dict[str, Plain], change: str) -> None:
     key, separator, value = change.partition("=")
     name, colon, rest = key.partition(":")
+    if colon and name not in params:
+        raise typer.BadParameter(
+            f"{change}: the classifier {name} is not one of: {', '.join(params)}", param_hint="--set"
+        )
     targets, dotted = ([name], rest) if colon else (list(params), key)
     *sections, last = dotted.split(".")
     for target in targets:
-        place: Any = params.get(target)
+        place: Any = params[target]
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not separator or not isinstance(place, dict) or last not in place:
             raise typer.BadParameter(f"{change}: no such parameter (SECTION.KEY=VALUE)", param_hint="--set")
-        place[last] = yaml.safe_load(value)
+        try:
+            place[last] = yaml.load(value, Loader=UniqueKeyLoader)
+        except (yaml.YAMLError, ValueError) as error:
+            raise typer.BadParameter(f"{change}: the value is not YAML: {error}", param_hint="--set") from None

@@ -20,7 +20,7 @@ import typer
 from experiments.by_hand import opened_by_hand
 from experiments.description import Experiment, read_experiment
 from experiments.finished import Finished
-from experiments.images import arrange_images
+from experiments.images import on_given_images
 from experiments.pictures import draw_lambda, draw_sources, draw_targeted, draw_timesteps
 from experiments.plots import Drawn, draw_correlation, draw_curves
 from pag_core.errors import PagError
@@ -113,8 +113,7 @@ def main(
     drawing = FIGURES[name]
     try:
         experiments = [_wanted(description, size, change or [], drawing) for description in descriptions]
-        if images is not None:
-            experiments = [one.on_images(arrange_images(images, work, one.classes)) for one in experiments]
+        experiments = [on_given_images(one, images, work) for one in experiments]
         with tempfile.TemporaryDirectory() as place:
             several = [finished(one, by_hand=by_hand, work=work, place=Path(place)) for one in experiments]
             missing = [f"{one.experiment.name} {run}" for one in several for run in one.missing]

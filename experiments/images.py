@@ -6,45 +6,59 @@ from typing import Any
 
 import typer
 
+from experiments.description import Experiment
 from pag_core.pipeline.artifacts import digest, file_digest, replacing_folder, write_json
 from pag_core.pipeline.locks import holding
 
 SPLITS = ("train", "test")
 
 
+def on_given_images(experiment: Experiment, images: Path | None, work: Path) -> Experiment:
+    """The experiment on the folder of images that its command was given, or on the dataset of its description.
+
+    Raises BadParameter where it needs such a folder and none is given, and as `arrange_images` does.
+    """
+    if images is None and experiment.needs_images:
+        raise typer.BadParameter(f"{experiment.name} takes a folder of images", param_hint="--images")
+    return experiment if images is None else experiment.on_images(arrange_images(images, work, experiment.classes))
+
+
 def arrange_images(images: Path, work: Path, classes: list[str] | None) -> Path:
     """Make an image folder of the classes from `images`, which holds train and test as folders or .tar.* files.
 
     Returns the place, which is below `work` and named after the fingerprint of the images' content: other images get
-    another place, and none is ever removed. Raises BadParameter if `images` and `work` overlap.
+    another place, and none is ever removed. Folders are linked, to where they lie now. Raises BadParameter if `images` and
+    `work` overlap, for a class that is not there, and for an archive that cannot be read.
     """
     _require_apart(images, work)
-    found = {split: [images / split, *sorted(images.glob(f"{split}.tar*"))] for split in SPLITS}
-    chosen = {split: next((path for path in paths if path.exists()), None) for split, paths in found.items()}
-    for split, path in chosen.items():
-        if path is None:
+    chosen: dict[str, Path] = {}
+    for split in SPLITS:
+        found = [path for path in (images / split, *sorted(images.glob(f"{split}.tar*"))) if path.exists()]
+        if not found:
             raise typer.BadParameter(f"{images} holds neither {split}/ nor {split}.tar.*", param_hint="--images")
-        _require_apart(path, work)
-    content = {split: _content(path, classes) for split, path in chosen.items() if path is not None}
+        _require_apart(found[0], work)
+        chosen[split] = found[0]
+    content = {split: _content(path, classes) for split, path in chosen.items()}
     mark = digest({"content": content, "classes": classes})
     place = work / f"images-{mark[:16]}"
     with holding(work / "locks" / place.name, f"arranging the images in {place}"):
         return _arranged(place, chosen, classes, mark)
 
 
-def _arranged(place: Path, chosen: dict[str, Path | None], classes: list[str] | None, mark: str) -> Path:
+def _arranged(place: Path, chosen: dict[str, Path], classes: list[str] | None, mark: str) -> Path:
     if (place / "origin.json").exists():
+        # equal images may have been elsewhere, where they can have changed since
+        for split, path in chosen.items():
+            if path.is_dir():
+                _link(path, place, split, classes)
         return place
     if place.exists():
         raise typer.BadParameter(f"{place} exists and was not made by this program; move it away", param_hint="--work")
     with replacing_folder(place) as partial:
         for split, path in chosen.items():
-            assert path is not None
             if path.is_dir():
                 (partial / split).mkdir()
-                for folder in path.iterdir():
-                    if folder.is_dir() and (classes is None or folder.name in classes):
-                        (partial / split / folder.name).symlink_to(folder.resolve())
+                _link(path, partial, split, classes)
             else:
                 _extract(path, partial, split, classes)
         write_json(partial / "origin.json", {"mark": mark, "classes": classes})
@@ -65,29 +79,64 @@ def _content(path: Path, classes: list[str] | None) -> Any:
     """SHA-256 of an archive, or of each file below the class folders by name."""
     if path.is_file():
         return file_digest(path)
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
     return {
         str(file.relative_to(path)): file_digest(file)
-        for folder in folders
-        if classes is None or folder.name in classes
+        for folder in _class_folders(path, classes)
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
 
 
+def _class_folders(path: Path, classes: list[str] | None) -> list[Path]:
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    _require_classes(path, {folder.name for folder in folders}, classes)
+    return [folder for folder in folders if classes is None or folder.name in classes]
+
+
+def _require_classes(path: Path, found: set[str], classes: list[str] | None) -> None:
+    if missing := [name for name in classes or [] if name not in found]:
+        raise typer.BadParameter(
+            f"{path} lacks {', '.join(missing)} of the description's classes; it holds {', '.join(sorted(found)) or 'none'}",
+            param_hint="--images",
+        )
+
+
+def _link(path: Path, place: Path, split: str, classes: list[str] | None) -> None:
+    """Make the split of `place` links to the class folders below `path`, and nothing else."""
+    targets = {folder.name: folder.resolve() for folder in _class_folders(path, classes)}
+    for link in (place / split).iterdir():
+        if link.name not in targets:
+            link.unlink()
+    # not in the split, where it would be one more class; a command that reads the images meanwhile finds either link
+    partial = place.with_name(f".{place.name}.link.partial")
+    for name, target in targets.items():
+        link = place / split / name
+        if not link.is_symlink() or link.readlink() != target:
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(target)
+            partial.replace(link)
+
+
 def _extract(archive: Path, folder: Path, split: str, classes: list[str] | None) -> None:
-    # file by file: extractall has its guard against paths that lead outside only since Python 3.11.4
-    found = False
-    with tarfile.open(archive) as file:
-        for member in file:
-            parts = Path(member.name).parts
-            if len(parts) != 3 or parts[0] != split or ".." in parts or (classes and parts[1] not in classes):
-                continue
-            source = file.extractfile(member)
-            if source is not None:
-                copy = folder.joinpath(*parts)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(source.read())
-                found = True
+    found: set[str] = set()
+    try:
+        # file by file: extractall has its guard against paths that lead outside only since Python 3.11.4
+        with tarfile.open(archive) as file:
+            for member in file:
+                parts = Path(member.name).parts
+                if len(parts) != 3 or parts[0] != split or ".." in parts or member.isdir():
+                    continue
+                found.add(parts[1])
+                wanted = classes is None or parts[1] in classes
+                if wanted and (source := file.extractfile(member)) is not None:
+                    copy = folder.joinpath(*parts)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(source.read())
+    except (EOFError, tarfile.TarError) as error:
+        raise typer.BadParameter(
+            f"{archive} cannot be read to its end ({error}); it was cut off or is no archive: copy or download it again",
+            param_hint="--images",
+        ) from None
     if not found:
         raise typer.BadParameter(f"{archive} holds no {split}/CLASS/IMAGE", param_hint="--images")
+    _require_classes(archive, found, classes)

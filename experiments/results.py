@@ -114,13 +114,13 @@ def _of_foolbox(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) 
     """A line for each attack, which has the mean over the radii of the grid; the paper does not state its own.
 
     Published numbers are those of the first attacks of `FOOLBOX_NAMES`, which are Table 6's; further attacks have none, and
-    none has where the published ones are of other `settings`.
+    none has where the published ones are of AutoAttack.
     """
     found = [run["details/foolbox"]["baseline" if row.baseline else "model"] for run in runs]
     further = {name for attacks in found for name in attacks} - {"clean", *FOOLBOX_NAMES}
     titles = FOOLBOX_NAMES | {name: name for name in sorted(further)}
     images = runs[0]["details/foolbox"]["images"] if runs else None
-    beside = () if experiment.settings else row.published
+    beside = () if "autoattack" in experiment.stages else row.published
     for (name, title), published in itertools.zip_longest(titles.items(), beside):
         ours = tuple(_mean_over_radii(attacks[name]) for attacks in found if name in attacks)
         yield Cell(title, row.label, ours, published, "radii not stated", images)
@@ -133,6 +133,10 @@ def _mean_over_radii(found: Plain) -> float:
 def markdown(experiment: Experiment, measured: Measured) -> str:
     """The tables for people: ours (mean and range over seeds), the published number and the difference in points."""
     parts = [experiment.title, *(_for_people(experiment, table) for table in tables(experiment, measured))]
+    if experiment.changes:
+        parts.append(f"Changed from the description: {', '.join(experiment.changes)}.")
+    if experiment.chosen:
+        parts.append(f"Of its classifiers and runs only: {', '.join(experiment.chosen)}.")
     if unmatched := _unmatched(experiment):
         parts.append(f"Published and not shown, as no one column of ours is its counterpart: {', '.join(unmatched)}.")
     return "\n\n".join(parts) + "\n"

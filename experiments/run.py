@@ -16,7 +16,7 @@ import typer
 
 from experiments.by_hand import found_by_hand, run_by_hand
 from experiments.description import read_experiment
-from experiments.images import arrange_images
+from experiments.images import on_given_images
 from experiments.results import as_csv, markdown
 from pag_core.errors import PagError
 from pag_core.pipeline.artifacts import replacing_file
@@ -55,10 +55,7 @@ def main(
         experiment = read_experiment(description, size, change or [])
         if only:
             experiment = experiment.only(only)
-        if images is None and experiment.needs_images:
-            raise typer.BadParameter(f"{description} at size {size} takes a folder of images", param_hint="--images")
-        if images is not None:
-            experiment = experiment.on_images(arrange_images(images, work, experiment.classes))
+        experiment = on_given_images(experiment, images, work)
         if by_hand or importlib.util.find_spec("dvc") is None:
             found = found_by_hand(experiment, work) if show else run_by_hand(experiment, work)
         else:

@@ -153,7 +153,7 @@ def metrics_paths(experiment: Experiment, run: str) -> dict[str, str]:
 def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
     """Whether the stages that are wanted ran there, with the parameters that the description has now."""
     with _stored(revision) as files:
-        locks = [files.cat_file(lock) for lock in LOCKS if files.exists(lock)]
+        locks = {f"{lock} of {experiment.names[run]}": files.cat_file(lock) for lock in LOCKS if files.exists(lock)}
         old = outdated(locks, experiment.params[run])
         return all(path not in old and files.exists(path) for path in metrics_paths(experiment, run).values())
 

@@ -28,7 +28,8 @@ def plain_params(text: bytes, place: str) -> dict[str, Any]:
     """The keys and values in YAML, not validated; raises ParamsError that names `place` if it holds anything else."""
     try:
         content = yaml.load(text.decode("utf-8"), Loader=UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: bytes that are no UTF-8, and dates that the calendar does not have
+    except (yaml.YAMLError, ValueError) as error:
         raise ParamsError(f"{place} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{place} must hold keys and values, not {type(content).__name__}")

@@ -1,6 +1,7 @@
 """Values of params.yaml: names, numbers with bounds, radii kept as they are written; and what all its sections have."""
 
 import fractions
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -27,7 +28,7 @@ ProcessCount = Annotated[int, Field(gt=0, le=2**12, strict=True)]
 
 
 def _real(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a string; a boolean is not a number."""
+    """A boolean counts as a number in Python; `lambda: true` is a mistake."""
     if isinstance(value, bool):
         raise ValueError("a number is needed, not a boolean")
     return value
@@ -51,6 +52,10 @@ def _radius_label(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"a radius is a number or a fraction such as 8/255, not {value!r}")
     label = str(value)
+    if any(map(str.isspace, label)):
+        raise ValueError(
+            f"a radius is written without blanks, not {value!r}: in results a blank parts it from its norm"
+        )
     try:
         positive = radius_value(label) > 0
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -68,15 +73,28 @@ LargeRadius = Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_leng
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML would silently take the last."""
+    """YAML that refuses a key given twice, where plain YAML would silently take the last, and reads 1e-05 as a number.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if repeated := [key for number, key in enumerate(keys) if key in keys[:number]]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {repeated[0]!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+    A key beside `<<` may be among those that are merged; it takes the place of that one. 1e-05 is a word in YAML 1.1, which
+    PyYAML reads, and a number in YAML 1.2, which DVC reads and writes.
+    """
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        """A mapping as it is written; when it is constructed, merged keys stand in it like its own."""
+        node = super().compose_mapping_node(anchor)
+        keys = [
+            "<<" if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key, deep=True)
+            for key, _ in node.value
+        ]
+        if repeated := [number for number, key in enumerate(keys) if key in keys[:number]]:
+            mark = node.value[repeated[0]][0].start_mark
+            raise yaml.constructor.ConstructorError(None, None, f"the key {keys[repeated[0]]!r} is given twice", mark)
+        return node
+
+
+UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _one_or_several(value: Any) -> Any:

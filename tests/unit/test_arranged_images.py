@@ -1,6 +1,7 @@
 """Folders and archives of images, arranged for an experiment: made once, known by their content, the user's left alone."""
 
 import shutil
+import tarfile
 import time
 
 import pytest
@@ -58,6 +59,64 @@ def test_added_and_changed_images_are_seen(tmp_path):
     assert len(seen) == 5
     shutil.copy(images / "train/dog/renamed.png", images / "train/cat/unused.png")
     assert arrange_images(images, work, ["eel", "dog"]) in seen
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*/*.png")}
+
+
+@pytest.mark.parametrize("fate", ["edited", "removed"])
+def test_equal_images_elsewhere_are_linked_where_they_lie_now(tmp_path, fate):
+    first, second, work = as_folders(tmp_path / "first"), tmp_path / "second", tmp_path / "work"
+    shutil.copytree(first, second)
+    before = contents(second)
+    # a class without images, which is not in the fingerprint
+    (first / "train/ant").mkdir()
+    place = arrange_images(first, work, None)
+    # of a command that was killed
+    place.with_name(f".{place.name}.link.partial").symlink_to(first)
+    if fate == "edited":
+        next((first / "train/cat").iterdir()).write_bytes(b"another")
+    else:
+        shutil.rmtree(first)
+    assert arrange_images(second, work, None) == place and contents(place) == before
+    assert {path.name: path.readlink() for path in (place / "train").iterdir()} == {
+        name: second / "train" / name for name in NAMES
+    }
+    assert sorted(path.name for path in work.iterdir()) == sorted([place.name, "locks"])
+
+
+@pytest.mark.parametrize("ending", ["", ".tar.xz"], ids=["folders", "archives"])
+@pytest.mark.parametrize(
+    ("classes", "split", "words"),
+    [
+        (["cat", "fish", "gnu"], "train", "lacks fish, gnu of the description's classes; it holds cat, dog, eel"),
+        (["cat", "eel"], "test", "lacks eel of the description's classes; it holds cat, dog"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(tmp_path, ending, classes, split, words):
+    images, work = as_folders(tmp_path / "pictures"), tmp_path / "work"
+    shutil.rmtree(images / "test/eel")
+    if ending:
+        archived(images)
+    with pytest.raises(typer.BadParameter) as caught:
+        arrange_images(images, work, classes)
+    assert str(caught.value) == f"{images / split}{ending} {words}" and list(work.glob("images-*")) == []
+    assert arrange_images(images, work, ["cat", "dog"]).exists()
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("", 0), ("gz", 0), ("gz", 0.6), ("bz2", 0.6), ("xz", 0.6)])
+def test_an_archive_that_was_cut_off_is_refused_by_name(tmp_path, kind, kept):
+    images = as_folders(tmp_path / "pictures")
+    archive = images / f"train.tar.{kind}".strip(".")
+    with tarfile.open(archive, f"w:{kind}") as file:
+        file.add(images / "train", "train")
+    shutil.rmtree(images / "train")
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(typer.BadParameter, match=rf"(?s){archive} cannot be read to its end \(.*\); it was cut off"):
+        arrange_images(images, tmp_path / "work", None)
+    assert list((tmp_path / "work").glob("images-*")) == []
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import yaml
 
 from pag_core.errors import ParamsError
 from pag_core.params.reading import load_params, parse_params
+from pag_core.params.reading import plain_params as read_plain
 from pag_core.params.sections import Params
 from pag_core.params.values import Source, radius_value
 from tests.samples import ROOT, changed
@@ -110,6 +111,9 @@ REFUSED_VALUES = [
     ("autoattack.radii", {"Linf": [float("inf")]}, ["autoattack.radii.Linf.0", "inf"]),
     ("autoattack.radii", {"Linf": [None]}, ["autoattack.radii.Linf.0", "None"]),
     ("autoattack.radii", {"Linf": "8/255"}, ["autoattack.radii.Linf", "8/255"]),
+    ("autoattack.radii", {"L2": ["0.5 "]}, ["autoattack.radii.L2.0", "'0.5 '", "without blanks"]),
+    ("autoattack.radii", {"L2": ["\t1"]}, ["autoattack.radii.L2.0", "without blanks"]),
+    ("at.radius", "8 / 255", ["at.radius", "'8 / 255'", "without blanks"]),
     ("foolbox.grid", {"L2": [1], "L1": [1]}, ["foolbox", "L0"]),
     ("foolbox.grid", {"L2": [1], "L1": [1], "L0": []}, ["foolbox.grid.L0"]),
     ("masking.radii", {"L2": []}, ["masking.radii.L2"]),
@@ -195,7 +199,13 @@ def test_exponents_without_a_point_are_numbers(plain_params, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "does not exist"), ("a: [1", "is not YAML"), ("- 1\n", "not list"), ("", "not NoneType")],
+    [
+        (None, "does not exist"),
+        ("a: [1", "is not YAML"),
+        ("a: 2026-13-01", "is not YAML: month must be in"),
+        ("- 1\n", "not list"),
+        ("", "not NoneType"),
+    ],
 )
 def test_unusable_files_are_refused(tmp_path, content, words):
     path = tmp_path / "params.yaml"
@@ -295,3 +305,36 @@ def test_a_key_given_twice_is_refused(tmp_path):
     path.write_text((ROOT / "params.yaml").read_text() + "\nlambda: 0.0\n")
     with pytest.raises(ParamsError, match="lambda"):
         load_params(path)
+
+
+ANCHORED = """
+base: &base {x: 1, y: 1}
+other: &other {y: 2, z: 2}
+"""
+
+
+@pytest.mark.parametrize("line", ["a: {x: 1, x: 1}", "a: {<<: *base, x: 2, x: 3}", "a: {<<: *base, <<: *other}"])
+def test_a_key_written_twice_is_refused_wherever_it_stands(line):
+    repeated = "'<<'" if "x" not in line else "'x'"
+    with pytest.raises(ParamsError, match=rf"here is not YAML: the key {repeated} is given twice\n.* line 4, column"):
+        read_plain(f"{ANCHORED}{line}\n".encode(), "here")
+
+
+def test_a_key_beside_a_merge_takes_the_place_of_the_merged_one():
+    """Also where a mapping is merged into one above it, which is read first."""
+    text = (
+        f"{ANCHORED}"
+        + """
+deep: {down: {below: &own {<<: *base, x: 3}}}
+top: {<<: *own, y: 4}
+both: {<<: [*base, *other]}
+"""
+    )
+    assert read_plain(text.encode(), "here") == yaml.safe_load(text)
+    assert yaml.safe_load(text) == {
+        "base": {"x": 1, "y": 1},
+        "other": {"y": 2, "z": 2},
+        "deep": {"down": {"below": {"x": 3, "y": 1}}},
+        "top": {"x": 3, "y": 4},
+        "both": {"x": 1, "y": 1, "z": 2},
+    }

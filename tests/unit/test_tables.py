@@ -249,3 +249,13 @@ def test_the_baseline_is_called_what_it_is(tmp_path):
     assert [row.label for row in attacked.rows] == ["vanilla", "cm", "nn"] and not attacked.needs_images
     trained = described(tmp_path, ["baseline_method=at"], stages=["autoattack"], classes=["cat", "dog"])
     assert [row.label for row in trained.rows] == ["AT baseline", "cm", "nn"] and trained.needs_images
+
+
+def test_a_table_says_what_is_not_the_descriptions():
+    file = ROOT / "experiments/tables/table_1.yaml"
+    plain = markdown(read_experiment(file, "mini", []), {})
+    assert "Changed" not in plain and "only:" not in plain
+    changed = read_experiment(file, "mini", ["train.epochs=3", "resnet_sbg:lambda=0.5"]).only(["resnet_sbg"])
+    lines = markdown(changed, {}).splitlines()
+    assert "Changed from the description: train.epochs=3, resnet_sbg:lambda=0.5." in lines
+    assert "Of its classifiers and runs only: resnet_sbg." in lines
