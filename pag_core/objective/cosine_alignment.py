@@ -4,8 +4,9 @@ import torch
 
 from pag_core.errors import ShapeMismatch
 
-# far below the input-gradients of log-probabilities of a network that is sure (1e-13), and its square still a float32
-EPSILON = 1e-16
+# of |v| |u|: far below that of a network that is sure, whose gradients of log-probabilities have 1e-13 and less, and its square
+# still has all digits in float32
+SMALLEST = 1e-18
 
 
 def cosine_similarity(
@@ -15,7 +16,7 @@ def cosine_similarity(
     mask: torch.Tensor | None = None,
     target_norm: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`v.u / max(|v| |u|, eps)` over pixels: float [B, K] in [-1, 1]; 0 where either gradient is zero.
+    """`v.u / (|v| |u|)` over pixels: float [B, K] in [-1, 1]; 0, without a derivative, where either gradient is zero.
 
     For an augmented image both differ from what differentiating through the augmentation gives, but only in their norms:
     `mask` (bool [B, 1, H, W]) is False where a pixel came from outside the image, so that its gradient does not count, and
@@ -33,9 +34,11 @@ def cosine_similarity(
         input_gradient_BKCHW = input_gradient_BKCHW * mask[:, None]
     gradient, target = input_gradient_BKCHW.flatten(2), target_gradient_BKCHW.flatten(2)
     target_square = target.square().sum(2) if target_norm is None else target_norm.square()
-    # squared norms below the square root's clamp have no gradient, where that of a plain norm at zero is NaN
-    norms = (gradient.square().sum(2) * target_square).clamp_min(EPSILON**2).sqrt()
-    return (gradient * target).sum(2) / norms
+    squares = gradient.square().sum(2) * target_square
+    there = squares > SMALLEST**2
+    # of both outcomes of `where` the derivative is computed, and that of a root at zero is not finite
+    norms = torch.where(there, squares, 1.0).sqrt()
+    return (gradient * target).sum(2) * there / norms
 
 
 def cosine_alignment_loss(

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.slow
 
 SBG = "stages/gradients/dvc.yaml:sbg"
 AFTER_TRAINING = {"train", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
-# radii at which every image falls to the first attack: the others take seconds a radius, and are tested elsewhere
-QUICK = {**SMALL, "autoattack.radii": {"L2": [3], "Linf": [0.6]}}
+# radii at which every image falls to the first attack: the others take seconds a radius, and are tested elsewhere; and so
+# many images for the judge that it sees more in one model than in the other
+QUICK = {**SMALL, "autoattack.radii": {"L2": [3], "Linf": [0.6]}, "pag_score.judged_images": 20}
 HEADLINES = ("training", "autoattack", "foolbox", "masking", "pag_score", "diffusion")
 BEFORE = {"code", "prepare", "baseline", "baseline_autoattack", "baseline_foolbox"}
 
@@ -49,10 +50,27 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
     diffusion = project.metrics("diffusion")
     errors = [diffusion[f"held_out_error_{name}"] for name in ("conditional", "unconditional", "wrong_class")]
     assert errors == sorted(errors)
-    assert {"class means", "sbg"} == set(project.metrics("details/pag_score")["model"])
+    assert_headlines_are_those_of_the_details(project)
     assert 0 <= project.metrics("training")["validation"]["clean"] <= 1
     assert (project.path / "curves/classifier/plots/metrics/cross_entropy.tsv").read_text().count("\n") == 4
     project.commit("first results")
+
+
+def assert_headlines_are_those_of_the_details(project: ProjectCopy) -> None:
+    checks = project.metrics("details/masking")["verdict"]
+    assert len(checks) == 3  # an odd number: as many that hold as that do not would be the same headline
+    assert project.metrics("masking") == {"signs_of_masking": list(checks.values()).count(False)}
+    scores = project.metrics("details/pag_score")
+    assert set(scores["model"]) == set(scores["baseline"]) == {"class means", "sbg"}
+    assert project.metrics("pag_score") == {
+        "PAG": scores["model"]["sbg"],
+        "PAG of baseline": scores["baseline"]["sbg"],
+        "judged": scores["judged"]["model"],
+        "judged of baseline": scores["judged"]["baseline"],
+    }
+    # each is another number, and training on these gradients makes that of the model the larger
+    assert scores["model"]["sbg"] > scores["baseline"]["sbg"] != scores["baseline"]["class means"]
+    assert scores["judged"]["model"] > scores["judged"]["baseline"]
 
 
 def test_stages_by_hand_give_the_same_bytes(project: ProjectCopy, tmp_path: Path) -> None:

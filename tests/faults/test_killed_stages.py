@@ -20,6 +20,11 @@ pytestmark = pytest.mark.slow
 STAGES = {
     "diffusion": (["stages/diffusion.py"], ["data/diffusion", "curves/diffusion"], "diffusion-*/checkpoint.pt"),
     "sbg": (["stages/sbg.py"], ["data/gradients/sbg.zarr", "metrics/diffusion.json"], "sbg-*/units/*.json"),
+    "sbg_online": (
+        ["stages/sbg.py", "--online"],
+        ["data/gradients/sbg_online.zarr", "metrics/diffusion_online.json"],
+        "sbg_online-*/units/*.json",
+    ),
     "train": (
         ["stages/train.py"],
         ["data/classifier", "metrics/training.json", "curves/classifier"],
@@ -27,6 +32,11 @@ STAGES = {
     ),
     "autoattack": (["stages/autoattack.py"], ["metrics/autoattack.json"], "autoattack_classifier-*/units/*.json"),
     "foolbox": (["stages/foolbox.py"], ["metrics/foolbox.json"], "foolbox_classifier-*/units/*.json"),
+    "masking": (
+        ["stages/masking.py"],
+        ["metrics/masking.json", "metrics/details/masking.json"],
+        "masking_classifier_baseline-*/units/*.json",
+    ),
     "toy": (["stages/toy.py"], ["data/toy", "metrics/toy.json"], "toy-*/units/*.json"),
 }
 KILLS = 3
@@ -38,21 +48,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
     overrides = {
         **SMALL,
         "gradient_store.images_per_shard": 64,
+        # several shards of them too: they are all that sbg_online distills
+        "gradient_store.held_out_images": 384,
         # many short units: at this radius no image stands long
         "autoattack.radii": {"Linf": [0.5]},
         "autoattack.images": 8,
         "autoattack.images_per_shard": 1,
+        # so many that an accuracy tells one attack from another
+        "masking.images": 60,
     }
     project = ProjectCopy(tmp_path_factory.mktemp("unbroken"), overrides)
     project.stage("toy")
     project.stage("prepare")
     for name in ("diffusion", "sbg"):
         project.stage(name)
+    project.stage("sbg", "--online")
     project.stage("train", "--baseline")
     project.stage("train")
     for name in ("autoattack", "foolbox"):
         project.stage(name, "--baseline")
         project.stage(name)
+    project.stage("masking")
     yield project
 
 

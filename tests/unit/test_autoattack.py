@@ -158,6 +158,21 @@ def test_many_that_answer_otherwise_are_refused_with_a_remedy(few_queries):
         )
 
 
+def beside_the_range(side):
+    """Changes one pixel of one fallen image, within the radius of the test below: to less than 0 or more than 1."""
+
+    def change(adversarial, images):
+        changes = torch.zeros_like(images)
+        fallen = int((adversarial != images).flatten(1).any(1).nonzero()[0])
+        pixel = int((images[fallen] if side == 0 else -images[fallen]).argmin())
+        beyond = side + (-0.02 if side == 0 else 0.02)
+        assert abs(beyond - images[fallen].flatten()[pixel].item()) < 0.12
+        changes[fallen].view(-1)[pixel] = beyond - adversarial[fallen].flatten()[pixel]
+        return changes
+
+    return change
+
+
 def test_images_beyond_the_radius_or_the_range_are_refused(few_queries, monkeypatch):
     model = small_network(10)
     images, labels = labelled_images(model, 10, side=8)
@@ -174,8 +189,10 @@ def test_images_beyond_the_radius_or_the_range_are_refused(few_queries, monkeypa
     robust = attack_shard(model, images, labels, **options)["robust"].count("1")
     assert 0 < robust < 10
     cases = {
-        "exceeds the radius": lambda a, x: torch.where((a - x).abs() > 0.1, (a - x) * 0.01, 0.0),
+        r"Linf 0\.1212, beyond the radius 0\.12": lambda a, x: torch.where((a - x).abs() > 0.1, (a - x) * 0.01, 0.0),
         "a recount differ": lambda a, x: torch.rand_like(a) - a,
+        r"from -0\.02 to .* outside \[0, 1\]": beside_the_range(0),
+        r"to 1\.02, outside \[0, 1\]": beside_the_range(1),
     }
     for words, by in cases.items():
         monkeypatch.setattr(AutoAttack, "run_standard_evaluation", moved(by))

@@ -1,13 +1,14 @@
 """Masked gradients are found, and a model without them passes."""
 
+import pytest
 import torch
 from torch import nn
 
-from pag_core.evaluation.masking import masking_checks
+from pag_core.evaluation.masking import masking_checks, masking_verdict
 from pag_core.evaluation.pgd import pgd_images
 from pag_core.pipeline.checkpoint import RunFolder
 from tests.linear_models import linear
-from tests.samples import labelled_images
+from tests.samples import Killed, labelled_images
 
 
 class Masked(nn.Module):
@@ -41,8 +42,9 @@ def test_masked_gradients_are_found(tmp_path, make_params):
     )  # fmt: skip
     # images made on the open model, and black-box queries, beat what only looks like a white-box attack
     assert result["transfer"]["Linf 0.1"] < result["white_box"]["Linf 0.1"]
-    assert result["verdict"]["transfer_weaker"] is False
-    assert result["verdict"]["square_weaker"] is False
+    # and the largest radius, at which no model can be right, leaves some images standing
+    assert result["curve"]["model"]["Linf 0.5"] > 0
+    assert result["verdict"] == {"reaches_zero": False, "transfer_weaker": False, "square_weaker": False}
 
 
 def test_an_open_model_passes(tmp_path, make_params):
@@ -64,3 +66,58 @@ def test_an_open_model_passes(tmp_path, make_params):
     assert (margins > reach).all(1).double().mean().item() <= result["white_box"]["Linf 0.1"] <= 0.975
     moved = pgd_images(baseline, images, labels, norm="Linf", radius="0.1", steps=10, seed=1)
     assert result["transfer"] == {"Linf 0.1": (model(moved).argmax(1) == labels).double().mean().item()}
+
+
+class KeptUnits(RunFolder):
+    """Keeps `survive` units, then dies in place of the next."""
+
+    def __init__(self, path, survive=100):
+        super().__init__(path)
+        self.survive, self.kept = survive, []
+
+    def save_unit(self, name, result):
+        if len(self.kept) == self.survive:
+            raise Killed
+        self.kept.append(name)
+        super().save_unit(name, result)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path, make_params):
+    model, baseline = linear(classes=3, side=6), linear(classes=3, side=6, seed=9)
+    images, labels = labelled_images(model, 40, side=6)
+    params = masking_params(make_params)
+
+    def checks(folder):
+        return masking_checks(model, baseline, images, labels, classes=3, params=params, seed=1, folder=folder)
+
+    unbroken = KeptUnits(tmp_path / "whole")
+    whole = checks(unbroken)
+    with pytest.raises(Killed):
+        checks(KeptUnits(tmp_path / "run", survive=1))
+    torch.manual_seed(12345)
+    rest = KeptUnits(tmp_path / "run")
+    assert checks(rest) == whole
+    assert len(unbroken.kept) == 7 and rest.kept == unbroken.kept[1:]
+
+
+@pytest.mark.parametrize(
+    ("group", "setting", "accuracy", "sign"),
+    [
+        ("model", "L2 1", 0.9, None),
+        ("model", "L2 4", 0.01, "reaches_zero"),
+        ("model", "Linf 0.3", 0.01, "reaches_zero"),
+        ("transfer", "Linf 0.1", 0.2, "transfer_weaker"),
+        ("square", "L2 0.5", 0.3, "square_weaker"),
+    ],
+)
+def test_one_setting_is_enough_for_a_sign_of_masking(group, setting, accuracy, sign):
+    """Where nothing is masked, the curves end at 0 and no attack is stronger than the white-box one."""
+    accuracies = {
+        "model": {"L2 1": 0.5, "L2 4": 0.0, "Linf 0.3": 0.0},
+        "white_box": {"L2 0.5": 0.4, "Linf 0.1": 0.3},
+        "transfer": {"L2 0.5": 0.4, "Linf 0.1": 0.8},
+        "square": {"L2 0.5": 0.5, "Linf 0.1": 0.3},
+    }
+    accuracies[group][setting] = accuracy
+    expected = {check: check != sign for check in ("reaches_zero", "transfer_weaker", "square_weaker")}
+    assert masking_verdict(accuracies, ["L2 4", "Linf 0.3"]) == expected

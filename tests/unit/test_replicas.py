@@ -110,12 +110,13 @@ def normed(meaning):
 METHODS = {
     "at": {"method": "at", "at.steps": 2, "at.mode": "train"},
     "gradient_norm": {"method": "gradient_norm", "train.ema_decay": 0.5},
+    "gaussian_noise": {"method": "gaussian_noise"},
 }
 
 
 def rival(method):
-    """`at` alone, `gradient_norm` beside the alignment term."""
-    training = normed(None if method == "at" else "frozen")
+    """`gradient_norm` beside the alignment term, the others alone."""
+    training = normed("frozen" if method == "gradient_norm" else None)
     return {**training, "params": {**training["params"], **METHODS[method]}}
 
 
@@ -184,7 +185,7 @@ def test_batch_norm_takes_the_statistics_of_the_whole_batch(outcome, meaning):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_are_those_of_one_process(outcome, method):
-    """Starts of attacks are drawn for the whole batch, and each process takes its rows of them."""
+    """Starts of attacks, and noise, are drawn for the whole batch, and each process takes its rows of them."""
     assert_close(outcome(f"{method} 1"), outcome(f"{method} 2"))
 
 

@@ -205,6 +205,7 @@ def test_alignment_training_aligns(tmp_path, make_trainer):
         {"method": "at", "at.steps": 2, "train.augmentation": "crop_flip"},
         {"method": "trades", "trades.steps": 1},
         {"method": "gradient_norm", "gradient_norm.warmup_epochs": 1},
+        {"method": "gaussian_noise", "train.schedule": "step"},
         {"train.ema_decay": 0.9},
     ],
 )

@@ -1,0 +1,140 @@
+"""The training stage: which target gradients its alignment term has, and which method trains the model and the baseline."""
+
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from pag_core.compute.randomness import generator
+from pag_core.errors import ParamsError
+from pag_core.gradient_store.controls import OfAnotherClass, OfAnotherImage, OfShuffledPixels, other_images
+from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
+from pag_core.gradient_store.targets import DenseGradients, RepresentativeGradients
+from pag_core.objective.methods import build_method
+from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.places import dataset_place, gradients_place
+from pag_core.pipeline.stage import OpenStage
+from tests.samples import ROOT, changed, gaussian, write_dense
+
+SEED, CLASSES, IMAGES = 11, 3, 36
+CONTROLS = {"other_image": OfAnotherImage, "other_class": OfAnotherClass, "shuffled_pixels": OfShuffledPixels}
+STORES = {"sbg": DenseGradients, "cm": RepresentativeGradients}
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """The stage as a module."""
+    spec = importlib.util.spec_from_file_location("train", ROOT / "stages/train.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def place(tmp_path, dataset, monkeypatch):
+    """The folder that the stage runs in, with stores of score-based gradients and of class means."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    gradients = {"train": gaussian(IMAGES, CLASSES), "test": gaussian(1, CLASSES)}
+    write_dense(gradients_place("sbg"), tmp_path / "work", dataset, gradients)
+    means = torch.rand(CLASSES, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    content = SmallStore("representatives", {"representatives": means})
+    write_small_store(gradients_place("cm"), dataset, "cm", content, {"inputs": {}})
+    return tmp_path
+
+
+@pytest.fixture
+def term_of(train, place, dataset, make_params, cpu):
+    def make(**changes):
+        opened = OpenStage()
+        opened.params, opened.device = make_params({"seed": SEED, "lambda": 0.7, **changes}), cpu
+        return train._alignment_term(opened, dataset, RunFolder(place / ".cache" / "run"))
+
+    return make
+
+
+def looked_up(store, labels, control, image, label):
+    """g(x, c) that training on `control` has for an image and a class, out of a store: [C, H, W]."""
+    if control == "other_image":
+        image = int(other_images(labels, seed=SEED)[image])
+    if control == "other_class":
+        label = (label + 1) % CLASSES
+    gradient = store(torch.tensor([image]), torch.tensor([[label]]))[0, 0]
+    if control == "shuffled_pixels":
+        order = torch.randperm(64, generator=generator("cpu", SEED, "control"))
+        gradient = gradient.flatten(1)[:, order].view(gradient.shape)
+    return gradient
+
+
+@pytest.mark.parametrize("source", STORES)
+@pytest.mark.parametrize("control", [None, *CONTROLS])
+def test_the_alignment_term_has_the_gradients_of_the_control(term_of, dataset, cpu, control, source):
+    term = term_of(source=source, control=control)
+    assert (term.weight, term.form.output) == (0.7, {"sbg": "log_softmax", "cm": "logit"}[source])
+    assert type(term.targets) is CONTROLS.get(control, STORES[source])
+    store = open_gradients(gradients_place(source), dataset, "train", cpu)
+    slots = torch.arange(CLASSES).expand(IMAGES, CLASSES)
+    found = term.targets(torch.arange(IMAGES), slots)
+    labels = dataset.splits["train"].labels
+    for image in range(IMAGES):
+        for label in range(CLASSES):
+            assert torch.equal(found[image, label], looked_up(store, labels, control, image, label))
+    assert torch.equal(found, store(torch.arange(IMAGES), slots)) == (control is None)
+
+
+@pytest.mark.parametrize("changes", [{"source": "sbg_online"}, {"source": "sbg", "feed.window_shards": 2}])
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_without_a_store_in_any_order_is_refused(train, term_of, monkeypatch, control, changes):
+    monkeypatch.setattr(train, "open_online", lambda *arguments: None)
+    words = rf"control is {control}, .* neither with source sbg_online nor with feed\.window_shards"
+    with pytest.raises(ParamsError, match=words):
+        term_of(control=control, **changes)
+    assert term_of(control=None, **changes).weight == 0.7
+
+
+class Received(Exception):
+    pass
+
+
+@pytest.fixture
+def received(train, place, dataset, plain_params, monkeypatch):
+    """`received(changes, baseline=...)`: what the stage, run in a folder of its own, gives the Trainer."""
+
+    def trainer(**given):
+        raise Received(given)
+
+    def read(path):
+        assert path == dataset_place("digits")
+        return dataset
+
+    monkeypatch.setattr(train, "Trainer", trainer)
+    monkeypatch.setattr(train, "read_dataset", read)
+
+    def run(changes, *, baseline):
+        options = {"seed": SEED, "device": "cpu", "train.validation_attacked": 1, **changes}
+        (place / "params.yaml").write_text(yaml.safe_dump(changed(plain_params, options)), encoding="utf-8")
+        with pytest.raises(Received) as caught:
+            train.main(baseline=baseline)
+        return SimpleNamespace(**caught.value.args[0])
+
+    return run
+
+
+def test_model_and_baseline_have_methods_of_their_own_and_the_model_alone_has_the_term(received, make_params):
+    changes = {
+        "source": "sbg", "control": "other_class", "lambda": 1.25, "method": "trades", "baseline_method": "at",
+        "trades.beta": 2.5, "at.steps": 3,
+    }  # fmt: skip
+    params = make_params(changes)
+    model, baseline = (received(changes, baseline=flag) for flag in (False, True))
+    assert (model.method, baseline.method) == (build_method("trades", params), build_method("at", params))
+    assert (model.method.params.beta, baseline.method.params.steps) == (2.5, 3)
+    assert type(model.term.targets) is OfAnotherClass and model.term.weight == 1.25
+    assert baseline.term is None
+    # all else is one recipe
+    assert model.form == baseline.form == params.objective and model.params == baseline.params
+    assert model.seed == baseline.seed == SEED
