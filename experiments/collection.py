@@ -1,28 +1,24 @@
 """The experiments there are, for the page that lists them: of this checkout and its DVC experiments, and those run by hand."""
 
 import contextlib
-import functools
 import importlib.util
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import yaml
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from experiments.described_stages import PARAMS, Plain, value_at
+from experiments.described_stages import PARAMS, Plain
+from experiments.lock_files import LOCKS, locked_stages, outdated
 from pag_core.errors import ArtifactError
 from pag_core.params.reading import plain_params
-from pag_core.params.values import UniqueKeyLoader
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.places import FIGURES, METRICS, details_place
 from pag_core.report.overview import Listed
 
 DETAILS = str(details_place("autoattack"))
-LOCKS = ("dvc.lock", "stages/gradients/dvc.lock", "stages/toy/dvc.lock")
 
 
 def of_work(work: Path) -> list[Listed]:
@@ -71,7 +67,7 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
         )
     params = plain_params(content, f"{PARAMS} of {place}")
     locks = {f"{path} of {place}": lock for path in LOCKS if (lock := _content(files, path)) is not None}
-    old = outdated(locks, params)
+    old = outdated(locked_stages(locks), params)
     metrics: dict[str, Plain] = {}
     figures: dict[str, bytes] = {}
     for path in _names(files, METRICS, ".json"):
@@ -102,39 +98,6 @@ def _verdicts(files: AbstractFileSystem, place: str) -> tuple[dict[str, str], st
         for setting, marks in details.get(who, {}).get("verdicts", {}).items()
     }
     return verdicts, details["provenance"]["model"]["inputs"]["dataset"] if verdicts else ""
-
-
-def outdated(locks: dict[str, bytes], params: Plain) -> set[str]:
-    """The outputs in DVC's lock files whose stage, or one before it, ran with other parameters or inputs than there are now.
-
-    `locks` are the contents by their places. Raises ArtifactError for one that is damaged.
-    """
-    stages: Plain = {}
-    for place, lock in locks.items():
-        try:
-            stages |= yaml.load(lock, Loader=UniqueKeyLoader)["stages"]
-        except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-            raise ArtifactError(
-                f"{place} is damaged ({error!r}); restore it (git checkout), or run dvc repro again"
-            ) from None
-    makers = {out["path"]: (name, out["md5"]) for name, stage in stages.items() for out in stage["outs"]}
-
-    @functools.cache
-    def current(name: str) -> bool:
-        tracked = stages[name].get("params", {}).get(PARAMS, {})
-        inputs = [(dep["md5"], *makers[dep["path"]]) for dep in stages[name].get("deps", []) if dep["path"] in makers]
-        return all(_holds(params, key, value) for key, value in tracked.items()) and all(
-            used == made and current(maker) for used, maker, made in inputs
-        )
-
-    return {path for path, (name, _) in makers.items() if not current(name)}
-
-
-def _holds(params: Plain, key: str, value: Any) -> bool:
-    try:
-        return bool(value_at(params, key) == value)
-    except (KeyError, TypeError):
-        return False
 
 
 def _names(files: AbstractFileSystem, folder: Path, suffix: str) -> list[str]:

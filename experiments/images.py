@@ -11,6 +11,7 @@ from pag_core.pipeline.artifacts import digest, file_digest, replacing_folder, w
 from pag_core.pipeline.locks import holding
 
 SPLITS = ("train", "test")
+ORIGIN = "origin.json"  # in a folder that is arranged here, and named after its content
 
 
 def on_given_images(experiment: Experiment, images: Path | None, work: Path) -> Experiment:
@@ -46,7 +47,7 @@ def arrange_images(images: Path, work: Path, classes: list[str] | None) -> Path:
 
 
 def _arranged(place: Path, chosen: dict[str, Path], classes: list[str] | None, mark: str) -> Path:
-    if (place / "origin.json").exists():
+    if (place / ORIGIN).exists():
         # equal images may have been elsewhere, where they can have changed since
         for split, path in chosen.items():
             if path.is_dir():
@@ -61,7 +62,7 @@ def _arranged(place: Path, chosen: dict[str, Path], classes: list[str] | None, m
                 _link(path, partial, split, classes)
             else:
                 _extract(path, partial, split, classes)
-        write_json(partial / "origin.json", {"mark": mark, "classes": classes})
+        write_json(partial / ORIGIN, {"mark": mark, "classes": classes})
     return place
 
 

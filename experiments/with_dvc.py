@@ -11,9 +11,9 @@ from typing import Any
 from dvc.api import DVCFileSystem
 from dvc.repo import Repo
 
-from experiments.collection import LOCKS, outdated
 from experiments.described_stages import Plain, described_stages, metrics_of
 from experiments.description import Experiment, base_params
+from experiments.lock_files import LOCKS, is_of_now, locked_stages, outdated
 from experiments.results import Measured
 from pag_core.errors import ArtifactError
 from pag_core.pipeline.code_identity import CHECKOUT
@@ -52,18 +52,27 @@ def _spelled(value: Any) -> str:
 
 
 def run_with_dvc(experiment: Experiment) -> Measured:
-    """Queue a DVC experiment for each run, run them, and return what each of them measured.
+    """Queue a DVC experiment for each run that has not finished, run them, and return what each run measured.
 
     What was made before comes out of DVC's cache; a stage that was killed resumes from its checkpoint. Ends the
     program with exit code 1 if an experiment fails, and prints its last lines.
     """
-    names = experiment.names
+    finished = finished_revisions(experiment, all_commits=False, remark=False)
+    done = {
+        run
+        for run, revision in finished.items()
+        if is_of_now(_locked(revision, run), experiment.params[run], experiment.stages)
+    }
+    for name in (experiment.names[run] for run in experiment.params if run in done):
+        print(f"{name}: done before", flush=True)
+    names = {run: name for run, name in experiment.names.items() if run not in done}
     _forget({*names.values()})
     for run, name in names.items():
         settings = [f"--set-param={text}" for text in overrides(experiment.params[run], base_params())]
         _run("dvc", "exp", "run", "--queue", "--name", name, *settings, *experiment.stages)
-    # its exit code does not report a failure
-    _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
+    if names:
+        # its exit code does not report a failure
+        _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
     revisions = finished_revisions(experiment, all_commits=False)
     for run, name in names.items():
         if run not in revisions:
@@ -90,10 +99,10 @@ def _forget(names: set[str]) -> None:
             experiments.remove(sorted(earlier))
 
 
-def finished_revisions(experiment: Experiment, *, all_commits: bool = True) -> dict[str, str]:
+def finished_revisions(experiment: Experiment, *, all_commits: bool = True, remark: bool = True) -> dict[str, str]:
     """The revision of the DVC experiment of each run that has finished: the latest of its name, on any commit or the last.
 
-    One that ran with other parameters or inputs than the description has now is none of them, and is named.
+    One that ran with other parameters or inputs than the description has now is none of them, and a remark names it.
     """
     with Repo(str(CHECKOUT)) as repo:
         every = [(name, rev) for found in repo.experiments.ls(all_commits=all_commits).values() for name, rev in found]
@@ -106,7 +115,7 @@ def finished_revisions(experiment: Experiment, *, all_commits: bool = True) -> d
         fitting = (revision for revision in of_name if _ran_like(revision, experiment, run))
         if (revision := next(fitting, None)) is not None:
             found[run] = revision
-        elif of_name:
+        elif of_name and remark:
             print(f"{name} ran with other parameters or inputs, and is left out", file=sys.stderr)
     return found
 
@@ -152,10 +161,14 @@ def metrics_paths(experiment: Experiment, run: str) -> dict[str, str]:
 
 def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
     """Whether the stages that are wanted ran there, with the parameters that the description has now."""
+    old = outdated(_locked(revision, run), experiment.params[run])
     with _stored(revision) as files:
-        locks = {f"{lock} of {experiment.names[run]}": files.cat_file(lock) for lock in LOCKS if files.exists(lock)}
-        old = outdated(locks, experiment.params[run])
         return all(path not in old and files.exists(path) for path in metrics_paths(experiment, run).values())
+
+
+def _locked(revision: str, run: str) -> Plain:
+    with _stored(revision) as files:
+        return locked_stages({f"{lock} of {run}": files.cat_file(lock) for lock in LOCKS if files.exists(lock)})
 
 
 def _read(files: DVCFileSystem, path: str, name: str) -> Plain:

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 from pag_core.pipeline.artifacts import replacing_folder
-from pag_core.pipeline.code_identity import CHECKOUT, file_fingerprints
+from pag_core.pipeline.code_identity import CHECKOUT, code_record
 from pag_core.pipeline.places import CODE
 
 
@@ -14,8 +14,7 @@ def main() -> None:
     """Write data/code/STAGE.txt for every program of stages/: a line for each file, with its fingerprint."""
     with replacing_folder(CODE) as folder:
         for program in sorted((CHECKOUT / "stages").glob("*.py")):
-            lines = [f"{fingerprint}  {path}\n" for path, fingerprint in file_fingerprints(program).items()]
-            (folder / f"{program.stem}.txt").write_text("".join(lines), encoding="utf-8")
+            (folder / f"{program.stem}.txt").write_text(code_record(program), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,11 @@ def file_fingerprints(program: Path, root: Path = CHECKOUT) -> dict[str, str]:
     return found
 
 
+def code_record(program: Path) -> str:
+    """The content of data/code/STAGE.txt, by which DVC knows a stage's code: a line for each file, with its fingerprint."""
+    return "".join(f"{fingerprint}  {path}\n" for path, fingerprint in file_fingerprints(program).items())
+
+
 def code_fingerprint(program: Path | None = None, root: Path = CHECKOUT) -> str:
     """SHA-256 over `file_fingerprints` of `program`, by default the file that Python was started with."""
     if program is None:

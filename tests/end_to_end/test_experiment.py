@@ -126,6 +126,11 @@ def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
     # DVC takes independent stages in any order
     assert sorted(stages_run(last_log(project))) == ["heuristic@cm", "heuristic@none"]
 
+    # what has finished with the parameters and the code of now is not queued again
+    finished = project.run(*command, "--size", "tiny")
+    assert table_of(finished.stdout) == table_of(whole.stdout)
+    assert "tiny-tiny-cm: done before" in finished.stdout and "ueued" not in finished.stdout + finished.stderr
+
     # only what ran with the same parameters is shown, also from later commits
     project.run("git", "commit", "--allow-empty", "--quiet", "--message", "later")
     assert table_of(project.run(*command, "--size", "tiny", "--show").stdout) == table_of(whole.stdout)

@@ -14,9 +14,8 @@ from PIL import Image
 
 from experiments import page
 from experiments.by_hand import ByHand, gather
-from experiments.collection import listed, of_work, outdated
+from experiments.collection import listed, of_work
 from pag_core.errors import ArtifactError, PagError
-from pag_core.params.reading import plain_params
 from pag_core.report.overview import Listed, render_overview, table
 from tests.results_folders import autoattack, png, write_results
 
@@ -137,38 +136,6 @@ def test_a_value_of_any_kind_can_be_shown(plain_params):
 
 def lock(stages):
     return yaml.safe_dump({"schema": "2.0", "stages": stages}).encode()
-
-
-def test_what_dvc_made_with_other_parameters_is_outdated(work):
-    def md5s(*pairs):
-        return [{"path": path, "hash": "md5", "md5": md5} for path, md5 in pairs]
-
-    train = {"params": {"params.yaml": {"lambda": "auto", "train": {"epochs": 20}, "source_defaults.cm": {"lambda": 1}}},
-             "deps": md5s(("data/gradients/cm.zarr", "g")),
-             "outs": md5s(("data/classifier", "c"), ("metrics/training.json", "t"))}  # fmt: skip
-    attack = {"deps": md5s(("data/classifier", "c")), "outs": md5s(("metrics/autoattack.json", "a"))}
-    store = {"outs": md5s(("data/gradients/cm.zarr", "g"))}
-    params = {"lambda": "auto", "train": {"epochs": 20}, "source_defaults": {"cm": {"lambda": 1}}}
-    locks = {"a": lock({"train": train, "autoattack": attack}), "b": lock({"heuristic@cm": store})}
-    after_training = {"data/classifier", "metrics/training.json", "metrics/autoattack.json"}
-    assert outdated(locks, params) == outdated({}, params) == set()
-    # the parameters have changed since, or are gone; training ran again, but not the attack; the store was made anew
-    assert outdated(locks, {**params, "lambda": 3}) == outdated(locks, {"lambda": "auto"}) == after_training
-    again = {**train, "outs": md5s(("data/classifier", "new"), ("metrics/training.json", "t"))}
-    assert outdated({"a": lock({"train": again, "autoattack": attack})}, params) == {"metrics/autoattack.json"}
-    anew = {"outs": md5s(("data/gradients/cm.zarr", "other"))}
-    assert outdated({**locks, "b": lock({"heuristic@cm": anew})}, params) == after_training
-
-
-@pytest.mark.parametrize("written", ["1e-05", "0.00001", "1.0e-5", "1E-5"])
-@pytest.mark.parametrize("locked", ["1e-05", "1.0e-05"])
-def test_small_numbers_are_the_same_however_they_are_written(written, locked):
-    """DVC writes 1e-05, which YAML 1.1 takes for a word."""
-    outs = "outs: [{path: metrics/training.json, md5: m}]"
-    content = f"stages: {{train: {{params: {{params.yaml: {{train: {{weight_decay: {locked}}}}}}}, {outs}}}}}"
-    for value, old in ((written, set()), ("2e-05", {"metrics/training.json"})):
-        params = plain_params(f"train: {{weight_decay: {value}}}".encode(), "params.yaml")
-        assert outdated({"dvc.lock": content.encode()}, params) == old
 
 
 @pytest.mark.parametrize("content", [b"", b"<<<<<<< HEAD\nstages: {}\n=======", b"schema: '2.0'", b"\xff"])
