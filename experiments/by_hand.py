@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from experiments.described_stages import PARAMS, Plain, described_stages, metrics_of, outputs_of, value_at
 from experiments.description import Experiment
+from experiments.images import ORIGIN
 from experiments.results import Measured
 from pag_core.errors import ParamsError
+from pag_core.params.reading import written_params
 from pag_core.pipeline.artifacts import digest, file_digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
 from pag_core.pipeline.locks import holding
@@ -30,15 +30,24 @@ ENDED = "ended.json"
 class ByHand:
     """Runs of stages below `work` with the parameters of one classifier."""
 
-    def __init__(self, params: Plain, work: Path, fingerprint: Callable[[Path], str] = code_fingerprint) -> None:
-        """`fingerprint` gives that of a program's code; it is asked before each stage, as the code may have changed."""
+    def __init__(
+        self,
+        params: Plain,
+        work: Path,
+        fingerprint: Callable[[Path], str] = code_fingerprint,
+        contents: dict[str, str] | None = None,
+    ) -> None:
+        """`fingerprint` gives that of a program's code; it is asked before each stage, as the code may have changed.
+
+        `contents` are the fingerprints of what the user gave, by path, for the runs of one command to share.
+        """
         self.params = params
         self.fingerprint = fingerprint
         self.work = work.resolve()
         self.stages = described_stages(params)
         self.makers = {output: name for name, stage in self.stages.items() for output in outputs_of(stage)}
         self.folders: dict[str, Path] = {}
-        self.contents: dict[str, str] = {}
+        self.contents = {} if contents is None else contents
         self.made: set[str] = set()
 
     def make(self, name: str) -> None:
@@ -98,13 +107,18 @@ class ByHand:
         made = {
             path for path in self.stages[name]["deps"] for output in self.makers if f"{output}/".startswith(f"{path}/")
         }
+        unread = [self.params["image_folder"]] if self.params["dataset"] != "image_folder" else []
         # the fingerprints of code are taken here
-        return [path for path in self.stages[name]["deps"] if path not in made and Path(path).parent != CODE]
+        return [
+            path
+            for path in self.stages[name]["deps"]
+            if path not in made and path not in unread and Path(path).parent != CODE
+        ]
 
     def _content(self, path: str) -> str | None:
-        """SHA-256 over all files of what is given; None below `work`, where images are arranged: their place says it."""
+        """SHA-256 over all files of what is given; None for images that were arranged, whose place is named after them."""
         place = CHECKOUT / path
-        if path not in self.contents and not place.is_relative_to(self.work):
+        if path not in self.contents and not (place / ORIGIN).exists():
             files = [Path(folder) / file for folder, _, names in os.walk(place, followlinks=True) for file in names]
             self.contents[path] = digest(
                 {str(file.relative_to(place)): file_digest(file) for file in files or [place] if file.is_file()}
@@ -131,7 +145,7 @@ class ByHand:
         print(f"\n=== {name}: {self.stages[name]['cmd']}", flush=True)
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PARAMS).write_text(yaml.safe_dump(self.params, sort_keys=False), encoding="utf-8")
+        (folder / PARAMS).write_text(written_params(self.params), encoding="utf-8")
         taken = {path: self.folder(maker) / path for path, maker in self._needed(name).items()}
         # a path of the user's is relative to the checkout, as DVC has it
         taken |= {path: CHECKOUT / path for path in self._given(name) if not Path(path).is_absolute()}
@@ -142,7 +156,8 @@ class ByHand:
                     f"{path} leads out of the folder of a stage; give it as an absolute path: {place.resolve()}"
                 )
             link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
+            if not link.is_symlink() or link.readlink() != place:
+                link.unlink(missing_ok=True)
                 link.symlink_to(place)
         identity, start = self._identity(name), time.perf_counter()
         # checkpoints of all stages in one place, as under DVC
@@ -158,8 +173,9 @@ class ByHand:
 def run_by_hand(experiment: Experiment, work: Path) -> Measured:
     """Run the stages that the experiment wants of each classifier; returns what each run measured."""
     found: Measured = {}
+    contents: dict[str, str] = {}
     for run, params in experiment.params.items():
-        stages = ByHand(params, work)
+        stages = ByHand(params, work, contents=contents)
         for stage in experiment.stages:
             stages.make(stage)
         found[run] = stages.measured()
@@ -172,7 +188,7 @@ def run_by_hand(experiment: Experiment, work: Path) -> Measured:
 
 def gather(stages: ByHand, place: Path) -> None:
     """Copy into `place` what there is of a run: parameters, metrics, figures if they were wanted, and durations."""
-    (place / PARAMS).write_text(yaml.safe_dump(stages.params, sort_keys=False), encoding="utf-8")
+    (place / PARAMS).write_text(written_params(stages.params), encoding="utf-8")
     for name, content in stages.measured().items():
         write_json(place / f"metrics/{name}.json", content)
     if "figures" in stages.made:
@@ -184,7 +200,8 @@ def gather(stages: ByHand, place: Path) -> None:
 def opened_by_hand(experiment: Experiment, work: Path) -> dict[str, ByHand]:
     """The runs whose wanted stages have run with the code and the parameters of now."""
     fingerprint = functools.lru_cache(code_fingerprint)
-    runs = {run: ByHand(params, work, fingerprint) for run, params in experiment.params.items()}
+    contents: dict[str, str] = {}
+    runs = {run: ByHand(params, work, fingerprint, contents) for run, params in experiment.params.items()}
     return {run: stages for run, stages in runs.items() if stages.find(experiment.stages)}
 
 

@@ -22,10 +22,10 @@ from pag_core.params.reading import plain_params
 
 
 def _name(value: Any) -> Any:
-    """YAML reads 0.5 as a number, where it is the name of a classifier, and yes as true."""
-    if not isinstance(value, int | float | str) or isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a name, which is a word or a number; write it in quotes")
-    return str(value)
+    """YAML reads 1e-1 and 0.10 as the same number, where they are names, and yes as true."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a name, which is a word; write it in quotes")
+    return value
 
 
 def _section(value: Any) -> Any:
@@ -37,10 +37,7 @@ def _by_name(value: Any) -> Any:
     value = _section(value)
     if not isinstance(value, dict):
         return value
-    found = {_name(key): _section(part) for key, part in value.items()}
-    if len(found) < len(value):
-        raise ValueError("a name is given twice, once in quotes")
-    return found
+    return {_name(key): _section(part) for key, part in value.items()}
 
 
 def _all_differ(seeds: list[int]) -> list[int]:

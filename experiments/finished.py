@@ -66,10 +66,11 @@ def models_of(finished: Finished, row: Row) -> list[Model]:
 def different_models(several: list[Finished]) -> list[Model]:
     """Every model of several experiments once: baselines of many runs are the same network, as rows of two tables can be."""
     found: dict[str, Model] = {}
+    contents: dict[str, str] = {}
     for finished in several:
         for run, measured in finished.measured.items():
             # a folder is named after all that the network depends on; the code of now left out
-            stages = ByHand(finished.experiment.params[run], Path(), lambda script: "")
+            stages = ByHand(finished.experiment.params[run], Path(), lambda script: "", contents)
             params = parse_params(finished.experiment.params[run])
             for stage, baseline in (("baseline", True), ("train", False)):
                 found.setdefault(stages.folder(stage).name, Model(run, baseline, params, measured))

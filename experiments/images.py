@@ -1,6 +1,8 @@
 """The images of an experiment: train and test, as folders or archives, as one image folder of the classes wanted."""
 
+import lzma
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +135,24 @@ def _extract(archive: Path, folder: Path, split: str, classes: list[str] | None)
                     copy = folder.joinpath(*parts)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(source.read())
-    except (EOFError, tarfile.TarError) as error:
+            _require_end(file)
+    except (EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, OSError) as error:
+        # of the system, such as a full disk; damage has no number
+        if getattr(error, "errno", None) is not None:
+            raise
         raise typer.BadParameter(
-            f"{archive} cannot be read to its end ({error}); it was cut off or is no archive: copy or download it again",
+            f"{archive} cannot be read to its end ({error}); it is cut off, damaged or no archive: copy or download it again",
             param_hint="--images",
         ) from None
     if not found:
         raise typer.BadParameter(f"{archive} holds no {split}/CLASS/IMAGE", param_hint="--images")
     _require_classes(archive, found, classes)
+
+
+def _require_end(file: tarfile.TarFile) -> None:
+    """Raise ReadError unless nothing but zeros follows the last member, where tarfile takes a damaged member for the end."""
+    assert file.fileobj is not None
+    # to the very end, where compressed archives have their checksum
+    while block := file.fileobj.read(2**20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("what follows a member is neither a member nor the end")

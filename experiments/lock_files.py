@@ -58,6 +58,7 @@ def is_of_now(stages: Plain, params: Plain, wanted: tuple[str, ...]) -> bool:
     def holds(name: str) -> bool:
         return (
             name in stages
+            and name in described
             and _as_described(stages[name], described[name])
             and all(unchanged(dep) for dep in stages[name].get("deps", []))
         )

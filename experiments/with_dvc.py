@@ -58,11 +58,7 @@ def run_with_dvc(experiment: Experiment) -> Measured:
     program with exit code 1 if an experiment fails, and prints its last lines.
     """
     finished = finished_revisions(experiment, all_commits=False, remark=False)
-    done = {
-        run
-        for run, revision in finished.items()
-        if is_of_now(_locked(revision, run), experiment.params[run], experiment.stages)
-    }
+    done = {run for run, revision in finished.items() if _need_not_run_again(revision, experiment, run)}
     for name in (experiment.names[run] for run in experiment.params if run in done):
         print(f"{name}: done before", flush=True)
     names = {run: name for run, name in experiment.names.items() if run not in done}
@@ -164,6 +160,15 @@ def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
     old = outdated(_locked(revision, run), experiment.params[run])
     with _stored(revision) as files:
         return all(path not in old and files.exists(path) for path in metrics_paths(experiment, run).values())
+
+
+def _need_not_run_again(revision: str, experiment: Experiment, run: str) -> bool:
+    """Whether a finished run has the code of now, and its metrics are in DVC's cache."""
+    try:
+        found_with_dvc(experiment, {run: revision})
+    except ArtifactError:
+        return False
+    return is_of_now(_locked(revision, run), experiment.params[run], experiment.stages)
 
 
 def _locked(revision: str, run: str) -> Plain:

@@ -43,7 +43,8 @@ class Subject:
 def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int) -> Iterator[Subject]:
     """The networks `who` (`classifier`, `baseline`) and the first `images` test images for the attack `name`.
 
-    Raises ParamsError if there are fewer images.
+    Raises ParamsError if there are fewer images, ArtifactError before an attack on the classifier unless the baseline was
+    attacked in the same way.
     """
     params = opened.params
     dataset = read_dataset(dataset_place(params.dataset))
@@ -54,6 +55,9 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int
     processes = process_count(params.processes, opened.device)
     opened.divide_cores(processes)
     record = opened.provenance(name, inputs=inputs)
+    if who == ("classifier",):
+        # before an attack of hours, not after it
+        _of_baseline(name, record)
     shared = opened.provenance(name, inputs=inputs, processes=processes)
     networks: dict[str, nn.Module] = {network: module for network, (module, _) in loaded.items()}
     with run_folder("_".join((name, *who)), shared, opened.device) as folder:
@@ -84,15 +88,21 @@ def keep_result(
     if who == "baseline":
         write_json(place, {"result": found, "provenance": provenance})
         return
-    baseline = read_json(place)
-    for what in ("params", "seed"):
-        _require_same(place, name, what, baseline["provenance"][what], provenance[what])
-    _require_same(
-        place, name, "dataset", *(record["inputs"]["dataset"] for record in (baseline["provenance"], provenance))
-    )
+    baseline = _of_baseline(name, provenance)
     measured = {**head, "model": found, "baseline": baseline["result"]}
     records = {"model": provenance, "baseline": baseline["provenance"]}
     write_metrics(name, {**measured, "provenance": records}, headline(measured))
+
+
+def _of_baseline(name: str, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What the same attack found about the baseline, on the same images; raises ArtifactError where there is no such."""
+    place = baseline_place(name)
+    baseline = read_json(place)
+    for what in ("params", "seed"):
+        _require_same(place, name, what, baseline["provenance"][what], provenance[what])
+    datasets = (record["inputs"]["dataset"] for record in (baseline["provenance"], provenance))
+    _require_same(place, name, "dataset", *datasets)
+    return baseline
 
 
 def _require_same(place: Path, name: str, what: str, baseline: Any, model: Any) -> None:

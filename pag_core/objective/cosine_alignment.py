@@ -4,9 +4,9 @@ import torch
 
 from pag_core.errors import ShapeMismatch
 
-# of |v| |u|: far below that of a network that is sure, whose gradients of log-probabilities have 1e-13 and less, and its square
-# still has all digits in float32
-SMALLEST = 1e-18
+# of |v| |u|: far below that of a network that is sure, whose gradients of log-probabilities have 1e-13 and less; below it the
+# derivative by targets of length 1000 overflows float32
+SMALLEST = 1e-16
 
 
 def cosine_similarity(

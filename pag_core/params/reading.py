@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pag_core.errors import ParamsError
 from pag_core.params.sections import Params
-from pag_core.params.values import UniqueKeyLoader
+from pag_core.params.values import QuotingDumper, UniqueKeyLoader
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -34,6 +34,11 @@ def plain_params(text: bytes, place: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ParamsError(f"{place} must hold keys and values, not {type(content).__name__}")
     return content
+
+
+def written_params(content: dict[str, Any]) -> str:
+    """Keys and values as YAML, in their order, which `plain_params` reads as they were."""
+    return yaml.dump(content, Dumper=QuotingDumper, sort_keys=False)
 
 
 def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:

@@ -92,9 +92,14 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
-UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class QuotingDumper(yaml.SafeDumper):
+    """YAML that `UniqueKeyLoader` reads as it was: a word such as "1e-05" in quotes."""
+
+
+for _kind in (UniqueKeyLoader, QuotingDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _one_or_several(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from pag_core.errors import ArtifactError
 from pag_core.figures.labels import (
     METHODS,
     baseline_label,
@@ -15,6 +16,7 @@ from pag_core.figures.labels import (
     settings_by_norm,
 )
 from pag_core.gradients.sources import SOURCES
+from pag_core.pipeline.places import details_place
 from pag_core.report.results import FIGURES, Results
 from pag_core.report.templates import rendered
 from pag_core.report.verdict import (
@@ -171,6 +173,10 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
 def judged_line(judged: dict[str, Any]) -> str:
     """How often the judge sees the target class in pushed images, and how good the judge is."""
     judge = judged["judge"]
+    if "unpushed" not in judged:
+        raise ArtifactError(
+            f"{details_place('pag_score')} is of an earlier version and lacks `unpushed`; run python stages/pag_score.py again"
+        )
     return (
         f"An independent judge, a support vector machine on pixels, sees the target class in {percent(judged['model'])} of "
         f"{judged['images']} test images that the classifier's gradients push towards every other class "

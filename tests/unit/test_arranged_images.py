@@ -1,8 +1,10 @@
 """Folders and archives of images, arranged for an experiment: made once, known by their content, the user's left alone."""
 
+import errno
 import shutil
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 import typer
@@ -105,18 +107,51 @@ def test_a_class_that_is_not_there_is_refused(tmp_path, ending, classes, split, 
     assert arrange_images(images, work, ["cat", "dog"]).exists()
 
 
-@pytest.mark.parametrize(("kind", "kept"), [("", 0), ("gz", 0), ("gz", 0.6), ("bz2", 0.6), ("xz", 0.6)])
-def test_an_archive_that_was_cut_off_is_refused_by_name(tmp_path, kind, kept):
-    images = as_folders(tmp_path / "pictures")
-    archive = images / f"train.tar.{kind}".strip(".")
-    with tarfile.open(archive, f"w:{kind}") as file:
+def archived_as(folder, kind):
+    images = as_folders(folder)
+    with tarfile.open(images / f"train.tar.{kind}".strip("."), f"w:{kind}") as file:
         file.add(images / "train", "train")
     shutil.rmtree(images / "train")
+    return images
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("", 0), ("gz", 0), ("gz", 0.6), ("bz2", 0.6), ("xz", 0.6)])
+def test_an_archive_that_was_cut_off_is_refused_by_name(tmp_path, kind, kept):
+    images = archived_as(tmp_path / "pictures", kind)
+    archive = images / f"train.tar.{kind}".strip(".")
     content = archive.read_bytes()
     archive.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(typer.BadParameter, match=rf"(?s){archive} cannot be read to its end \(.*\); it was cut off"):
+    with pytest.raises(typer.BadParameter, match=rf"(?s){archive} cannot be read to its end \(.*\); it is cut off"):
         arrange_images(images, tmp_path / "work", None)
     assert list((tmp_path / "work").glob("images-*")) == []
+
+
+@pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz"])
+def test_an_archive_that_is_damaged_in_the_middle_is_refused_by_name(tmp_path, kind):
+    images = archived_as(tmp_path / "pictures", kind)
+    archive = images / f"train.tar.{kind}".strip(".")
+    content = bytearray(archive.read_bytes())
+    # in a plain archive the name of a member, which has a checksum as its content has not
+    start = len(content) // 2 if kind else content.index(b"train/", len(content) // 2)
+    for place in range(start, start + 100):
+        content[place] ^= 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(
+        typer.BadParameter, match=rf"(?s){archive} cannot be read to its end \(.*\); it is cut off, damaged"
+    ):
+        arrange_images(images, tmp_path / "work", None)
+    assert list((tmp_path / "work").glob("images-*")) == []
+
+
+def test_a_full_disk_is_not_taken_for_damage(tmp_path, monkeypatch):
+    images = archived_as(tmp_path / "pictures", "gz")
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        arrange_images(images, tmp_path / "work", None)
 
 
 @pytest.mark.slow

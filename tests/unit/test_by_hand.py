@@ -1,5 +1,6 @@
 """What a stage that runs by hand depends on, and where it finds what nobody's stage made."""
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from experiments import by_hand
 from experiments.by_hand import ByHand
-from experiments.description import base_params
+from experiments.description import base_params, read_experiment
 from pag_core.errors import ParamsError
+from tests.samples import ROOT
 
 
 @pytest.fixture
@@ -57,9 +59,10 @@ def test_changed_images_make_another_run_of_all_that_follows(opened, tmp_path):
     assert folders() == before
 
 
-def test_images_arranged_below_work_are_known_by_their_place(opened, tmp_path):
-    images = tmp_path / "work/images-1234"
-    images.mkdir(parents=True)
+def test_images_that_were_arranged_are_known_by_their_place(opened, tmp_path):
+    images = tmp_path / "images-1234"
+    images.mkdir()
+    (images / "origin.json").touch()
     before = opened(image_folder=str(images)).folder("prepare")
     (images / "1.png").write_bytes(b"one")
     assert opened(image_folder=str(images)).folder("prepare") == before
@@ -80,6 +83,37 @@ def test_a_diffusion_model_of_the_users_is_found_and_known_by_its_content(opened
     assert opened(diffusion_checkpoint="data/pretrained").folder("sbg") != stages.folder("sbg")
     own = opened(diffusion_checkpoint="data/diffusion")
     assert own._given("sbg") == [] and "diffusion" in own._needed("sbg").values()
+
+
+def test_other_datasets_do_not_depend_on_the_folder_of_images(opened, ran, tmp_path):
+    (tmp_path / "1.png").write_bytes(b"one")
+    stages = opened(dataset="digits", image_folder=f"../{tmp_path.name}")
+    stages.make("prepare")
+    assert len(ran) == 1 and stages.contents == {}
+
+
+def test_what_the_user_gave_is_looked_at_once_for_all_runs(opened, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(by_hand, "file_digest", lambda file: looked.append(file) or "digest")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/1.png").write_bytes(b"one")
+    given = {**base_params(), "dataset": "image_folder", "image_folder": str(tmp_path / "given")}
+    runs = {f"sbg-seed{seed}": {**given, "seed": seed} for seed in (1, 2, 3)}
+    experiment = read_experiment(ROOT / "experiments/digits_rivals.yaml", "full", ["processes=1"])
+    assert by_hand.opened_by_hand(dataclasses.replace(experiment, params=runs), tmp_path / "work") == {}
+    assert looked == [tmp_path / "given/1.png"]
+
+
+def test_a_link_of_another_checkout_is_made_anew(opened, ran, tmp_path, monkeypatch):
+    checkouts = [tmp_path / name for name in ("first", "second")]
+    for checkout in checkouts:
+        (checkout / "data/pretrained").mkdir(parents=True)
+        (checkout / "data/pretrained/weights.npz").write_bytes(b"one")
+        monkeypatch.setattr(by_hand, "CHECKOUT", checkout)
+        stages = opened(diffusion_checkpoint="data/pretrained")
+        stages.make("sbg")
+        assert (stages.folder("sbg") / "data/pretrained").readlink() == checkout / "data/pretrained"
+    assert len({*ran}) == 2
 
 
 def test_a_path_that_leads_out_of_the_folder_of_a_stage_is_refused(opened, ran):

@@ -43,7 +43,7 @@ def by_hand(gradient, target, mask, target_norm, weights):
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["whole", "augmented"])
-@pytest.mark.parametrize("target_scale", [1.0, 1e-3])
+@pytest.mark.parametrize("target_scale", [1.0, 0.1])
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e-15])
 def test_loss_and_derivative_are_those_of_gradients_of_any_length(scale, target_scale, moved):
     gradient, target = gradients(scale, target_scale)
@@ -81,3 +81,14 @@ def test_a_zero_gradient_contributes_exactly_one_and_no_derivative(scale, zero):
     cosine_alignment_loss(*kept).backward()
     assert torch.allclose(gradient.grad[others] * scale, kept[0].grad[others] * scale, rtol=1e-6, atol=0)
     assert (kept[0].grad[others] != 0).all()
+
+
+@pytest.mark.parametrize("length", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("product", [0.5e-16, 0.99e-16, 1.01e-16, 1e-15, 1e-13])
+def test_the_derivative_is_finite_by_targets_of_any_length(length, product):
+    """Of one image, whose derivative no batch divides; at the length below which a gradient counts as zero, and above it."""
+    gradient, target = (one[:1, :1] for one in gradients(1.0, 1.0))
+    target = length * target / target.norm()
+    gradient = (product / length * gradient / gradient.norm()).detach().requires_grad_()
+    cosine_alignment_loss(gradient, target).backward()
+    assert gradient.grad.isfinite().all() and (gradient.grad != 0).any() == (product > 1e-16)

@@ -63,7 +63,8 @@ TABLE_5 = ", ".join(f"table_5/{network}" for network in ("vgg16/vanilla", "vgg16
         (SIZES + MODELS + "stages: []\n", r"stages: \[\] is refused: .*at least 1"),
         (STAGES + SIZES + "classifiers: {}\n", "classifiers: {} is refused: .*at least 1"),
         (STAGES + SIZES + "classifiers: {on: {}}\n", "classifiers: .*True is not a name, .*in quotes"),
-        (STAGES + SIZES + "classifiers: {0.5: {}, '0.5': {}}\n", "classifiers: .*a name is given twice"),
+        (STAGES + SIZES + "classifiers: {1e-1: {}}\n", "classifiers: .*0.1 is not a name, .*in quotes"),
+        (WHOLE + "classes: [001, 2]\n", "classes: 0: 1 is .*not a name, .*in quotes"),
         (WHOLE + "params: [1]\n", r"params: \[1\] is refused: .*dictionary"),
         (WHOLE + "needs_images: 1\n", "needs_images: 1 is refused: .*boolean"),
         (WHOLE + "classes: cat\n", "classes: 'cat' is refused: .*list"),
@@ -101,14 +102,13 @@ def test_a_section_without_a_value_is_empty(tmp_path):
     assert experiment.params == {"a": base_params()} and [row.label for row in experiment.rows] == ["a"]
 
 
-def test_a_number_is_a_name(tmp_path):
+def test_a_number_in_quotes_is_a_name(tmp_path):
     """Of classifiers, rows and classes."""
-    models = "classifiers: {0.5: {lambda: 0.5}, 1: {lambda: 1}}\n"
+    models = "classifiers: {'0.5': {lambda: 0.5}, '1e-1': {lambda: 1e-1}}\n"
     experiment = read(tmp_path, STAGES + SIZES + models)
-    assert list(experiment.params) == ["0.5", "1"] and [row.label for row in experiment.rows] == ["0.5", "1"]
-    assert "| 0.5 | not run |" in markdown(experiment, {})
-    rows = read(tmp_path, STAGES + SIZES + models + "rows: {2: {of: 1}}\nclasses: [0, 1]\n")
-    assert [(row.label, row.classifier) for row in rows.rows] == [("2", "1")] and rows.classes == ["0", "1"]
+    assert list(experiment.params) == ["0.5", "1e-1"] and experiment.params["1e-1"]["lambda"] == 0.1
+    rows = read(tmp_path, STAGES + SIZES + models + "rows: {'2': {of: '1e-1'}}\nclasses: ['0', '1']\n")
+    assert [(row.label, row.classifier) for row in rows.rows] == [("2", "1e-1")] and rows.classes == ["0", "1"]
     assert "| 2 | not run |" in markdown(rows, {})
 
 

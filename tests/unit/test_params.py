@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pag_core.errors import ParamsError
-from pag_core.params.reading import load_params, parse_params
+from pag_core.params.reading import load_params, parse_params, written_params
 from pag_core.params.reading import plain_params as read_plain
 from pag_core.params.sections import Params
 from pag_core.params.values import Source, radius_value
@@ -338,3 +338,13 @@ both: {<<: [*base, *other]}
         "top": {"x": 3, "y": 4},
         "both": {"x": 1, "y": 1, "z": 2},
     }
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-3", "1E5", ".5e+1", "8/255", "on", "1_000", 1e-05, 0.001, 3, None, True, [1, "2"]]
+)
+def test_params_are_read_as_they_were_written(value):
+    """A word that would read as a number is in quotes."""
+    content = {"section": {"key": value}, "plain": value}
+    found = read_plain(written_params(content).encode(), "params.yaml")
+    assert found == content and type(found["plain"]) is type(value)
