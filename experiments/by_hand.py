@@ -13,16 +13,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.described_stages import PARAMS, Plain, described_stages, metrics_of, outputs_of, value_at
+from experiments.described_stages import (
+    PARAMS,
+    Plain,
+    described_stages,
+    given_to,
+    inputs_of,
+    metrics_of,
+    outputs_of,
+    value_at,
+)
 from experiments.description import Experiment
-from experiments.images import ORIGIN
+from experiments.images import is_arranged
 from experiments.results import Measured
 from pag_core.errors import ParamsError
 from pag_core.params.reading import written_params
 from pag_core.pipeline.artifacts import digest, file_digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
 from pag_core.pipeline.locks import holding
-from pag_core.pipeline.places import CODE, FIGURES
+from pag_core.pipeline.places import FIGURES
 
 ENDED = "ended.json"
 
@@ -54,7 +63,7 @@ class ByHand:
         """Run the stage `name` after all that it needs, unless it has run; ends the program where one fails."""
         if name in self.made:
             return
-        for maker in self._needed(name).values():
+        for maker in inputs_of(self.stages, name).values():
             self.make(maker)
         # two commands of one --work may want the same stage
         with holding(self.work / "locks" / self.folder(name).name, f"running the stage {name}"):
@@ -93,32 +102,10 @@ class ByHand:
         self.made |= set(stages) if done else set()
         return done
 
-    def _needed(self, name: str) -> dict[str, str]:
-        """The outputs that a stage takes, and the stages that make them."""
-        deps = self.stages[name]["deps"]
-        return {
-            output: maker
-            for output, maker in self.makers.items()
-            if any(output == path or output.startswith(f"{path}/") for path in deps)
-        }
-
-    def _given(self, name: str) -> list[str]:
-        """What a stage takes that none makes: images, or a diffusion model, that the parameters name."""
-        made = {
-            path for path in self.stages[name]["deps"] for output in self.makers if f"{output}/".startswith(f"{path}/")
-        }
-        unread = [self.params["image_folder"]] if self.params["dataset"] != "image_folder" else []
-        # the fingerprints of code are taken here
-        return [
-            path
-            for path in self.stages[name]["deps"]
-            if path not in made and path not in unread and Path(path).parent != CODE
-        ]
-
     def _content(self, path: str) -> str | None:
         """SHA-256 over all files of what is given; None for images that were arranged, whose place is named after them."""
         place = CHECKOUT / path
-        if path not in self.contents and not (place / ORIGIN).exists():
+        if path not in self.contents and not is_arranged(place):
             files = [Path(folder) / file for folder, _, names in os.walk(place, followlinks=True) for file in names]
             self.contents[path] = digest(
                 {str(file.relative_to(place)): file_digest(file) for file in files or [place] if file.is_file()}
@@ -132,12 +119,13 @@ class ByHand:
         tracked = {
             str(key): value_at(self.params, key) if isinstance(key, str) else self.params for key in stage["params"]
         }
-        given = {path: content for path in self._given(name) if (content := self._content(path)) is not None}
+        given = {path: self._content(path) for path in given_to(self.stages, name, self.params)}
         return {
             "code": self.fingerprint(CHECKOUT / script),
             "options": options,
             "params": tracked,
-            "inputs": {path: self.folder(maker).name for path, maker in self._needed(name).items()} | given,
+            "inputs": {path: self.folder(maker).name for path, maker in inputs_of(self.stages, name).items()}
+            | {path: content for path, content in given.items() if content is not None},
         }
 
     def _run(self, name: str) -> None:
@@ -146,9 +134,11 @@ class ByHand:
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PARAMS).write_text(written_params(self.params), encoding="utf-8")
-        taken = {path: self.folder(maker) / path for path, maker in self._needed(name).items()}
+        taken = {path: self.folder(maker) / path for path, maker in inputs_of(self.stages, name).items()}
         # a path of the user's is relative to the checkout, as DVC has it
-        taken |= {path: CHECKOUT / path for path in self._given(name) if not Path(path).is_absolute()}
+        taken |= {
+            path: CHECKOUT / path for path in given_to(self.stages, name, self.params) if not Path(path).is_absolute()
+        }
         for path, place in taken.items():
             link = folder / path
             if ".." in Path(path).parts:

@@ -1,12 +1,13 @@
 """The stages that dvc.yaml describes, as data, for parameters of one's own."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import METRICS
+from pag_core.pipeline.places import CODE, METRICS
 
 Plain = dict[str, Any]
 PARAMS = "params.yaml"
@@ -39,6 +40,29 @@ def outputs_of(stage: Plain) -> list[str]:
     """The files and folders that a stage writes."""
     entries = [*stage.get("outs", []), *stage.get("metrics", [])]
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def inputs_of(stages: dict[str, Plain], name: str) -> dict[str, str]:
+    """The outputs that a stage takes, and the stages that make them."""
+    deps = [Path(path) for path in stages[name]["deps"]]
+    return {
+        output: maker
+        for maker, stage in stages.items()
+        for output in outputs_of(stage)
+        if any(Path(output).is_relative_to(path) for path in deps)
+    }
+
+
+def given_to(stages: dict[str, Plain], name: str, params: Plain) -> list[str]:
+    """What a stage reads that no stage makes: images, or a diffusion model, that the parameters name."""
+    made = [Path(output) for output in inputs_of(stages, name)]
+    # of any dataset DVC takes it for an input, but only this one is read from it
+    unread = [params["image_folder"]] if params["dataset"] != "image_folder" else []
+    return [
+        path
+        for path in stages[name]["deps"]
+        if path not in unread and Path(path).parent != CODE and not any(output.is_relative_to(path) for output in made)
+    ]
 
 
 def metrics_of(stage: Plain) -> dict[str, str]:

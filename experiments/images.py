@@ -13,7 +13,7 @@ from pag_core.pipeline.artifacts import digest, file_digest, replacing_folder, w
 from pag_core.pipeline.locks import holding
 
 SPLITS = ("train", "test")
-ORIGIN = "origin.json"  # in a folder that is arranged here, and named after its content
+ORIGIN = "origin.json"
 
 
 def on_given_images(experiment: Experiment, images: Path | None, work: Path) -> Experiment:
@@ -48,8 +48,13 @@ def arrange_images(images: Path, work: Path, classes: list[str] | None) -> Path:
         return _arranged(place, chosen, classes, mark)
 
 
+def is_arranged(folder: Path) -> bool:
+    """Whether `arrange_images` made the folder, which is named after its content: other images have another."""
+    return (folder / ORIGIN).exists()
+
+
 def _arranged(place: Path, chosen: dict[str, Path], classes: list[str] | None, mark: str) -> Path:
-    if (place / ORIGIN).exists():
+    if is_arranged(place):
         # equal images may have been elsewhere, where they can have changed since
         for split, path in chosen.items():
             if path.is_dir():

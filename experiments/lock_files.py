@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from experiments.described_stages import PARAMS, Plain, described_stages, outputs_of, value_at
-from experiments.images import ORIGIN
+from experiments.described_stages import PARAMS, Plain, described_stages, given_to, inputs_of, outputs_of, value_at
+from experiments.images import is_arranged
 from pag_core.errors import ArtifactError
 from pag_core.params.values import UniqueKeyLoader
 from pag_core.pipeline.code_identity import CHECKOUT, code_record
@@ -52,7 +52,6 @@ def is_of_now(stages: Plain, params: Plain, wanted: tuple[str, ...]) -> bool:
     in a place that is named after their content. Of parameters, and of what stages made for one another, `outdated` tells.
     """
     described = described_stages(params)
-    makers = {Path(out["path"]): name for name, stage in stages.items() for out in stage["outs"]}
 
     @functools.cache
     def holds(name: str) -> bool:
@@ -60,19 +59,16 @@ def is_of_now(stages: Plain, params: Plain, wanted: tuple[str, ...]) -> bool:
             name in stages
             and name in described
             and _as_described(stages[name], described[name])
-            and all(unchanged(dep) for dep in stages[name].get("deps", []))
+            and all(dep["md5"] == code_md5(Path(dep["path"]).stem) for dep in _code_of(stages[name]))
+            and all(is_arranged(CHECKOUT / path) for path in given_to(described, name, params))
+            and all(holds(maker) for maker in inputs_of(described, name).values())
         )
 
-    def unchanged(dep: Plain) -> bool:
-        path = Path(dep["path"])
-        if path.parent == CODE:
-            return bool(dep["md5"] == code_md5(path.stem))
-        if dep["path"] == params["image_folder"]:
-            return params["dataset"] != "image_folder" or (path / ORIGIN).exists()
-        before = {maker for output, maker in makers.items() if output.is_relative_to(path)}
-        return bool(before) and all(holds(maker) for maker in before)
-
     return all(holds(name) for name in wanted)
+
+
+def _code_of(stage: Plain) -> list[Plain]:
+    return [dep for dep in stage["deps"] if Path(dep["path"]).parent == CODE]
 
 
 @functools.cache

@@ -58,10 +58,10 @@ def run_with_dvc(experiment: Experiment) -> Measured:
     program with exit code 1 if an experiment fails, and prints its last lines.
     """
     finished = finished_revisions(experiment, all_commits=False, remark=False)
-    done = {run for run, revision in finished.items() if _need_not_run_again(revision, experiment, run)}
-    for name in (experiment.names[run] for run in experiment.params if run in done):
-        print(f"{name}: done before", flush=True)
-    names = {run: name for run, name in experiment.names.items() if run not in done}
+    revisions = {run: found for run, found in finished.items() if _need_not_run_again(found, experiment, run)}
+    for run in revisions:
+        print(f"{experiment.names[run]}: done before", flush=True)
+    names = {run: name for run, name in experiment.names.items() if run not in revisions}
     _forget({*names.values()})
     for run, name in names.items():
         settings = [f"--set-param={text}" for text in overrides(experiment.params[run], base_params())]
@@ -69,7 +69,7 @@ def run_with_dvc(experiment: Experiment) -> Measured:
     if names:
         # its exit code does not report a failure
         _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
-    revisions = finished_revisions(experiment, all_commits=False)
+        revisions = finished_revisions(experiment, all_commits=False)
     for run, name in names.items():
         if run not in revisions:
             print(

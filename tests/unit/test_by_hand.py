@@ -8,6 +8,7 @@ import pytest
 
 from experiments import by_hand
 from experiments.by_hand import ByHand
+from experiments.described_stages import given_to, inputs_of
 from experiments.description import base_params, read_experiment
 from pag_core.errors import ParamsError
 from tests.samples import ROOT
@@ -82,7 +83,7 @@ def test_a_diffusion_model_of_the_users_is_found_and_known_by_its_content(opened
     (checkout / "data/pretrained/weights.npz").write_bytes(b"two")
     assert opened(diffusion_checkpoint="data/pretrained").folder("sbg") != stages.folder("sbg")
     own = opened(diffusion_checkpoint="data/diffusion")
-    assert own._given("sbg") == [] and "diffusion" in own._needed("sbg").values()
+    assert given_to(own.stages, "sbg", own.params) == [] and "diffusion" in inputs_of(own.stages, "sbg").values()
 
 
 def test_other_datasets_do_not_depend_on_the_folder_of_images(opened, ran, tmp_path):
