@@ -98,16 +98,11 @@ def _of_baseline(name: str, provenance: dict[str, Any]) -> dict[str, Any]:
     """What the same attack found about the baseline, on the same images; raises ArtifactError where there is no such."""
     place = baseline_place(name)
     baseline = read_json(place)
-    for what in ("params", "seed"):
-        _require_same(place, name, what, baseline["provenance"][what], provenance[what])
-    datasets = (record["inputs"]["dataset"] for record in (baseline["provenance"], provenance))
-    _require_same(place, name, "dataset", *datasets)
+    for what in ("params", "seed", "dataset"):
+        theirs, ours = ({**record, **record["inputs"]}[what] for record in (baseline["provenance"], provenance))
+        if theirs != ours:
+            raise ArtifactError(
+                f"{place} is of an attack with {what} {theirs}, that on the classifier has {ours}; run python stages/{name}.py "
+                "--baseline again"
+            )
     return baseline
-
-
-def _require_same(place: Path, name: str, what: str, baseline: Any, model: Any) -> None:
-    if baseline != model:
-        raise ArtifactError(
-            f"{place} is of an attack with {what} {baseline}, that on the classifier has {model}; run python stages/{name}.py "
-            "--baseline again"
-        )
