@@ -57,7 +57,12 @@ def train(dataset: Dataset, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
-    chosen = {"gradient_store.dtype": "float32", "gradient_store.held_out_images": HELD_OUT, "seed": SEED}
+    chosen = {
+        "gradient_store.dtype": "float32",
+        "gradient_store.held_out_images": HELD_OUT,
+        "seed": SEED,
+        "sbg.timestep": TIMESTEP,
+    }
     copy = ProjectCopy(tmp_path_factory.mktemp("teacher"), {**SMALL, **chosen, "prepare.images_per_class": 40})
     copy.stage("prepare")
     train(read_dataset(copy.path / "data/digits.zarr"), copy.path)

@@ -24,12 +24,12 @@ def manifest(project: ProjectCopy, source: str) -> dict:
 
 
 def test_the_teacher_is_asked_in_the_step(project: ProjectCopy) -> None:
-    project.set({"source": "sbg_online", "sbg.timestep": [280, 320], "train.ema_decay": 0.9})
+    project.set({"source": "sbg_online", "sbg.timestep": [180, 220], "train.ema_decay": 0.9})
     done = project.run("dvc", "repro", "pag_score")
     assert set(stages_run(done.stdout)) == MADE | {"sbg_online"}
     made = manifest(project, "sbg_online")
     assert made["kind"] == "online" and made["images"] == {"test": 20}
-    assert project.metrics("diffusion_online")["timestep"] == [280, 320]
+    assert project.metrics("diffusion_online")["timestep"] == [180, 220]
     assert {"class means", "sbg_online"} == set(project.metrics("details/pag_score")["model"])
     card = json.loads((project.path / "data/classifier/card.json").read_text(encoding="utf-8"))
     assert card["provenance"]["inputs"]["gradient store"] == made["checksum"]

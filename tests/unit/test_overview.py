@@ -55,7 +55,7 @@ def test_the_table(work):
     assert [row["at.radius"] for row in rows] == ["8/255", None, None]
     assert [row["pag_score.PAG"] for row in rows] == [None, None, 0.8187]
     assert [row["autoattack.model.L2 0.75"] for row in rows] == [0.36, 0.33, 0.475]
-    assert rows[0]["diffusion.timestep_window"] == "[250, 350]" and rows[0]["train.ema_decay"] == "null"
+    assert rows[0]["diffusion.timestep_window"] == "[150, 250]" and rows[0]["train.ema_decay"] == "null"
     assert rows[0]["train.compile"] == "false" and "processes" not in rows[0]
 
 

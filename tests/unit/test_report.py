@@ -173,7 +173,7 @@ def test_the_numbers(results):
     assert "does not state the radii" in page.text
     said = page.text.replace("\N{NO-BREAK SPACE}", " ")
     assert "sees the target class in 81.1 % of 20 test images" in said and "would make that 2.2 %." in said
-    for fact in ("small_resnet", "3407", "score-based (SBG)", "targeted_steps: 60", "timestep: 300"):
+    for fact in ("small_resnet", "3407", "score-based (SBG)", "targeted_steps: 60", "timestep: 200"):
         assert fact in page.text
 
 
