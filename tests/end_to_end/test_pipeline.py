@@ -169,7 +169,7 @@ def test_the_page_of_all_experiments(project: ProjectCopy) -> None:
     keys = [column["key"] for column in content["columns"]]
     rows = [dict(zip(keys, found["cells"], strict=True)) | found for found in content["experiments"]]
     assert sorted((row["source"], row["lambda"], len(row["figures"])) for row in rows) == [
-        ("cm", 1.5, 4), ("sbg", 0.5, 0), ("sbg", 1.5, 4), ("sbg", 2.0, 4), ("sbg", 3.0, 0)
+        ("cm", 1.5, 4), ("sbg", 0.1, 4), ("sbg", 0.5, 0), ("sbg", 2.0, 4), ("sbg", 3.0, 0)
     ]  # fmt: skip
     listed = project.git("for-each-ref", "--format=%(refname)", "refs/exps").split()
     references = {name.rsplit("/", 1)[1]: name for name in listed}
