@@ -35,14 +35,17 @@ def attacked_images(
     start: torch.Tensor,
     loss: Callable[[torch.Tensor], torch.Tensor],
     params: InnerAttackParams,
+    share: float = 1.0,
 ) -> torch.Tensor:
     """Images [B, C, H, W] in [0, 1] within the radius of `images` that raise `loss`, by `steps` steps from `start`.
 
     `forward` gives logits, `loss` of logits one value, the sum over the images. Each step goes by `step_size` along the
-    gradient over its length (L2) or its sign (Linf), then back into the ball and into [0, 1].
+    gradient over its length (L2) or its sign (Linf), then back into the ball and into [0, 1]. `share` in (0, 1] is of both the
+    radius and the step.
     """
     radius, images = radius_value(params.radius), images.detach()
     step_size = radius_value(params.step_size) if params.step_size is not None else 2.5 * radius / params.steps
+    radius, step_size = share * radius, share * step_size
     moved = start.detach()
     for _ in range(params.steps):
         moved.requires_grad_()

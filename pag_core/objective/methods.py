@@ -77,9 +77,10 @@ class AdversarialTraining:
     def loss(self, step: ClassificationStep) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Standard.loss`."""
         images, params = step.images.detach(), self.params
+        share = _warmed_up(step.epoch, params.warmup_epochs)
         begin = images
         if step.start is not None:
-            radius = radius_value(params.radius)
+            radius = share * radius_value(params.radius)
             begin = projected(images + radius * step.start, images, params.norm, radius)
         with in_mode(step.classifier, params.mode):
             moved = attacked_images(
@@ -88,6 +89,7 @@ class AdversarialTraining:
                 begin,
                 lambda logits: F.cross_entropy(logits, step.labels, reduction="sum"),
                 params,
+                share,
             )
         logits = logits_of(step.classifier, moved)
         return F.cross_entropy(logits, step.labels), logits
@@ -133,7 +135,7 @@ class GradientNorm(Standard):
 
     def weight_in(self, epoch: int) -> float:
         """The weight in `epoch`, counted from 0: it rises linearly over the warm-up's epochs."""
-        return self.params.weight * min(1.0, (epoch + 1) / (self.params.warmup_epochs + 1))
+        return self.params.weight * _warmed_up(epoch, self.params.warmup_epochs)
 
     def loss(self, step: ClassificationStep) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Standard.loss`."""
@@ -182,3 +184,8 @@ def build_method(name: MethodName, params: Params) -> Method:
             return GradientNorm(params.gradient_norm)
         case "gaussian_noise":
             return GaussianNoise(params.gaussian_noise)
+
+
+def _warmed_up(epoch: int, warmup_epochs: int) -> float:
+    """What is in force in `epoch`, counted from 0: it rises linearly to 1, which the first epoch after the warm-up has."""
+    return min(1.0, (epoch + 1) / (warmup_epochs + 1))

@@ -204,6 +204,9 @@ class ObjectiveParams(Section):
     weight_warmup: WeightWarmupParams | None
 
 
+WarmupEpochs = Annotated[int, Field(ge=0, le=10**6, strict=True)]
+
+
 class InnerAttackParams(Section):
     """The attack inside adversarial training: its ball, its steps, and the mode of batch-norm and dropout within it."""
 
@@ -218,6 +221,7 @@ class AdversarialTrainingParams(InnerAttackParams):
     """AT (Madry et al., 2018)."""
 
     random_start: Annotated[bool, Field(strict=True)]
+    warmup_epochs: WarmupEpochs
 
 
 class TradesParams(InnerAttackParams):
@@ -231,7 +235,7 @@ class GradientNormParams(Section):
 
     norm: Literal["L1", "L2"]
     weight: NonNegativeReal
-    warmup_epochs: Annotated[int, Field(ge=0, le=10**6, strict=True)]
+    warmup_epochs: WarmupEpochs
 
 
 class GaussianNoiseParams(Section):

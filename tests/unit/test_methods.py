@@ -182,6 +182,8 @@ SETTINGS = [
     ("at", {"norm": "L2", "random_start": True}),
     ("at", {"norm": "Linf", "radius": "0.1", "random_start": True, "mode": "train"}),
     ("at", {"norm": "L2", "random_start": False, "step_size": "0.2"}),
+    ("at", {"norm": "L2", "random_start": True, "warmup_epochs": 1}),
+    ("at", {"norm": "L2", "radius": "0.9", "random_start": False, "step_size": "0.4", "warmup_epochs": 3}),
     ("trades", {"norm": "L2", "beta": 1.0, "mode": "train"}),
     ("gaussian_noise", {"sigma": 0.3}),
     ("trades", {"norm": "Linf", "radius": "0.1", "beta": 6.0}),
@@ -192,10 +194,20 @@ PLAIN = {"at": plain_at, "trades": plain_trades, "gaussian_noise": plain_noise}
 def chosen(name, changes):
     if name == "gaussian_noise":
         return GaussianNoise(GaussianNoiseParams(**changes)), changes
-    settings = attack(**changes)
     if name == "at":
+        settings = attack(**{"warmup_epochs": 0, **changes})
         return AdversarialTraining(AdversarialTrainingParams(**settings)), settings
+    settings = attack(**changes)
     return Trades(TradesParams(**settings)), settings
+
+
+def in_epoch(settings, epoch):
+    """The settings with the radius, and the step, of an epoch of the warm-up."""
+    if not (epochs := settings.get("warmup_epochs")):
+        return settings
+    share = min(epoch + 1, epochs + 1) / (epochs + 1)
+    scaled = {key: str(float(settings[key]) * share) for key in ("radius", "step_size") if settings[key] is not None}
+    return {**settings, **scaled}
 
 
 @pytest.mark.parametrize(("name", "changes"), SETTINGS)
@@ -211,7 +223,7 @@ def test_ten_steps_equal_a_plain_loop_in_double(name, changes):
         start = None if start is None else start.double()
         losses = (
             plain_objective(network, images, label, method=method, start=start).total,
-            PLAIN[name](plain, images, label, settings, same_draws),
+            PLAIN[name](plain, images, label, in_epoch(settings, 0), same_draws),
         )
         for loss, optimizer in zip(losses, optimizers, strict=True):
             optimizer.zero_grad()
@@ -244,7 +256,7 @@ def test_training_ends_at_the_parameters_of_a_plain_loop(tmp_path, dataset, make
         order = torch.randperm(len(data), generator=generator("cpu", 5, "order", epoch))
         for indices in order.split(BATCH):
             images, labels = data.images[indices].float() / 255, data.labels[indices]
-            loss = PLAIN[name](plain.train(), images, labels, settings, draws)
+            loss = PLAIN[name](plain.train(), images, labels, in_epoch(settings, epoch), draws)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -314,7 +326,7 @@ def test_the_alignment_is_added_to_the_method_on_clean_images(name):
         else start_beside(images.shape, torch.Generator())
     ).double()
     method = (
-        AdversarialTraining(AdversarialTrainingParams(**attack(random_start=True)))
+        AdversarialTraining(AdversarialTrainingParams(**attack(random_start=True, warmup_epochs=0)))
         if name == "at"
         else Trades(TradesParams(**attack(beta=2.0)))
     )
