@@ -1,36 +1,23 @@
 """Feeding: every mode gives the rows of the store, in an order that visits each image once, also after a kill."""
 
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
-import zarr
 
-from pag_core.compute.processes import Process
 from pag_core.errors import ParamsError, StoreError
-from pag_core.gradient_store import feed as feed_module
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.store import SmallStore, write_small_store
 from pag_core.gradient_store.window import WindowGradients
-from pag_core.params.sections import FeedParams
-from pag_core.pipeline import raw_copies
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.batches import Batches
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import MADE_FROM, ROOT, Killed, KilledFolder, flip, gaussian, write_dense
+from tests.feeds import CPU, by_zarr, feed_params, folder_at, opened, store_at
+from tests.samples import MADE_FROM, Killed, KilledFolder, flip
 
 MODES = ("resident", "memory_map", "window")
-CPU = torch.device("cpu")
-
-
-def feed_params(mode="auto", budget_gb=None, window_shards=2):
-    if mode == "window":
-        return FeedParams(mode="auto", budget_gb=budget_gb, window_shards=window_shards)
-    return FeedParams(mode=mode, budget_gb=budget_gb, window_shards=None)
 
 
 @pytest.fixture(params=["int8", "float16", "float32"])
@@ -38,39 +25,14 @@ def dtype(request):
     return request.param
 
 
-def store_at(path, dataset, dtype="int8", seed=0):
-    gradients = {"train": gaussian(36, seed=seed), "test": gaussian(10, seed=1)}
-    write_dense(path, path.with_name(f"work-{path.name}"), dataset, gradients, dtype)
-    return path
-
-
 @pytest.fixture
 def store(tmp_path, dataset):
-    """36 training images in shards of 8, the last of 4."""
     return store_at(tmp_path / "sbg.zarr", dataset)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    path = tmp_path / "cache" / "classifier-1234"
-    path.mkdir(parents=True)
-    return RunFolder(path)
-
-
-def opened(store, dataset, folder, mode, **options):
-    return open_feed(
-        store, dataset, CPU, params=feed_params(mode, **options), folder=folder, inputs=MADE_FROM
-    )  # fmt: skip
-
-
-def by_zarr(store, image_indices, class_indices):
-    """Rows read one by one from Zarr, dequantised by numpy."""
-    root = zarr.open_group(store, mode="r")
-    codes, scales = np.asarray(root["train/gradient"]), np.asarray(root["train/scale"])
-    return np.stack([
-        [codes[image, label].astype(np.float32) * scales[image, label] for label in labels]
-        for image, labels in zip(image_indices.tolist(), class_indices.tolist(), strict=True)
-    ])  # fmt: skip
+    return folder_at(tmp_path)
 
 
 def epochs(feed, images=36, batch=7, count=3, drawn=2, seed=3):
@@ -201,123 +163,7 @@ def test_stores_of_other_origin_are_refused(store, dataset, make_dataset, folder
         open_feed(store, dataset, CPU, params=feed_params(), folder=folder, inputs={"teacher": "b" * 64})
 
 
-# --- the cache
-
-
-def test_the_cache_is_kept_rebuilt_and_replaced(tmp_path, store, dataset, folder):
-    codes = np.asarray(zarr.open_group(store, mode="r")["train/gradient"])
-
-    def caches():
-        return sorted(folder.path.parent.glob("*.raw"))
-
-    opened(store, dataset, folder, "memory_map")
-    (cache,) = caches()
-    assert cache.read_bytes() == codes.tobytes()
-    made = cache.stat().st_mtime_ns
-    opened(store, dataset, folder, "memory_map")
-    assert cache.stat().st_mtime_ns == made
-    cache.write_bytes(cache.read_bytes()[:-1])
-    feed = opened(store, dataset, folder, "memory_map")
-    assert cache.read_bytes() == codes.tobytes()
-    chosen, labels = torch.tensor([35, 0]), torch.tensor([[2], [1]])
-    # one that nobody reads goes when another store of that name comes; another name's stays
-    abandoned = cache.with_name(f"gradients-sbg-train-{'0' * 20}.raw")
-    abandoned.write_bytes(b"of an earlier store")
-    foreign = cache.with_name(f"gradients-teacher-train-{'0' * 20}.raw")
-    foreign.write_bytes(b"of another store")
-    (tmp_path / "new").mkdir()
-    renewed = store_at(tmp_path / "new" / "sbg.zarr", dataset, seed=5)
-    found = opened(renewed, dataset, folder, "memory_map").rows(chosen, labels).dequantised().numpy()
-    assert np.array_equal(found, by_zarr(renewed, chosen, labels))
-    assert not abandoned.exists() and foreign.exists()
-    # the first is still read by this process
-    assert cache.exists() and len(caches()) == 3
-    assert np.array_equal(feed.rows(chosen, labels).dequantised().numpy(), by_zarr(store, chosen, labels))
-
-
-@pytest.mark.parametrize("damaged", ["map", "record", "no record"])
-def test_a_flipped_byte_of_the_cache_is_seen(store, dataset, folder, capsys, damaged):
-    """The map has no checksums of its own: it is compared with what was stated when it was written."""
-    opened(store, dataset, folder, "memory_map")
-    (cache,) = folder.path.parent.glob("*.raw")
-    whole, record = cache.read_bytes(), cache.with_suffix(".raw.json")
-    if damaged == "no record":
-        record.unlink()
-    else:
-        path = cache if damaged == "map" else record
-        flip(path, path.stat().st_size // 2)
-    capsys.readouterr()
-    feed = opened(store, dataset, folder, "memory_map")
-    assert "is not what was written; it is made again" in capsys.readouterr().out
-    assert cache.read_bytes() == whole
-    chosen, labels = torch.arange(36), torch.tensor([[0, 1, 2]]).expand(36, 3)
-    assert np.array_equal(feed.rows(chosen, labels).dequantised().numpy(), by_zarr(store, chosen, labels))
-    opened(store, dataset, folder, "memory_map")
-    assert "made again" not in capsys.readouterr().out
-
-
-def test_a_killed_writer_of_the_cache_leaves_nothing(store, dataset, folder):
-    """Of this content or another, and before the room on the disk is measured."""
-    other = feed_module.cache_path(store, folder).with_name(f"gradients-sbg-train-{'0' * 20}.raw")
-    leftovers = [
-        folder.path.parent / f".{name}.abc.partial"
-        for name in (feed_module.cache_path(store, folder).name, other.name, f"{other.name}.json")
-    ]
-    for leftover in leftovers:
-        leftover.write_bytes(b"half")
-    opened(store, dataset, folder, "memory_map")
-    assert not any(leftover.exists() for leftover in leftovers) and len(list(folder.path.parent.glob("*.raw"))) == 1
-
-
-def test_of_processes_that_share_the_work_one_checks_the_cache(store, dataset, folder, monkeypatch):
-    opened(store, dataset, folder, "memory_map")
-    looked, look = [], raw_copies._is_as_written
-    monkeypatch.setattr(raw_copies, "_is_as_written", lambda path: looked.append(path) or look(path))
-    opened(store, dataset, folder, "memory_map")
-    assert len(looked) == 1
-    monkeypatch.setattr(raw_copies, "this_process", lambda: Process(1, 2))
-    # this process holds the copy, as the leader does
-    opened(store, dataset, folder, "memory_map")
-    assert len(looked) == 1
-    for held in raw_copies._held:
-        held.close()
-    raw_copies._held.clear()
-    opened(store, dataset, folder, "memory_map")
-    assert len(looked) == 2
-
-
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-sys.path[0] = {root!r}
-import numpy as np
-from pag_core.gradient_store.feed import mapped_codes
-from pag_core.pipeline.stage import stage
-
-class Codes:
-    shape, array = (4, 20_000), np.empty(0, np.int8)
-
-    def __iter__(self):
-        for number in range(4):
-            # the disk is full while one shard is written, and free again after it
-            limit = {limit} if number == {shard} else resource.RLIM_INFINITY
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            yield slice(number, number + 1), np.full((1, 20_000), number + 1, np.int8)
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with stage("train"):
-    mapped_codes(Codes(), Path("gradients-sbg-train-1.raw"))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("shard", "limit"), [(1, 27_000), (2, 40_000), (3, 77_000)])
-def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, shard, limit):
-    """In the middle, at an edge, in the end; the copy could have the right size, and the hash of its wrong bytes."""
-    script = FULL.format(root=str(ROOT), shard=shard, limit=limit)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr[-1000:]
-    assert not list(tmp_path.glob("**/*gradients-sbg-train-1.raw*"))
+# --- the choice
 
 
 @pytest.mark.parametrize(("mode", "words"), [("auto", "resident in host memory"), *((mode, "") for mode in MODES)])
