@@ -53,5 +53,9 @@ class AdjointUnavailable(PagError):
     """A network has no adjoint; automatic differentiation computes the input-gradients of any network."""
 
 
+class NotTwiceDifferentiable(PagError):
+    """A network has an operation without a second derivative, and is to learn from its input-gradients."""
+
+
 class CompilerMissing(PagError):
     """torch.compile was asked for where nothing can compile."""

@@ -1,5 +1,8 @@
 """Statistics of the global batch in batch-norm, differentiable, also where several processes share the batch."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,8 +24,23 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
+_by_itself = ContextVar("_by_itself", default=False)
+
+
+@contextlib.contextmanager
+def each_for_itself() -> Iterator[None]:
+    """Inside, this process takes the statistics of its own images, also where several share the batch."""
+    token = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(token)
+
+
 def shares_batch() -> bool:
     """Whether several processes share each batch."""
+    if _by_itself.get():
+        return False
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 

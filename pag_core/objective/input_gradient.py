@@ -14,8 +14,10 @@ from pag_core.objective.adjoint.compilation import Compiled, compiled_program
 from pag_core.objective.adjoint.cotangent import Context
 from pag_core.objective.adjoint.program import AdjointProgram
 from pag_core.objective.adjoint.tracing import trace
+from pag_core.objective.agreement import require_agreement, require_second_derivative
 from pag_core.objective.autograd_path import autograd_input_gradients, training_batch_norms
 from pag_core.objective.batch_statistics import shares_batch
+from pag_core.objective.network_state import plain_values
 
 _programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]]" = weakref.WeakKeyDictionary()
 
@@ -56,6 +58,8 @@ def input_gradients(
                     "objective.differentiation: autograd cannot be compiled (torch.compile does not differentiate twice); "
                     "use adjoint, or train.compile: false"
                 )
+            if create_graph and torch.is_grad_enabled():
+                _once(require_second_derivative, classifier, images, batch_norm)
             return autograd_input_gradients(
                 classifier,
                 images,
@@ -137,25 +141,37 @@ def logit_cotangents(logits: torch.Tensor, class_indices: torch.Tensor, output: 
             raise ValueError(f"output {output!r} is not one of: logit, log_softmax")
 
 
-def _cached(classifier: nn.Module, images: torch.Tensor, key: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gives for images of this shape and layers in their present mode, made once and kept with the network."""
+def _cached(classifier: nn.Module, images: torch.Tensor, key: Any, make: Callable[[], Any], values: Any = None) -> Any:
+    """What `make` gives for images of this shape and layers in their present mode, kept with the network.
+
+    It is made anew where `values` are no longer those that it was made with.
+    """
     layers = tuple((id(layer), layer.training) for layer in classifier.modules())
     whole = (key, tuple(images.shape), images.dtype, images.device, layers)
     known = _programs.setdefault(classifier, {})
-    if whole not in known:
-        known[whole] = make()
-    return known[whole]
+    if whole not in known or known[whole][0] != values:
+        known[whole] = (values, make())
+    return known[whole][1]
+
+
+def _once(check: Callable[..., None], classifier: nn.Module, images: torch.Tensor, batch_norm: str) -> None:
+    """Run a check of the network for this meaning of batch-norm and its layers' present modes, whatever the batch's size."""
+    learns = any(parameter.requires_grad for parameter in classifier.parameters())
+    key = (check, batch_norm, learns)
+    _cached(classifier, images[:0], key, lambda: check(classifier, images, Seeds("logit"), batch_norm))
 
 
 def _program(classifier: nn.Module, images: torch.Tensor, context: Context) -> AdjointProgram:
     def make() -> AdjointProgram:
+        if len(images):
+            _once(require_agreement, classifier, images, context.batch_norm)
         traced = trace(classifier, images)
         if traced.general and context.general:
             names = ", ".join(traced.general)
             print(f"Operations without an adjoint rule are differentiated one by one: {names}", flush=True)
         return AdjointProgram(traced, context)
 
-    program: AdjointProgram = _cached(classifier, images, context, make)
+    program: AdjointProgram = _cached(classifier, images, context, make, plain_values(classifier))
     return program
 
 
@@ -174,5 +190,6 @@ def _compiled(
             seeds,
         )
 
-    compiled: Compiled = _cached(classifier, images, ("compiled", seeds, batch_norm, class_indices.shape[1]), make)
+    key = ("compiled", seeds, batch_norm, class_indices.shape[1])
+    compiled: Compiled = _cached(classifier, images, key, make, plain_values(classifier))
     return compiled

@@ -50,7 +50,7 @@ LAYERS = {
     "sigmoid": (of(torch.sigmoid), False),
     "exp": (of(torch.exp), False),
     "mish": (of(F.mish), True),
-    "hardswish": (of(F.hardswish), True),
+    "hardswish": (of(F.hardswish), False),
     "prelu": (lambda: nn.PReLU(6), True),
     "chunks swapped": (of(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), False),
     "a chunk unused": (of(lambda x: torch.cat([x.chunk(2, 1)[0]] * 2, 1)), False),

@@ -1,5 +1,6 @@
 """A traced network run forward with the pullbacks of its operations, then back with the cotangents of K classes."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ class AdjointProgram:
                 steps.append((node, node.args, pullback))
             else:
                 arguments, keywords = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*arguments, **keywords)  # type: ignore[operator]
+                with torch.no_grad() if node in traced.without_grad else contextlib.nullcontext():
+                    values[node] = node.target(*arguments, **keywords)  # type: ignore[operator]
             for unused in traced.last_use.get(node, ()):
                 del values[unused]
         return values[traced.logits], steps
@@ -63,6 +65,8 @@ class AdjointProgram:
             for argument in node.args
         )
         call = Call(node.target, tuple(arguments), dict(keywords), active, self.context)
+        if _is_complex(node, *node.all_input_nodes):
+            return general_rule(call)  # the rules are of real numbers: none conjugates
         try:
             return RULES.get(operation_name(node.target), general_rule)(call)
         except NotApplicable:
@@ -106,3 +110,8 @@ class AdjointProgram:
             return
         known = cotangents.get(node)
         cotangents[node] = share if known is None else applied(known) + applied(share)
+
+
+def _is_complex(*nodes: fx.Node) -> bool:
+    values = (node.meta.get("val") for node in nodes)
+    return any(isinstance(value, torch.Tensor) and value.dtype.is_complex for value in values)

@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pag_core.errors import AdjointUnavailable
 from pag_core.objective.adjoint.cotangent import RULES, operation_name
+from pag_core.objective.network_state import state_kept
 
 # these take only the shape of their argument
 CONSTANTS = (
@@ -29,6 +30,7 @@ class Traced:
     image: fx.Node
     logits: fx.Node
     active: frozenset[fx.Node]
+    without_grad: frozenset[fx.Node]  # what the network computes under no_grad
     last_use: dict[fx.Node, tuple[fx.Node, ...]]  # node: the values that nothing needs after it
     general: tuple[str, ...]  # active operations without a rule of their own
 
@@ -47,8 +49,12 @@ def trace(network: nn.Module, images: torch.Tensor) -> Traced:
 
     refusal: Exception | None = None
     try:
-        with torch.autocast(images.device.type, enabled=False):
-            graph = make_fx(forward, pre_dispatch=True, tracing_mode="fake")(parameters, buffers, images.detach()).graph
+        # where gradients are off, a network's own no_grad cannot be told from what surrounds it
+        with state_kept(network, images.device), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            # a tensor that is neither parameter nor buffer is a constant
+            graph = make_fx(forward, pre_dispatch=True, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                parameters, buffers, images.detach()
+            ).graph
     except Exception as error:  # whatever the network does may be what tracing refuses
         refusal = error
     if refusal is not None:
@@ -59,10 +65,10 @@ def trace(network: nn.Module, images: torch.Tensor) -> Traced:
         ) from refusal
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     first, second = len(parameters), len(parameters) + len(buffers)
-    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    body, without_grad = _without_switches([node for node in graph.nodes if node.op not in ("placeholder", "output")])
     output = next(node for node in graph.nodes if node.op == "output").args[0]
     logits = output[0] if isinstance(output, (list, tuple)) else output
-    active = _active(body, inputs[second])
+    active = _active(body, inputs[second], without_grad)
     _make_out_of_place(body, active)
     if logits not in active:
         raise AdjointUnavailable(f"the logits of {type(network).__name__} do not depend on the image; {REMEDY}")
@@ -70,16 +76,15 @@ def trace(network: nn.Module, images: torch.Tensor) -> Traced:
     for node in general:
         _require_general_form(node, active)
     return Traced(
-        tuple(body), tuple(inputs[:first]), tuple(inputs[first:second]), inputs[second], logits, active,
+        tuple(body), tuple(inputs[:first]), tuple(inputs[first:second]), inputs[second], logits, active, without_grad,
         _last_uses(body, keep=logits), tuple(sorted({operation_name(node.target) for node in general})),
     )  # fmt: skip
 
 
 def _require_plain_forward(network: nn.Module, images: torch.Tensor) -> None:
-    """Run `network` on `images`, so that an error of its own shows; its buffers and the random streams stay as they are."""
-    buffers = {name: value.clone() for name, value in network.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.func.functional_call(network, buffers, (images,))
+    """Run `network` on `images`, so that an error of its own shows; its state and the random streams stay as they are."""
+    with state_kept(network, images.device), torch.no_grad():
+        network(images)
 
 
 def _has_no_rule(node: fx.Node) -> bool:
@@ -91,12 +96,25 @@ def _require_general_form(node: fx.Node, active: frozenset[fx.Node]) -> None:
         raise AdjointUnavailable(f"the operation {operation_name(node.target)} has no adjoint rule; {REMEDY}")
 
 
-def _active(body: list[fx.Node], image: fx.Node) -> frozenset[fx.Node]:
+def _without_switches(nodes: list[fx.Node]) -> tuple[list[fx.Node], frozenset[fx.Node]]:
+    """The operations without the switches of no_grad and enable_grad, and those that ran while gradients were off."""
+    body, off, enabled = [], set(), True
+    for node in nodes:
+        if node.target is torch._C._set_grad_enabled:
+            enabled = bool(node.args[0])
+            continue
+        body.append(node)
+        if not enabled:
+            off.add(node)
+    return body, frozenset(off)
+
+
+def _active(body: list[fx.Node], image: fx.Node, without_grad: frozenset[fx.Node]) -> frozenset[fx.Node]:
     active = {image}
     for node in body:
         value = node.meta.get("val")
-        constant = operation_name(node.target) in CONSTANTS
-        if isinstance(value, torch.Tensor) and not value.dtype.is_floating_point:
+        constant = operation_name(node.target) in CONSTANTS or node in without_grad
+        if isinstance(value, torch.Tensor) and not (value.dtype.is_floating_point or value.dtype.is_complex):
             constant = True
         if not constant and any(source in active for source in node.all_input_nodes):
             active.add(node)
