@@ -2,9 +2,11 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from pag_core.classifiers.building import build_classifier
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
@@ -77,6 +79,24 @@ def make_dataset():
             name: Split(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for name, part in raw.items()
         }
         return Dataset(names, fingerprint(names, raw), splits)
+
+    return make
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Writes train/CLASS/N.png and test/CLASS/N.png of random pixels: {split: {class: [(width, height), ...]}}."""
+
+    def make(content):
+        draws = np.random.default_rng(0)
+        root = tmp_path / "folder"
+        for part, classes in content.items():
+            for name, sizes in classes.items():
+                (root / part / name).mkdir(parents=True)
+                for number, (width, height) in enumerate(sizes):
+                    pixels = draws.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+        return root
 
     return make
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from pag_core.datasets.labelled_images import LabelledImages
@@ -27,6 +28,8 @@ ARCHITECTURES = {
     "vit": ({"width": 24, "depth": 2}, 16),
     "mixer": ({"width": 16, "depth": 2}, 16),
 }
+# what `make_folder` makes: sizes of images by split and class
+FOLDER = {part: {"ant": [(6, 6)] * count, "bee": [(6, 6)] * count} for part, count in (("train", 3), ("test", 2))}
 
 
 def changed(content, changes):
@@ -142,3 +145,10 @@ def objective_terms(
     batch = AlignedBatch(images, labels, class_indices, targets, mask, target_norm)
     chosen = ObjectiveParams(classes_per_step="all", weight_warmup=None, **form)
     return pag_objective(classifier, batch, chosen, weight=weight, classes=classes, compiled=compiled)
+
+
+def save_png(path, seed=0):
+    """A picture of 6x6 random pixels at `path`, whose folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)

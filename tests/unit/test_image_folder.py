@@ -2,35 +2,17 @@
 
 import os
 import shutil
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pag_core.datasets import image_folder
 from pag_core.errors import DatasetError
-
-
-@pytest.fixture
-def make_folder(tmp_path):
-    """Writes train/CLASS/N.png and test/CLASS/N.png of random pixels: {split: {class: [(width, height), ...]}}."""
-
-    def make(content):
-        draws = np.random.default_rng(0)
-        root = tmp_path / "folder"
-        for part, classes in content.items():
-            for name, sizes in classes.items():
-                (root / part / name).mkdir(parents=True)
-                for number, (width, height) in enumerate(sizes):
-                    pixels = draws.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(root / part / name / f"{number}.png")
-        return root
-
-    return make
-
+from tests.samples import FOLDER as GOOD
 
 SIX = [(6, 6)] * 3
-GOOD = {"train": {"ant": SIX, "bee": SIX}, "test": {"ant": SIX[:2], "bee": SIX[:2]}}
 
 
 def load(folder, image_size=None, images_per_class=None):
@@ -205,3 +187,57 @@ def test_opaque_images_of_any_mode_are_read(make_folder, mode):
     image = Image.fromarray(RGBA[..., :3]).convert(mode)
     save_in_place_of(folder, image, "0.tiff" if mode == "CMYK" else "0.png")
     assert np.array_equal(load(folder).train.images[0], np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+def exif_with_text_for_resolution(orientation):
+    """Orientation beside an XResolution of text, which Pillow reads and does not write back."""
+    entries = struct.pack("<HHII", 274, 3, 1, orientation) + struct.pack("<HHI4s", 282, 2, 3, b"72\0\0")
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("0.jpg", {"quality": 100}), ("0.webp", {"lossless": True}), ("0.png", {})]
+)
+def test_tags_that_pillow_cannot_write_back_do_not_matter(make_folder, capsys, name, options):
+    folder = make_folder(GOOD)
+    pixels = np.random.default_rng(3).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    save_in_place_of(folder, Image.fromarray(pixels), name, exif=exif_with_text_for_resolution(6), **options)
+    stored = np.asarray(Image.open(folder / "train/ant" / name))
+    assert np.array_equal(load(folder).train.images[0], np.rot90(stored, -1).transpose(2, 0, 1))
+    assert "1 images turned as their EXIF says" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_means_nothing_turns_nothing(make_folder, capsys, orientation):
+    folder = make_folder(GOOD)
+    before = load(folder).train.images[0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(folder / "train/ant/0.png").save(folder / "train/ant/0.png", exif=exif)
+    assert np.array_equal(load(folder).train.images[0], before) and capsys.readouterr().out == ""
+
+
+def test_a_turned_tiff_is_turned_once(make_folder, capsys):
+    folder = make_folder(GOOD)
+    pixels = np.random.default_rng(3).integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    save_in_place_of(folder, Image.fromarray(pixels), "0.tiff", tiffinfo={274: 6})
+    assert np.array_equal(load(folder).train.images[0], np.rot90(pixels, -1).transpose(2, 0, 1))
+    assert "1 images turned as their EXIF says" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "kind", [TypeError, KeyError, struct.error, NotImplementedError, RuntimeError, EOFError, MemoryError]
+)
+def test_no_exception_of_pillow_leaves_without_the_files_name(make_folder, monkeypatch, kind):
+    folder, read = make_folder(GOOD), ImageFile.ImageFile.load
+
+    def failing(self):
+        if self.filename.endswith("bee/1.png"):
+            raise kind("of the library")
+        return read(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", failing)
+    with pytest.raises(
+        DatasetError, match=rf"bee/1.png cannot be read as an image \(.*{kind.__name__}.*of the library"
+    ):
+        load(folder)
