@@ -26,6 +26,7 @@ from experiments.described_stages import (
 from experiments.description import Experiment
 from experiments.images import is_arranged
 from experiments.results import Measured
+from pag_core.datasets.image_files import files_below
 from pag_core.errors import ParamsError
 from pag_core.params.reading import written_params
 from pag_core.pipeline.artifacts import digest, file_digest, read_json, replacing_folder, write_json
@@ -106,9 +107,9 @@ class ByHand:
         """SHA-256 over all files of what is given; None for images that were arranged, whose place is named after them."""
         place = CHECKOUT / path
         if path not in self.contents and not is_arranged(place):
-            files = [Path(folder) / file for folder, _, names in os.walk(place, followlinks=True) for file in names]
+            files = files_below(place) if place.is_dir() else [place]
             self.contents[path] = digest(
-                {str(file.relative_to(place)): file_digest(file) for file in files or [place] if file.is_file()}
+                {str(file.relative_to(place)): file_digest(file) for file in files if file.is_file()}
             )
         return self.contents.get(path)
 

@@ -30,16 +30,37 @@ def is_hidden(name: str) -> bool:
 def name_of_test_split(there: Collection[str], place: Path) -> str:
     """Which of the names `there` is the test split of `place`: test, or where there is none the one that is for validation.
 
-    Raises DatasetError where several may stand for it.
+    A line of output says what stands for test, or is not used. Raises DatasetError where several may stand for it.
     """
     standing = [name for name in VALIDATION_NAMES if name in there]
-    if "test" in there or not standing:
+    if "test" in there:
+        if standing:
+            print(
+                f"{place}: not used: {', '.join(standing)} (validation images are taken out of train, "
+                "prepare.validation_fraction of them)",
+                flush=True,
+            )
         return "test"
     if len(standing) > 1:
         raise DatasetError(
             f"{place} has no test, and {', '.join(standing)} that may stand for it; rename the one to test on to test"
         )
-    return standing[0]
+    if standing:
+        print(f"{place}: {standing[0]} is the test split, as there is no test", flush=True)
+        return standing[0]
+    return "test"
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS may write an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def require_one_spelling(place: Path, name: str, first: str, second: str) -> None:
+    """Raise DatasetError unless both folders of `place`, whose composed name is `name`, are written alike."""
+    if first != second:
+        spelt = f"{first!a} and {second!a}"
+        raise DatasetError(f"{place} holds two folders of the name {name!r}, written {spelt}; merge or rename them")
 
 
 def entries(folder: Path) -> list[Path]:
@@ -55,10 +76,9 @@ def entries(folder: Path) -> list[Path]:
 
 
 def class_folders(split: Path) -> dict[str, Path]:
-    """The class folders of a split by class name in Unicode's composed form (NFC), sorted by it.
+    """The class folders of a split by class name, composed and sorted.
 
-    Systems differ in how they compose names: macOS may write an accent as a character of its own. Raises DatasetError for
-    two folders of one name, for a name that is not UTF-8, and as `entries` does.
+    Raises DatasetError for two folders of one name, for a name that is not UTF-8, and as `entries` does.
     """
     found: dict[str, Path] = {}
     for path in entries(split):
@@ -68,11 +88,8 @@ def class_folders(split: Path) -> dict[str, Path]:
             path.name.encode()
         except UnicodeEncodeError:
             raise DatasetError(f"{split}: the name of the class folder {path.name!r} is not UTF-8; rename it") from None
-        name = unicodedata.normalize("NFC", path.name)
-        if name in found:
-            spelt = " and ".join(ascii(one.name) for one in (found[name], path))
-            raise DatasetError(f"{split} holds two folders of the name {name!r}, written {spelt}; merge or rename them")
-        found[name] = path
+        name = composed(path.name)
+        require_one_spelling(split, name, found.setdefault(name, path).name, path.name)
     return dict(sorted(found.items()))
 
 

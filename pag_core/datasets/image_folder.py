@@ -71,15 +71,11 @@ def load(folder: Path, *, image_size: int | None, images_per_class: int | None) 
 
 
 def _splits(folder: Path) -> dict[str, Path]:
-    """Where both splits lie; a line of output says what stands for test, and another which folders are not used."""
+    """Where both splits lie; a line of output names the folders that are not used."""
     there = [path.name for path in entries(folder) if path.is_dir()] if folder.is_dir() else []
     test = name_of_test_split(there, folder)
-    if test != "test":
-        print(f"{folder}: {test} is the test split, as there is no test", flush=True)
-    if unused := [name for name in there if name not in ("train", test)]:
-        validation = " (validation images are taken out of train, prepare.validation_fraction of them)"
-        said = validation if set(unused) & set(VALIDATION_NAMES) else ""
-        print(f"{folder}: not used: {', '.join(unused)}{said}", flush=True)
+    if unused := [name for name in there if name not in ("train", test, *VALIDATION_NAMES)]:
+        print(f"{folder}: not used: {', '.join(unused)}", flush=True)
     return {"train": folder / "train", "test": folder / test}
 
 

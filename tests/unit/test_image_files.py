@@ -203,7 +203,8 @@ def test_a_validation_folder_beside_a_test_folder_is_said_not_to_be_used(make_fo
     (folder / "extra").mkdir()
     assert len(load(folder).test) == 4
     assert capsys.readouterr().out == (
-        f"{folder}: not used: extra, val (validation images are taken out of train, prepare.validation_fraction of them)\n"
+        f"{folder}: not used: val (validation images are taken out of train, prepare.validation_fraction of them)\n"
+        f"{folder}: not used: extra\n"
     )
 
 
@@ -221,23 +222,23 @@ def test_a_test_folder_without_classes_beside_a_validation_folder_says_so(make_f
         load(folder)
 
 
-def composed(name, form):
+def spelt(name, form):
     return unicodedata.normalize(form, name)
 
 
 def test_names_that_differ_in_unicode_composition_alone_are_one_class(make_folder):
     names = ("Käse", "éclair")
-    plain = make_folder({part: {composed(name, "NFC"): [(6, 6)] * 2 for name in names} for part in FOLDER})
+    plain = make_folder({part: {spelt(name, "NFC"): [(6, 6)] * 2 for name in names} for part in FOLDER})
     wanted = load(plain)
     for path in (plain / "train").iterdir():
-        path.rename(path.with_name(composed(path.name, "NFD")))
+        path.rename(path.with_name(spelt(path.name, "NFD")))
     assert sorted(path.name for path in (plain / "train").iterdir()) != sorted(wanted.class_names)
     raw = load(plain)
-    assert raw.class_names == wanted.class_names == tuple(composed(name, "NFC") for name in names)
+    assert raw.class_names == wanted.class_names == tuple(spelt(name, "NFC") for name in names)
     assert np.array_equal(raw.train.images, wanted.train.images)
-    (plain / "test" / composed("éclair", "NFD")).mkdir()
-    spelt = r"test holds two folders of the name 'éclair', written 'e\\u0301clair' and '\\xe9clair'; merge or rename"
-    with pytest.raises(DatasetError, match=spelt):
+    (plain / "test" / spelt("éclair", "NFD")).mkdir()
+    words = r"test holds two folders of the name 'éclair', written 'e\\u0301clair' and '\\xe9clair'; merge or rename"
+    with pytest.raises(DatasetError, match=words):
         load(plain)
 
 
