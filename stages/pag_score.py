@@ -47,7 +47,7 @@ def main() -> None:
         targets = _targets(opened, dataset, test)
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
-        judge = trained_judge(train, test, classes=dataset.classes, images=params.pag_score.judge_images)
+        judge = trained_judge(train, test, class_names=dataset.class_names, images=params.pag_score.judge_images)
         ((norm, radius),) = params.pag_score.judged_radius.items()
         scores, seen = {}, {}
         for who, place in (("model", "classifier"), ("baseline", "baseline")):

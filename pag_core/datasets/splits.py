@@ -1,5 +1,7 @@
 """Train, validation and test splits; every choice of a parameter is made on the validation split."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.model_selection import train_test_split
 
@@ -16,13 +18,13 @@ def split(
     `test_fraction` is used only where `raw` has no test split of its own. Both divisions keep the proportions of the classes.
     Raises DatasetError if a class has too few images to be in every split.
     """
-    train, test = raw.train, raw.test
+    train, test, names = raw.train, raw.test, raw.class_names
     if test is None:
-        train, test = _divide(train, test_fraction, derived_seed(seed, "test split"), "prepare.test_fraction")
+        train, test = _divide(train, names, test_fraction, derived_seed(seed, "test split"), "prepare.test_fraction")
     if images_per_class is not None:
         train, test = (_capped(part, images_per_class) for part in (train, test))
     train, validation = _divide(
-        train, validation_fraction, derived_seed(seed, "validation split"), "prepare.validation_fraction"
+        train, names, validation_fraction, derived_seed(seed, "validation split"), "prepare.validation_fraction"
     )
     order = np.random.default_rng(derived_seed(seed, "test order")).permutation(len(test))
     return {"train": train, "validation": validation, "test": test.take(order)}
@@ -34,12 +36,15 @@ def repeated_images(splits: dict[str, LabelledImages]) -> dict[str, int]:
     return {name: sum(image.tobytes() in known for image in splits[name].images) for name in ("validation", "test")}
 
 
-def _divide(whole: LabelledImages, fraction: float, seed: int, name: str) -> tuple[LabelledImages, LabelledImages]:
+def _divide(
+    whole: LabelledImages, class_names: Sequence[str], fraction: float, seed: int, name: str
+) -> tuple[LabelledImages, LabelledImages]:
     indices = np.arange(len(whole))
     try:
         rest, part = train_test_split(indices, test_size=fraction, stratify=whole.labels, random_state=seed % 2**32)
     except ValueError as error:
-        smallest = int(np.bincount(whole.labels).min())
+        counts = np.bincount(whole.labels, minlength=len(class_names))
+        smallest = f"{class_names[int(counts.argmin())]!r} with {counts.min()}"
         raise DatasetError(
             f"{len(whole)} images (smallest class: {smallest}) cannot be divided with {name}={fraction}: {error}"
         ) from error
@@ -48,8 +53,8 @@ def _divide(whole: LabelledImages, fraction: float, seed: int, name: str) -> tup
         if absent := sorted(set(whole.labels.tolist()) - set(whole.labels[taken].tolist())):
             count = int((whole.labels == absent[0]).sum())
             raise DatasetError(
-                f"{name}={fraction} leaves one of the splits without class {absent[0]}, which has {count} images; give it more "
-                "images, or leave it out"
+                f"{name}={fraction} leaves one of the splits without the class {class_names[absent[0]]!r}, which has {count} "
+                "images; give it more images, or leave it out"
             )
     return whole.take(rest), whole.take(part)
 

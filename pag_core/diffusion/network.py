@@ -70,13 +70,18 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
     """guided_diffusion's U-Net with C+1 labels; label C stands for "no class" (Appendix G.2).
 
     Takes images float [B, C, H, W] in [-1, 1] with noise, timesteps and labels [B]; returns the predicted noise, with
-    as many channels again for the variance where `learn_sigma`. Raises ParamsError for an image that it cannot halve and
-    for attention that does not fit.
+    as many channels again for the variance where `learn_sigma`. Raises ParamsError for an image that is not square or that
+    it cannot halve, and for attention that does not fit.
     """
     card = OWN_FORM | card
     channels, height, width = image_shape
     halvings = len(card["channel_multipliers"]) - 1
-    if height != width or height % 2**halvings:
+    if height != width:
+        raise ParamsError(
+            f"the diffusion model takes square images, and these are {width}x{height} pixels (width x height); set "
+            "prepare.image_size, to which the shorter side is scaled and the centre cropped"
+        )
+    if height % 2**halvings:
         raise ParamsError(
             f"diffusion.channel_multipliers {card['channel_multipliers']} halve the image {halvings} times, which images "
             f"of {height}x{width} pixels do not allow; set prepare.image_size or give fewer multipliers"

@@ -4,6 +4,7 @@ This project's own, as the PAG score is. Test images are pushed towards every ot
 (Fig. 2); the judge is a support vector machine on pixels, which has no gradient in common with any network.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,18 +36,18 @@ class Judge:
         return torch.from_numpy(self.machine.predict(images.flatten(1).cpu().numpy())).to(torch.int64)
 
 
-def trained_judge(train: Split, test: Split, *, classes: int, images: int) -> Judge:
+def trained_judge(train: Split, test: Split, *, class_names: Sequence[str], images: int) -> Judge:
     """A judge of the first `images` of the training split, or of all there are, tested on as many test images.
 
     Both splits are shuffled, so that their first images are a fair sample. The cost of a support vector machine grows with
-    the square of the number of images, which is why there is a limit. Raises ParamsError unless each of the `classes` is
+    the square of the number of images, which is why there is a limit. Raises ParamsError unless each of the classes is
     among them: one that the judge does not know it never sees.
     """
     trained, tested = (slice(0, min(images, len(split))) for split in (train, test))
-    if unknown := set(range(classes)) - set(train.labels[trained].tolist()):
+    if unknown := set(range(len(class_names))) - set(train.labels[trained].tolist()):
         raise ParamsError(
-            f"params.yaml: pag_score.judge_images is {images}, and none of that many training images is of class "
-            f"{min(unknown)}; set it higher"
+            f"params.yaml: pag_score.judge_images is {images}, and none of that many training images is of the class "
+            f"{class_names[min(unknown)]!r}; set it higher"
         )
     machine = SVC(kernel="rbf", gamma="scale", C=PENALTY)
     machine.fit(train.pixels(trained).flatten(1).cpu().numpy(), train.labels[trained].cpu().numpy())

@@ -1,5 +1,7 @@
 """Nearest Neighbor (NN, Section 4.1, Eq. 6): the image's nearest among a limited sample of each class, never itself."""
 
+from collections.abc import Sequence
+
 import torch
 
 from pag_core.compute.randomness import generator
@@ -24,11 +26,14 @@ def class_samples(train: Split, classes: int, *, samples_per_class: int, seed: i
     )
 
 
-def nearest_neighbor_indices(images: torch.Tensor, train: Split, samples: torch.Tensor) -> torch.Tensor:
+def nearest_neighbor_indices(
+    images: torch.Tensor, train: Split, samples: torch.Tensor, class_names: Sequence[str] | None = None
+) -> torch.Tensor:
     """For each image the index into `train` of its L2-nearest sample of each class, other than an equal image (Eq. 6).
 
     `images` [N, C, H, W], uint8 or float32 as those of `train`; `samples` int64 [classes, S] from `class_samples`; returns
-    int32 [N, classes]. Raises DatasetError if all samples of a class equal an image.
+    int32 [N, classes]. Raises DatasetError if all samples of a class, called by its name where there are `class_names`, equal
+    an image.
     """
     classes, per_class = samples.shape
     device = images.device
@@ -40,8 +45,9 @@ def nearest_neighbor_indices(images: torch.Tensor, train: Split, samples: torch.
         best = distances.unflatten(1, (classes, per_class)).min(2)
         if best.values.isinf().any():
             row, label = torch.nonzero(best.values.isinf())[0].tolist()
+            name = label if class_names is None else repr(class_names[label])
             raise DatasetError(
-                f"all {per_class} samples of class {label} equal image {start + row}, so Eq. 6 has no neighbour; "
+                f"all {per_class} samples of the class {name} equal image {start + row}, so Eq. 6 has no neighbour; "
                 "raise nn.samples_per_class or remove duplicate images"
             )
         nearest.append(samples.to(device).gather(1, best.indices.T).T)

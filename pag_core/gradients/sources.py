@@ -43,7 +43,10 @@ def _class_mean(dataset: Dataset, params: Params, images: dict[str, torch.Tensor
 def _nearest_neighbor(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
     train = dataset.splits["train"]
     samples = class_samples(train, dataset.classes, samples_per_class=params.nn.samples_per_class, seed=params.seed)
-    nearest = {f"{split}/neighbours": nearest_neighbor_indices(part, train, samples) for split, part in images.items()}
+    nearest = {
+        f"{split}/neighbours": nearest_neighbor_indices(part, train, samples, dataset.class_names)
+        for split, part in images.items()
+    }
     return SmallStore("neighbours", nearest)
 
 

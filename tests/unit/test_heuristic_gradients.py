@@ -112,5 +112,5 @@ def test_distances_are_exact_where_float32_would_not_be():
 
 def test_all_samples_equal_to_an_image_are_refused():
     train = make_split([np.full((1, 2, 2), 5)] * 3 + [np.full((1, 2, 2), 9)], [0, 0, 0, 1])
-    with pytest.raises(DatasetError, match=r"all 2 samples of class 0 equal image 1.*nn.samples_per_class"):
-        nearest_neighbor_indices(train.images[[3, 0]], train, torch.tensor([[0, 1], [3, 0]]))
+    with pytest.raises(DatasetError, match=r"all 2 samples of the class 'ant' equal image 1.*nn.samples_per_class"):
+        nearest_neighbor_indices(train.images[[3, 0]], train, torch.tensor([[0, 1], [3, 0]]), ("ant", "bee"))

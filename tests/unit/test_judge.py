@@ -10,6 +10,8 @@ from pag_core.errors import ParamsError
 from pag_core.evaluation.judge import Judge, judged, judged_unpushed, trained_judge
 from pag_core.evaluation.pgd import targeted_images
 
+NAMES = ("ant", "bee", "cat")
+
 
 class Nearest:
     """A judge that we can compute: the class whose mean pixel, class / 10, is nearest."""
@@ -76,7 +78,7 @@ class Flat(nn.Module):
 
 def test_the_count_is_that_of_a_loop(dataset, make_classifier):
     classifier = make_classifier().eval().requires_grad_(False)
-    judge = trained_judge(dataset.splits["train"], dataset.splits["test"], classes=3, images=1000)
+    judge = trained_judge(dataset.splits["train"], dataset.splits["test"], class_names=NAMES, images=1000)
     images, labels = dataset.splits["test"].pixels(slice(0, 5)), dataset.splits["test"].labels[:5]
     found = judged(judge, classifier, images, labels, classes=3, norm="L2", radius=2.0, steps=10)
     hits = []
@@ -96,7 +98,7 @@ def test_the_judge_decides_as_its_kernel_says(dataset):
         Split(part.images[part.labels < 2], part.labels[part.labels < 2])
         for part in (dataset.splits["train"], dataset.splits["test"])
     )
-    judge = trained_judge(train, test, classes=2, images=1000)
+    judge = trained_judge(train, test, class_names=NAMES[:2], images=1000)
     learnt, shown = (split.pixels().flatten(1).double().numpy() for split in (train, test))
     gamma = 1 / (learnt.shape[1] * learnt.var())
     machine = judge.machine
@@ -115,7 +117,7 @@ def test_the_judge_decides_as_its_kernel_says(dataset):
 
 def test_the_number_of_images_is_limited(dataset):
     train, test = dataset.splits["train"], dataset.splits["test"]
-    judge = trained_judge(train, test, classes=3, images=14)
+    judge = trained_judge(train, test, class_names=NAMES, images=14)
     assert (judge.trained_on, judge.tested) == (14, 14)
     assert judge.machine.support_.max() < 14
     seen = judge.sees(test.pixels())
@@ -125,9 +127,10 @@ def test_the_number_of_images_is_limited(dataset):
 def test_a_judge_that_does_not_know_a_class_is_refused(dataset):
     train, test = dataset.splits["train"], dataset.splits["test"]
     known = next(count for count in range(1, 36) if len(train.labels[:count].unique()) == 3)
-    assert trained_judge(train, test, classes=3, images=known).trained_on == known
+    assert trained_judge(train, test, class_names=NAMES, images=known).trained_on == known
     for count in (1, known - 1):
         with pytest.raises(
-            ParamsError, match=rf"judge_images is {count}, and none of that many .* is of class [012]; set"
+            ParamsError,
+            match=rf"judge_images is {count}, and none of that many .* is of the class '(ant|bee|cat)'; set",
         ):
-            trained_judge(train, test, classes=3, images=count)
+            trained_judge(train, test, class_names=NAMES, images=count)
