@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pag_core.figures.palette import SMALL_SIZE, short_name
+from pag_core.figures.palette import SMALL_SIZE, short_name, text_width
 
 DEGREES = 35
 # inches: of a character at SMALL_SIZE, and what stands free above an upright name
@@ -30,11 +30,11 @@ class ColumnNames:
 
 
 def column_names(names: tuple[str, ...], *, fitting: int, size: int = SMALL_SIZE) -> ColumnNames:
-    """How `names` are written above columns that hold `fitting` characters each; `size`, in points, is that of upright ones."""
-    if all(len(name) <= fitting for name in names):
+    """How `names` are written above columns that hold `fitting` letters each; `size`, in points, is that of upright ones."""
+    if all(text_width(name) <= fitting for name in names):
         upright = {"fontsize": size, "ha": "center", "va": "bottom"}
-        return ColumnNames(tuple(short_name(name, fitting) for name in names), 0.0, 0.0, upright)
+        return ColumnNames(names, 0.0, 0.0, upright)
     slanted = {"fontsize": SMALL_SIZE, "va": "bottom", "rotation": DEGREES, "rotation_mode": "anchor"}
     short = tuple(short_name(name, MOST_CHARACTERS) for name in names)
-    room = CHARACTER * max(map(len, short)) * math.sin(math.radians(DEGREES)) - FREE
+    room = CHARACTER * max(map(text_width, short)) * math.sin(math.radians(DEGREES)) - FREE
     return ColumnNames(short, room, SHIFT, slanted)

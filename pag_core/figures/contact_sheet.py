@@ -1,13 +1,22 @@
 """A sheet of small pictures: for each test image its input, and below the class names a row per method."""
 
-import textwrap
-
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pag_core.figures.class_labels import LINE, ClassLabels
 from pag_core.figures.column_names import column_names
-from pag_core.figures.palette import LABEL_SIZE, MUTED_COLOUR, SMALL_SIZE, SUBTITLE_SIZE, TITLE_SIZE, draw_picture
+from pag_core.figures.fonts import escaped
+from pag_core.figures.palette import (
+    LABEL_SIZE,
+    MUTED_COLOUR,
+    SMALL_SIZE,
+    SUBTITLE_SIZE,
+    TITLE,
+    draw_picture,
+    text_width,
+    wrapped,
+)
 
 # all lengths in inches
 CELL = 0.8
@@ -26,39 +35,45 @@ ROW_FITTING = 19  # characters beside a row
 
 
 class ContactSheet:
-    """Places pictures by inches: `rows` (method names) times `columns` (class names) for each input image.
+    """Places pictures by inches: `rows` (method names) times the first `shown` classes for each input image.
 
-    `inputs` float [B, C, H, W] in [0, 1]; `input_names` are written below them. Draw into `cell(image, row, column)`.
-    Must be made and filled inside `palette.style()`.
+    `inputs` float [B, C, H, W] in [0, 1] of the classes `owns`; all classes are called as `classes` says, below the inputs
+    and above the columns. Draw into `cell(image, row, column)`. Must be made and filled inside `palette.style()` of the
+    names of rows and classes.
     """
 
     def __init__(
         self,
         inputs: torch.Tensor,
-        input_names: list[str],
+        owns: list[int],
         *,
         rows: list[str],
-        columns: list[str],
+        classes: ClassLabels,
+        shown: int,
         title: str,
         subtitle: str,
     ) -> None:
         self.rows = rows
-        size = SUBTITLE_SIZE if all(len(name) <= 3 for name in columns) else SMALL_SIZE
-        self.columns = column_names(tuple(columns), fitting=FITTING, size=size)
+        columns = tuple(classes.names[label] for label in range(shown))
+        size = SUBTITLE_SIZE if all(text_width(name) <= 3 for name in columns) else SMALL_SIZE
+        self.columns = column_names(columns, fitting=FITTING, size=size)
         self.head = HEAD + self.columns.room
         # an image with a single row still needs room for its input and caption
         self.block = max(len(rows) * (CELL + GAP), CELL + CAPTION) + BETWEEN_IMAGES
         self.left = MARGIN + INPUT + NAMES
         self.width = max(NARROWEST, self.left + len(columns) * (CELL + GAP) + self.columns.room + MARGIN)
-        self.height = self.head + len(inputs) * self.block - BETWEEN_IMAGES + FOOT
+        legend = classes.legend_lines(self.width - 2 * MARGIN)
+        self.explained = LINE * len(legend)
+        self.height = self.head + len(inputs) * self.block - BETWEEN_IMAGES + FOOT + self.explained
         self.figure = Figure(figsize=(self.width, self.height))
-        self._write(MARGIN, self.height - 0.3, title, size=TITLE_SIZE, weight="bold")
+        self.figure.text(MARGIN / self.width, 1 - 0.3 / self.height, title, va="center", **TITLE)
         self._write(MARGIN, self.height - 0.56, subtitle, size=LABEL_SIZE, colour=MUTED_COLOUR)
+        self._write(MARGIN, 0.12, "\n".join(legend), size=SMALL_SIZE, vertical="bottom")
         self._name_columns()
-        for image, (pixels, name) in enumerate(zip(inputs, input_names, strict=True)):
-            self._place_input(image, pixels, name)
+        for image, (pixels, own) in enumerate(zip(inputs, owns, strict=True)):
+            self._place_input(image, pixels, classes.caption(own))
             for row, row_name in enumerate(rows):
-                lines = [part for line in row_name.split("\n") for part in _broken(line)]
+                lines = [part for line in row_name.split("\n") for part in _broken(escaped(line))]
                 middle = self._top(image, row) - CELL / 2
                 self._write(self.left - 0.12, middle, "\n".join(lines), size=LABEL_SIZE, horizontal="right")
 
@@ -68,11 +83,11 @@ class ContactSheet:
 
     def footnote(self, text: str) -> None:
         """Write a line below the pictures."""
-        self._write(MARGIN, 0.3, text, size=SMALL_SIZE, colour=MUTED_COLOUR)
+        self._write(MARGIN, 0.3 + self.explained, text, size=SMALL_SIZE, colour=MUTED_COLOUR)
 
     def strip(self) -> Axes:
         """New axes for a colour scale, below the pictures and above the footnote, with room for a word on either side."""
-        left, bottom, width, height = self.left + 0.6, 0.62, 1.6, 0.12
+        left, bottom, width, height = self.left + 0.6, 0.62 + self.explained, 1.6, 0.12
         return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
     def _top(self, image: int, row: int) -> float:
@@ -82,12 +97,11 @@ class ContactSheet:
         return self.figure.add_axes((left / self.width, bottom / self.height, side / self.width, side / self.height))
 
     def _write(
-        self, x: float, y: float, text: str, *, size: float, colour: str | None = None, weight: str = "normal",
-        horizontal: str = "left", vertical: str = "center",
+        self, x: float, y: float, text: str, *, size: float, colour: str | None = None, horizontal: str = "left",
+        vertical: str = "center",
     ) -> None:  # fmt: skip
         self.figure.text(
-            x / self.width, y / self.height, text, fontsize=size, fontweight=weight, color=colour, ha=horizontal,
-            va=vertical,
+            x / self.width, y / self.height, text, fontsize=size, color=colour, ha=horizontal, va=vertical,
         )  # fmt: skip
 
     def _name_columns(self) -> None:
@@ -107,6 +121,6 @@ class ContactSheet:
 
 def _broken(line: str) -> list[str]:
     """The lines of a row's name; lambda and its value stay together."""
-    if len(line) <= ROW_FITTING:
+    if text_width(line) <= ROW_FITTING:
         return [line]
-    return textwrap.wrap(line.replace("λ ", "λ\N{NO-BREAK SPACE}"), ROW_FITTING)
+    return wrapped(line.replace("λ ", "λ\N{NO-BREAK SPACE}"), ROW_FITTING)

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from pag_core.figures.labels import norm_and_radius, norm_label
 from pag_core.figures.model_marks import MARKER_SIZE, Kind, fills, legend_marks
-from pag_core.figures.palette import LABEL_SIZE, MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE_SIZE, pad, style, tidy
+from pag_core.figures.palette import LABEL_SIZE, MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE, pad, style, tidy
 
 # ranks of fewer say nothing
 FEWEST_MODELS = 3
@@ -74,7 +74,7 @@ def correlation(models: Sequence[ScoredModel], *, setting: str, reference: str) 
         panels[1].xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         panels[0].set_ylabel(f"accuracy under AutoAttack, {norm_label(norm)} {radius}")
         panels[0].set_ylim(bottom=0)
-        figure.suptitle("Alignment of gradients against robustness", fontsize=TITLE_SIZE, fontweight="bold")
+        figure.suptitle("Alignment of gradients against robustness", **TITLE)
         legend = figure.legend(
             handles=legend_marks(model.kind for model in models),
             title="each mark is a model of one seed; rho is Spearman's",

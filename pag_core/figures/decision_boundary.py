@@ -21,7 +21,7 @@ from pag_core.figures.palette import (
     MUTED_COLOUR,
     OUTSIDE_LEGEND,
     TEXT_COLOUR,
-    TITLE_SIZE,
+    TITLE,
     pad,
     style,
 )
@@ -62,7 +62,7 @@ def decision_boundary(panels: list[Panel], test: Split, *, radius: float, steps:
             axes.set_title(f"{panel.name}\nclean {clean}, PGD-{steps} {pgd}, exact {exact}", fontsize=LABEL_SIZE)
             if number == 0:
                 axes.set_ylabel("x₂")
-        figure.suptitle("Decision boundaries on the toy dataset", fontsize=TITLE_SIZE, fontweight="bold")
+        figure.suptitle("Decision boundaries on the toy dataset", **TITLE)
         figure.legend(handles=_legend(radius), **OUTSIDE_LEGEND)
         pad(figure)
     return figure

@@ -7,6 +7,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pag_core.datasets.prepared import Dataset
+from pag_core.figures.class_labels import class_labels
 from pag_core.figures.contact_sheet import ContactSheet
 from pag_core.figures.palette import (
     OWN_CLASS_COLOUR,
@@ -15,7 +16,6 @@ from pag_core.figures.palette import (
     SMALL_SIZE,
     draw_picture,
     frame,
-    short_name,
     shown_classes,
     style,
 )
@@ -54,12 +54,14 @@ def gradient_sheet(dataset: Dataset, indices: torch.Tensor, rows: dict[str, torc
     test = dataset.splits["test"]
     shown, _ = shown_classes(dataset.classes)
     labels = [int(label) for label in test.labels[indices]]
-    with style():
+    classes = class_labels(dataset.class_names, [*range(shown), *labels])
+    with style([*classes.texts, *rows]):
         sheet = ContactSheet(
             test.pixels(indices),
-            [f"class {short_name(dataset.class_names[label])}" for label in labels],
+            labels,
             rows=list(rows),
-            columns=list(dataset.class_names[:shown]),
+            classes=classes,
+            shown=shown,
             title=title,
             subtitle="g(x, c), the direction in which image x comes to look more like class c",
         )

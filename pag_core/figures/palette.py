@@ -1,6 +1,8 @@
 """The common look of all figures: colours that colour-blind readers can tell apart, font sizes, and saving to equal bytes."""
 
-from collections.abc import Iterator
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pag_core.figures.fonts import FONT, families_for
 from pag_core.pipeline.artifacts import replacing_file
 
 # Okabe and Ito's blue and vermilion; everything else is grey
@@ -26,10 +29,12 @@ CLASS_COLOURS = ("#E69F00", "#56B4E9")
 
 OWN_CLASS_WIDTH = 2.4  # points
 
-TITLE_SIZE = 13
 SUBTITLE_SIZE = 11
 LABEL_SIZE = 10
 SMALL_SIZE = 9
+
+# of one font: those for other scripts may have no bold
+TITLE: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "fontfamily": FONT}
 
 DPI = 160
 # a picture of C classes in a row is readable up to this many columns
@@ -37,9 +42,10 @@ MOST_CLASSES = 10
 
 # Any: matplotlib's own type of the keys is one long Literal
 _SETTINGS: Any = {
-    "font.family": ["DejaVu Sans"],
     "font.size": LABEL_SIZE,
     "text.color": TEXT_COLOUR,
+    # names may hold dollars
+    "text.parse_math": False,
     "text.usetex": False,
     "axes.edgecolor": MUTED_COLOUR,
     "axes.facecolor": "white",
@@ -71,9 +77,9 @@ OUTSIDE_LEGEND: dict[str, Any] = {
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """The figures' settings, whatever a matplotlibrc on this machine says."""
-    with mpl.rc_context(_SETTINGS):
+def style(texts: Iterable[str] = ()) -> Iterator[None]:
+    """The figures' settings, whatever a matplotlibrc on this machine says, and fonts for names `texts` in any script."""
+    with mpl.rc_context(_SETTINGS | {"font.family": [FONT, *families_for(frozenset("".join(texts)))]}):
         yield
 
 
@@ -118,7 +124,22 @@ def frame(axes: Axes, colour: str = GRID_COLOUR, width: float = 0.6) -> None:
         spine.set(visible=True, edgecolor=colour, linewidth=width)
 
 
+def text_width(text: str) -> int:
+    """Its width in letters: a Chinese, Japanese or Korean character or an emoji is as wide as two, an accent takes none."""
+    return sum(
+        0 if unicodedata.category(one) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(one) in "WF")
+        for one in text
+    )
+
+
+def wrapped(text: str, most: int) -> list[str]:
+    """`text` in lines of about `most` letters of width, broken at blanks where there are any."""
+    return textwrap.wrap(text, max(1, most * len(text) // max(1, text_width(text))))
+
+
 def short_name(class_name: str, most: int = 12) -> str:
-    """A class name that fits above a picture: at most `most` characters, and no mathematics of matplotlib in it."""
-    text = class_name if len(class_name) <= most else class_name[: most - 1] + "…"
-    return text.replace("$", r"\$")
+    """A class name that fits above a picture: at most `most` letters wide."""
+    if text_width(class_name) <= most:
+        return class_name
+    end = next(end for end in range(len(class_name) + 1) if text_width(class_name[: end + 1]) > most - 1)
+    return f"{class_name[:end]}…"

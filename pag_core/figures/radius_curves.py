@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pag_core.figures.fonts import escaped
 from pag_core.figures.labels import norm_and_radius, norm_label, seeds_label, settings_by_norm
 from pag_core.figures.model_marks import Fill, Kind, fills
-from pag_core.figures.palette import MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE_SIZE, pad, style, tidy
+from pag_core.figures.palette import MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE, pad, style, tidy
 from pag_core.params.values import radius_value
 
 # of rows of the same kind, as those that differ in lambda alone, in the order in which they come
@@ -42,7 +43,7 @@ def radius_curves(curves: Sequence[RadiusCurve], *, steps: int) -> Figure:
     for curve in curves:
         before = sum(replace(kind, radius=curve.kind.radius) == curve.kind for kind, _, _ in lines.values())
         lines[curve.label] = (curve.kind, filled[curve.kind], LINES[before % len(LINES)])
-    with style():
+    with style(lines):
         figure = Figure(figsize=(max(5.2 * len(grouped), 7.2), 5.4), layout="constrained")
         panels = figure.subplots(1, len(grouped), squeeze=False, sharey=True)[0]
         for axes, (norm, keys) in zip(panels, grouped.items(), strict=True):
@@ -56,13 +57,16 @@ def radius_curves(curves: Sequence[RadiusCurve], *, steps: int) -> Figure:
         panels[0].set_ylabel("accuracy")
         panels[0].set_ylim(-0.02, 1.02)
         panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        figure.suptitle(f"Accuracy against the radius of PGD-{steps}", fontsize=TITLE_SIZE, fontweight="bold")
+        figure.suptitle(f"Accuracy against the radius of PGD-{steps}", **TITLE)
+        # named afterwards: matplotlib leaves out of a legend what begins with an underscore
         handles = [
-            Line2D([], [], label=label, **_look(*look))  # type: ignore[arg-type]
-            for label, look in lines.items()
+            Line2D([], [], label=str(number), **_look(*look))  # type: ignore[arg-type]
+            for number, look in enumerate(lines.values())
         ]
         said = f"mean of {seeds} seeds, and their range" if seeds > 1 else "one seed"
         legend = figure.legend(handles=handles, title=said, **{**OUTSIDE_LEGEND, "ncols": 4})
+        for text, label in zip(legend.get_texts(), lines, strict=True):
+            text.set_text(escaped(label))
         legend.get_title().set(fontsize=SMALL_SIZE, color=MUTED_COLOUR)
         pad(figure)
     return figure

@@ -14,7 +14,7 @@ from pag_core.figures.palette import (
     MUTED_COLOUR,
     OUTSIDE_LEGEND,
     SMALL_SIZE,
-    TITLE_SIZE,
+    TITLE,
     pad,
     style,
     tidy,
@@ -46,7 +46,7 @@ def robustness_radius(masking: dict[str, Any], autoattack: dict[str, Any], *, mo
         panels[0].set_ylabel("accuracy")
         panels[0].set_ylim(-0.02, 1.02)
         panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        figure.suptitle("Accuracy against the radius of the attack", fontsize=TITLE_SIZE, fontweight="bold")
+        figure.suptitle("Accuracy against the radius of the attack", **TITLE)
         note = f"PGD: {masking['images']} test images; AutoAttack: {autoattack['images']}"
         legend = figure.legend(handles=_legend(model, beside, masking["pgd_steps"]), title=note, **OUTSIDE_LEGEND)
         legend.get_title().set(fontsize=SMALL_SIZE, color=MUTED_COLOUR)

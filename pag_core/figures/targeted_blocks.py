@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from pag_core.figures.class_labels import LINE, class_labels
 from pag_core.figures.column_names import column_names
+from pag_core.figures.fonts import escaped
 from pag_core.figures.labels import norm_label
 from pag_core.figures.palette import (
     LABEL_SIZE,
@@ -14,7 +16,7 @@ from pag_core.figures.palette import (
     OWN_CLASS_COLOUR,
     SMALL_SIZE,
     SUBTITLE_SIZE,
-    TITLE_SIZE,
+    TITLE,
     draw_picture,
     frame,
     shown_classes,
@@ -54,16 +56,17 @@ def targeted_blocks(
     """
     shown, remark = shown_classes(len(class_names))
     width = CELL + APART + shown * (CELL + GAP)
-    names = column_names(class_names[:shown], fitting=FITTING)
+    classes = class_labels(class_names, range(shown))
+    names = column_names(tuple(classes.names.values()), fitting=FITTING)
     head = BLOCK_HEAD + names.room
     height = head + len(images) * (CELL + GAP)
     columns = min(COLUMNS, len(pushed))
     rows = math.ceil(len(pushed) / columns)
-    whole = (
-        max(2 * MARGIN + columns * width + (columns - 1) * BETWEEN, 7.2),
-        HEAD + rows * height + (rows - 1) * BETWEEN + FOOT,
-    )
-    with style():
+    whole_width = max(2 * MARGIN + columns * width + (columns - 1) * BETWEEN, 7.2)
+    legend = classes.legend_lines(whole_width - 2 * MARGIN)
+    explained = LINE * len(legend)
+    whole = (whole_width, HEAD + rows * height + (rows - 1) * BETWEEN + FOOT + explained)
+    with style([*classes.texts, *pushed]):
         figure = Figure(figsize=whole)
 
         def write(x: float, y: float, text: str, **options: Any) -> None:
@@ -75,18 +78,14 @@ def targeted_blocks(
             if own:
                 frame(axes, OWN_CLASS_COLOUR, OWN_WIDTH)
 
-        write(
-            MARGIN, whole[1] - 0.32, f"Images pushed towards each class by targeted PGD{remark}", fontsize=TITLE_SIZE,
-            fontweight="bold", va="center",
-        )  # fmt: skip
-        write(
-            MARGIN, whole[1] - 0.58, f"{norm_label(norm)} radius {radius}, {steps} steps from the image on the left",
-            va="center", fontsize=LABEL_SIZE, color=MUTED_COLOUR,
-        )  # fmt: skip
+        title = f"Images pushed towards each class by targeted PGD{remark}"
+        write(MARGIN, whole[1] - 0.32, title, va="center", **TITLE)
+        setting = f"{norm_label(norm)} radius {radius}, {steps} steps from the image on the left"
+        write(MARGIN, whole[1] - 0.58, setting, va="center", fontsize=LABEL_SIZE, color=MUTED_COLOUR)
         for number, (name, pictures) in enumerate(pushed.items()):
             left = MARGIN + (number % columns) * (width + BETWEEN)
             top = whole[1] - HEAD - (number // columns) * (height + BETWEEN)
-            write(left, top - 0.2, name, fontsize=SUBTITLE_SIZE, va="center")
+            write(left, top - 0.2, escaped(name), fontsize=SUBTITLE_SIZE, va="center")
             for column, class_name in enumerate(names.names):
                 middle = left + CELL + APART + column * (CELL + GAP) + CELL / 2
                 write(middle + names.shift * CELL, top - head + 0.06, class_name, **names.options)
@@ -95,5 +94,7 @@ def targeted_blocks(
                 picture(left, bottom, image, own=False)
                 for column, pixels in enumerate(pictures[row, :shown]):
                     picture(left + CELL + APART + column * (CELL + GAP), bottom, pixels, own=column == int(label))
-        write(MARGIN, 0.2, "Green frame: the image's own class.", fontsize=SMALL_SIZE, color=MUTED_COLOUR, va="center")
+        note = "Green frame: the image's own class."
+        write(MARGIN, 0.2 + explained, note, fontsize=SMALL_SIZE, color=MUTED_COLOUR, va="center")
+        write(MARGIN, 0.08, "\n".join(legend), fontsize=SMALL_SIZE, va="bottom")
     return figure

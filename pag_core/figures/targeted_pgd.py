@@ -3,6 +3,7 @@
 import torch
 from matplotlib.figure import Figure
 
+from pag_core.figures.class_labels import class_labels
 from pag_core.figures.contact_sheet import ContactSheet
 from pag_core.figures.labels import norm_label
 from pag_core.figures.palette import (
@@ -10,7 +11,6 @@ from pag_core.figures.palette import (
     OWN_CLASS_WIDTH,
     draw_picture,
     frame,
-    short_name,
     shown_classes,
     style,
 )
@@ -33,12 +33,14 @@ def targeted_pgd(
     """
     shown, remark = shown_classes(len(class_names))
     owns = [int(label) for label in labels]
-    with style():
+    classes = class_labels(class_names, [*range(shown), *owns])
+    with style([*classes.texts, *pushed]):
         sheet = ContactSheet(
             images,
-            [f"class {short_name(class_names[own])}" for own in owns],
+            owns,
             rows=list(pushed),
-            columns=list(class_names[:shown]),
+            classes=classes,
+            shown=shown,
             title=f"Images pushed towards each class by targeted PGD{remark}",
             subtitle=f"{norm_label(norm)} radius {radius}, {steps} steps from the image itself; one column per target class",
         )

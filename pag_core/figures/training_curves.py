@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pag_core.figures.palette import BASELINE_COLOUR, MODEL_COLOUR, OUTSIDE_LEGEND, TITLE_SIZE, pad, style, tidy
+from pag_core.figures.palette import BASELINE_COLOUR, MODEL_COLOUR, OUTSIDE_LEGEND, TITLE, pad, style, tidy
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -37,7 +37,7 @@ def training_curves(classifier: Curves, baseline: Curves, *, model: str, beside:
                 axes.set_ylim(0, 1.02)
                 axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
             tidy(axes)
-        figure.suptitle("Training curves", fontsize=TITLE_SIZE, fontweight="bold")
+        figure.suptitle("Training curves", **TITLE)
         handles, names_shown = panels[0].get_legend_handles_labels()
         figure.legend(handles, names_shown, **OUTSIDE_LEGEND)
         pad(figure)

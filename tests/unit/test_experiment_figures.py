@@ -240,12 +240,12 @@ def test_a_curve_is_the_mean_over_seeds_within_their_range(tmp_path):
     assert "cm (2 seeds)" in said and "sbg (" not in said
 
 
-def draw_blocks(dataset, classifiers=3, class_names=None):
+def draw_blocks(dataset, classifiers=3, class_names=None, rows=None):
     test = dataset.splits["test"]
     inputs = test.pixels(slice(0, 4))
     pushed = torch.stack([inputs * (label + 1) / dataset.classes for label in range(dataset.classes)], 1)
     return targeted_blocks(
-        inputs, test.labels[:4], {f"classifier {number}": pushed for number in range(classifiers)},
+        inputs, test.labels[:4], dict.fromkeys(rows or [f"classifier {number}" for number in range(classifiers)], pushed),
         class_names=class_names or dataset.class_names, norm="L2", radius="3.0", steps=60,
     )  # fmt: skip
 

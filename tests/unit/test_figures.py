@@ -220,10 +220,11 @@ def test_targeted_pgd_names_its_setting(dataset):
     assert "L₂ radius 3.0, 60 steps" in shown and "vanilla baseline" in shown and "model (SBG, λ 3)" in shown
 
 
-def test_a_class_name_is_not_read_as_mathematics(dataset, tmp_path):
-    odd = renamed(dataset, ["$\\frac{", "a_b^c$$", "<b>"])
-    save_figure(draw_targeted(odd), tmp_path / "odd.png")
-    assert short_name("a" * 40, 12) == "a" * 11 + "…"
+def test_a_long_name_is_cut():
+    assert short_name("a" * 40, 12) == "a" * 11 + "…" and short_name("a" * 12, 12) == "a" * 12
+    # as wide as two letters each, and an accent that stays with its letter
+    assert short_name("猫" * 7, 12) == "猫" * 5 + "…" and short_name("猫" * 6, 12) == "猫" * 6
+    assert short_name("e\u0301" * 13, 12) == "e\u0301" * 11 + "…"
 
 
 def test_robustness_panels_and_points():
