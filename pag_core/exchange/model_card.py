@@ -1,5 +1,6 @@
 """The card of an exported classifier in words: what it is, how to load it, what was measured, how to attack it again."""
 
+import re
 from typing import Any
 
 from pag_core.classifiers.architectures import PACKAGES
@@ -29,15 +30,21 @@ def model_card(
 
 def _title(name: str, who: str, dataset: str, card: Plain, parameters: int) -> str:
     channels, height, width = card["image_shape"]
+    classes = listed_classes([_as_text(name) for name in card["class_names"]])
     return (
         f"# {name}\n\nAn image classifier, {_how_trained(card)} (the {who} of a run of PAG: *Do Perceptually Aligned "
         f"Gradients Imply Robustness?*, Ganz, Kawar and Elad, ICML 2023).\n\n"
         f"- Architecture: `{card['arch']}`, {parameters:,} parameters, options "
         f"{', '.join(f'{key} {value}' for key, value in card['options'].items() if value is not None) or 'as by default'}\n"
         f"- Takes images float32 [B, {channels}, {height}, {width}] in [0, 1]; normalisation is inside. Returns logits\n"
-        f"- Classes, in the order of the logits: {listed_classes(card['class_names'])}; `card.json` names all\n"
+        f"- Classes, in the order of the logits: {classes}; `card.json` names all\n"
         f"- Data: {dataset}, fingerprint `{card['dataset']}`"
     )
+
+
+def _as_text(name: str) -> str:
+    """A name in Markdown, in one line: nothing in it is a mark or HTML."""
+    return re.sub(r"([\\`*<>&\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(name.split()))
 
 
 def _how_trained(card: Plain) -> str:

@@ -1,11 +1,14 @@
 """An exported classifier: whole, of this classifier, and built without the project."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 import foolbox
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
 from pag_core.classifiers.architectures import OPTIONS, PACKAGES, build_classifier
 from pag_core.classifiers.building import load_classifier, save_classifier
@@ -180,6 +183,30 @@ def test_the_card_says_what_it_was_trained_with(make_place, recipe, trained, ori
     text = model_card("out", "classifier", "digits", card, nothing, parameters=1)
     assert f"An image classifier, {trained} (the classifier of a run" in text
     assert f"- arch small_resnet, {origin}, method standard, seed 7\n" in text
+
+
+def test_class_names_are_read_as_they_are(make_place):
+    """By a reader of Markdown, which takes some characters for marks, and HTML for what it is."""
+    make_place()
+    card = json.loads((classifier_place("classifier") / "card.json").read_text())
+    card["class_names"] = [
+        "<b>bold</b>",
+        "*a*",
+        "_b_",
+        "n01_tench",
+        "`c` [d](e)",
+        "&amp;",
+        "a|b\\",
+        "two\nlines",
+        "# 猫",
+        "~~f~~",
+    ]
+    nothing = {"autoattack": None, "foolbox": None, "masking": None}
+    text = model_card("out", "classifier", "digits", card, nothing, parameters=1)
+    (line,) = (line for line in text.splitlines() if line.startswith("- Classes"))
+    read = html.unescape(re.sub("</?(ul|li)>", "", MarkdownIt("gfm-like", {"linkify": False}).render(line))).strip()
+    wanted = ", ".join(card["class_names"]).replace("\n", " ")
+    assert read == f"Classes, in the order of the logits: {wanted}; <code>card.json</code> names all"
 
 
 @pytest.mark.parametrize(("shape", "named"), [([3, 32, 32], True), ([3, 16, 16], False)])
