@@ -13,7 +13,7 @@ from pag_core.pipeline.places import CODE
 def main() -> None:
     """Write data/code/STAGE.txt for every program of stages/: a line for each file, with its fingerprint."""
     with replacing_folder(CODE) as folder:
-        for program in sorted((CHECKOUT / "stages").glob("*.py")):
+        for program in sorted((CHECKOUT / "stages").glob("[!.]*.py")):
             (folder / f"{program.stem}.txt").write_text(code_record(program), encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.datasets.published_archive import PublishedArchive
+from pag_core.errors import DatasetError
 
 ARCHIVE = PublishedArchive(
     dataset="Tiny ImageNet",
@@ -53,6 +54,12 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
 def _read(archive: zipfile.ZipFile, labelled: list[tuple[str, int]]) -> LabelledImages:
     images = np.empty((len(labelled), 3, SIDE, SIDE), np.uint8)
     for row, (name, _) in enumerate(labelled):
-        with Image.open(io.BytesIO(archive.read(name)), formats=("JPEG",)) as image:
-            images[row] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        try:
+            with Image.open(io.BytesIO(archive.read(name)), formats=("JPEG",)) as image:
+                images[row] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except Exception as error:  # the bytes are the published ones, but Pillow may be without JPEG
+            raise DatasetError(
+                f"{ARCHIVE.name}: {name} cannot be read as an image ({type(error).__name__}: {error}); install a Pillow that "
+                "decodes JPEG"
+            ) from error
     return LabelledImages(images, np.asarray([label for _, label in labelled], dtype=np.int64))

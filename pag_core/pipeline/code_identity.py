@@ -33,7 +33,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 def import_closure(root: Path, program: Path) -> set[Path]:
     """Files, relative to `root`, of every project module that `program` can load, whatever is loaded already.
 
-    Data files beside a module (a page's template) count with it; package __init__ files hold docs only.
+    Data files beside a module (a page's template) count with it, hidden ones do not; package __init__ files hold docs only.
     """
     found: set[Path] = set()
     waiting = [program]
@@ -45,7 +45,8 @@ def import_closure(root: Path, program: Path) -> set[Path]:
                 found.add(path)
                 waiting.append(path)
     beside = {file for folder in {path.parent for path in found} for file in (root / folder).iterdir()}
-    return found | {file.relative_to(root) for file in beside if file.is_file() and file.suffix != ".py"}
+    data = {file for file in beside if file.is_file() and file.suffix != ".py" and not file.name.startswith(".")}
+    return found | {file.relative_to(root) for file in data}
 
 
 @functools.lru_cache
@@ -74,7 +75,7 @@ def file_fingerprints(program: Path, root: Path = CHECKOUT) -> dict[str, str]:
     if closure:
         paths = closure | {program.relative_to(root)}
     else:
-        paths = {path.relative_to(root) for path in (root / PACKAGE).rglob("*.py")}
+        paths = {path.relative_to(root) for path in (root / PACKAGE).rglob("[!.]*.py")}
     found = {}
     for path in sorted(paths):
         content = (root / path).read_bytes()

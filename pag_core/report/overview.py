@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pag_core.errors import ArtifactError
 from pag_core.figures.labels import METHODS
@@ -202,6 +202,8 @@ def _as_url(png: bytes, place: str) -> str:
                 compact = io.BytesIO()
                 picture.save(compact, "WEBP", lossless=True)
                 kind, content = "webp", compact.getvalue()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ArtifactError(f"{place} is damaged ({error}); run the stage figures again") from None
+    except Exception as error:  # Pillow's readers raise of many kinds
+        raise ArtifactError(
+            f"{place} is damaged ({type(error).__name__}: {error}); run the stage figures again"
+        ) from None
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -59,7 +59,7 @@ class Curves:
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every curve of a folder that `Curves` wrote: name to (step, value) pairs."""
     curves = {}
-    for path in sorted(folder.glob("plots/metrics/*.tsv")):
+    for path in sorted(folder.glob("plots/metrics/[!.]*.tsv")):
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         curves[path.stem] = [(int(row["step"]), float(row[path.stem])) for row in rows]

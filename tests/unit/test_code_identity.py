@@ -104,6 +104,17 @@ def test_comments_docstrings_and_layout_are_no_part_of_it(checkout, edit, same):
     assert (code_fingerprint(program, checkout) == before) == same
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_hidden_files_are_no_code(checkout, tmp_path_factory, own):
+    """What macOS leaves in a folder that was looked at, and beside each file of a foreign disk, and what editors leave."""
+    program = checkout / "stages/report.py" if own else tmp_path_factory.mktemp("elsewhere") / "notebook.py"
+    shutil.copy(ROOT / "stages/report.py", program)
+    before = code_fingerprint(program, checkout)
+    for name in (".DS_Store", "._verdict.py", ".page.html.swp"):
+        (checkout / "pag_core/report" / name).write_bytes(b"\0\5\x16\7\xff")
+    assert code_fingerprint(program, checkout) == before
+
+
 def test_a_template_beside_a_module_is_part_of_it(checkout):
     program = checkout / "stages/report.py"
     shutil.copy(ROOT / "stages/report.py", program)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision.datasets
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pag_core.datasets import cifar, image_folder, loading, stl10, tiny_imagenet
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.resizing import at_size
+from pag_core.errors import DatasetError
 from tests.archives import WORDNET_IDS, small_cifar, small_stl10, small_tiny_imagenet
 from tests.samples import make_labelled
 
@@ -89,6 +90,20 @@ def test_tiny_imagenet_is_what_pil_reads(make_params, downloads, monkeypatch):
         assert sorted(WORDNET_IDS)[raw.test.labels[row]] == wordnet_id
     grey = [row for row, image in enumerate(raw.train.images) if (image == image[:1]).all()]
     assert len(grey) == 4  # of the archive's images, one of each class
+
+
+def test_no_exception_of_pillow_leaves_without_the_name_of_tiny_imagenets_file(make_params, downloads, monkeypatch):
+    """As where Pillow was built without JPEG; the archive's bytes are the published ones."""
+    archive, _ = small_tiny_imagenet(downloads)
+    monkeypatch.setattr(tiny_imagenet, "ARCHIVE", archive)
+
+    def failing(self):
+        raise OSError("decoder jpeg not available")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", failing)
+    words = rf"{archive.name}: tiny-imagenet-200/train/\w+/images/\S+.JPEG cannot be read as an image \(.*decoder jpeg"
+    with pytest.raises(DatasetError, match=words):
+        load_raw(make_params({"dataset": "tiny_imagenet"}))
 
 
 # --- prepare.image_size

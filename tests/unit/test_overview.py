@@ -5,12 +5,13 @@ import io
 import itertools
 import json
 import re
+import struct
 
 import pytest
 import typer
 import yaml
 from fsspec.implementations.dirfs import DirFileSystem
-from PIL import Image
+from PIL import Image, ImageFile
 
 from experiments import page
 from experiments.by_hand import ByHand, gather
@@ -104,6 +105,16 @@ def test_a_picture_that_is_too_long_for_webp_stays_png():
     assert as_webp.startswith("data:image/webp;base64,")
     with pytest.raises(PagError, match=r"figures/long\.png of x is damaged"):
         render_overview([Listed("x", "", {}, {}, {"long": png(16384)[:-60]})])
+
+
+@pytest.mark.parametrize("kind", [struct.error, ValueError, TypeError, Image.DecompressionBombError])
+def test_no_exception_of_pillow_leaves_without_the_pictures_name(monkeypatch, kind):
+    def failing(self):
+        raise kind("of the library")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", failing)
+    with pytest.raises(PagError, match=rf"figures/one\.png of x is damaged \({kind.__name__}: of the library\)"):
+        render_overview([Listed("x", "", {}, {}, {"one": png(4)})])
 
 
 def test_the_page_needs_nothing_outside_itself_and_escapes_names(work):
