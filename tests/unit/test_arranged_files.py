@@ -1,6 +1,9 @@
 """Which files of folders and archives are arranged for an experiment: all below a class but hidden ones."""
 
 import io
+import shutil
+import subprocess
+import sys
 import tarfile
 import unicodedata
 
@@ -11,7 +14,7 @@ from experiments.by_hand import ByHand
 from experiments.images import arrange_images
 from pag_core.datasets import image_folder
 from pag_core.errors import DatasetError
-from tests.samples import FOLDER, save_png
+from tests.samples import FOLDER, ROOT, save_png
 from tests.small_experiment import archived
 
 
@@ -190,3 +193,26 @@ def test_two_spellings_of_a_class_in_an_archive_are_refused(tmp_path, make_folde
         DatasetError, match=r"train.tar.xz holds two folders of the name 'Käse'.*; merge or rename them"
     ):
         arrange_images(pictures, tmp_path / "work", None)
+
+
+@pytest.mark.slow
+def test_hidden_files_are_no_change_for_dvc(tmp_path, make_folder):
+    """Of images within the checkout: the stage prepare would run again."""
+    make_folder(FOLDER)
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  prepare:\n    cmd: touch made\n    deps: [folder]\n    outs: [made]\n"
+    )
+
+    def dvc(*arguments):
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    dvc("init", "--no-scm")
+    dvc("repro")
+    for place in ("train/ant/._0.png", "train/.DS_Store", "test/bee/Thumbs.db", "__MACOSX/train/ant/._0.png"):
+        (tmp_path / "folder" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / place).touch()
+    assert "up to date" in dvc("status")
+    save_png(tmp_path / "folder/train/ant/2024/0.png")
+    assert "folder" in dvc("status")
