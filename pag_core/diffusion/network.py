@@ -1,5 +1,6 @@
 """The C+1-class U-Net and its noising (schedule, loss), built from what their card says."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,29 @@ OWN_FORM: dict[str, Any] = {
 }
 
 
+class _UNet(UNetModel):  # type: ignore[misc]  # the library has no types
+    """guided_diffusion's U-Net, whose embedding of the noise level is computed on the device.
+
+    The library's own forward pass makes a table of frequencies on the CPU and sends it, and a GPU is waited for each time.
+    """
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The noise predicted in x float [B, C, H, W] at `timesteps` [B] under labels y int64 [B], as the library has it."""
+        half = self.model_channels // 2
+        orders = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * orders / half)
+        embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1)) + self.label_emb(y)
+        features, skipped = x.type(self.dtype), []
+        for block in self.input_blocks:
+            features = block(features, embedding)
+            skipped.append(features)
+        features = self.middle_block(features, embedding)
+        for block in self.output_blocks:
+            features = block(torch.cat([features, skipped.pop()], dim=1), embedding)
+        predicted: torch.Tensor = self.out(features.type(x.dtype))
+        return predicted
+
+
 def architecture(params: DiffusionParams) -> dict[str, Any]:
     """The part of the parameters that a saved model must be rebuilt from."""
     plain = params.model_dump(mode="json")
@@ -103,7 +127,7 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
                 f"diffusion.{chosen}, which does not divide the {attending[side]} channels at {side} pixels; set "
                 "another divisor, or other diffusion.channels"
             )
-    network: nn.Module = UNetModel(
+    network: nn.Module = _UNet(
         image_size=height,
         in_channels=channels,
         model_channels=card["channels"],

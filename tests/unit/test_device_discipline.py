@@ -12,8 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pag_core.classifiers.building import build_classifier
 from pag_core.compute.precision import computing_in
-from pag_core.diffusion.network import architecture, build_network, build_noising
-from pag_core.diffusion.training import train_diffusion
+from pag_core.compute.processes import Process
+from pag_core.compute.replicas import Replicas
+from pag_core.datasets.prepared import Split
+from pag_core.diffusion.network import architecture, build_network
+from pag_core.diffusion.training import _DiffusionTrainer, train_diffusion
 from pag_core.gradient_store.store import RepresentativeGradients
 from pag_core.gradient_store.targets import GradientBatch
 from pag_core.gradients.distillation_precision import in_precision
@@ -128,29 +131,21 @@ class CopiesToGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
         result = operation(*arguments, **(keywords or {}))
-        if operation.overloadpacket.__name__ == "_to_copy":
-            self.count += arguments[0].device.type == "cpu" and result.device.type == "cuda"
+        name = operation.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            source = arguments[name == "copy_"]
+            self.count += source.device.type == "cpu" and result.device.type == "cuda"
         return result
 
 
-@pytest.mark.parametrize("learn_sigma", [False, True])
-def test_tables_of_the_noise_schedule_stay_on_the_device(make_params, monkeypatch, learn_sigma):
-    monkeypatch.setattr("pag_core.diffusion.network._resident", {})  # fake tensors must not outlive the test
-    card = architecture(make_params({"diffusion.learn_sigma": learn_sigma}).diffusion)
-    noising, copies = build_noising(card), []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        images, noise = (torch.empty(4, 1, 8, 8, device="cuda:0") for _ in range(2))
-        timesteps = torch.zeros(4, dtype=torch.int64, device="cuda:0")
-        channels = 2 if learn_sigma else 1
-
-        def network(noised, times, **_):
-            return noised.repeat(1, channels, 1, 1)
-
-        for _ in range(3):
-            with CopiesToGpu() as counted:
-                noising.training_losses(network, images, timesteps, model_kwargs={}, noise=noise)
-            copies.append(counted.count)
-    assert copies[0] > 0 and copies[1:] == [0, 0]
+def copies_of_calls(run, calls=3):
+    """The copies to the GPU of each of several calls; the first may fill what later ones keep on the device."""
+    counts = []
+    for _ in range(calls):
+        with CopiesToGpu() as counted:
+            run()
+        counts.append(counted.count)
+    return counts
 
 
 def on_fake_gpu(network, mode, memory_format=torch.contiguous_format):
@@ -168,6 +163,55 @@ def on_fake_gpu(network, mode, memory_format=torch.contiguous_format):
                 if value is not None:
                     module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device="cuda:0")
     return network
+
+
+class GpuDraws(torch.Generator):
+    """Draws that say they are a GPU's, without which torch makes no generator of that kind."""
+
+    device = torch.device("cuda:0")
+
+
+@pytest.fixture
+def fake_diffusion_step(dataset, make_params, monkeypatch):
+    """`fake_diffusion_step(mode)`: a step of training on fake tensors; its backward pass, which needs a GPU, gives zeros."""
+
+    def make(mode, **options):
+        params = make_params({"diffusion.channel_multipliers": [1], **options}).diffusion
+        card, train = architecture(params), dataset.splits["train"]
+        network = on_fake_gpu(build_network(card, (1, 8, 8), 3), mode)
+        monkeypatch.setattr("pag_core.diffusion.training.generator", lambda *_: GpuDraws())
+        with mode:
+            data = Split(*(torch.empty(part.shape, dtype=part.dtype) for part in (train.images, train.labels)))
+            gpu = torch.device("cuda:0")
+            trainer = _DiffusionTrainer(network.train(), data.to(gpu), card, params, 3, 5, gpu)
+        trainer.begin(Replicas(Process(0, 1), None))
+
+        def backward(loss, share):
+            assert loss.requires_grad and loss.device.type == "cuda"
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+
+        monkeypatch.setattr(trainer.team, "backward", backward)
+
+        def step():
+            trainer.average.n_averaged = torch.tensor(1)  # a fake counter has no value to ask for
+            trainer.step()
+
+        return step
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # of the copy that becomes the average
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_a_step_of_the_diffusion_model_copies_nothing(fake_diffusion_step, monkeypatch, learn_sigma):
+    """Through the real U-Net; of the noise schedule only the first step sends its tables."""
+    monkeypatch.setattr("pag_core.diffusion.network._resident", {})  # fake tensors must not outlive the test
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # the library's tables are numpy arrays
+    step = fake_diffusion_step(mode, **{"diffusion.learn_sigma": learn_sigma})
+    with mode:
+        copies = copies_of_calls(step)
+    assert copies[0] > 0 and copies[1:] == [0, 0]
 
 
 def whole_forward(
@@ -231,5 +275,26 @@ def test_distillation_stays_on_a_fake_gpu(make_predictor, dataset, precision):
         teacher = in_precision(predictor, precision=precision)
         found = score_based_gradients(teacher, images, timestep=300, noise=noise)
         assert found.device.type == "cuda" and found.shape == (4, 3, 1, 8, 8)
+        assert copies_of_calls(lambda: score_based_gradients(teacher, images, timestep=300, noise=noise)) == [0] * 3
         with pytest.raises(RuntimeError, match=r"[Dd]evice"):
             score_based_gradients(teacher, images, timestep=300, noise=torch.rand(4, 1, 8, 8))
+
+
+@pytest.mark.parametrize("timestep", [300, [200, 300]])
+def test_the_teacher_of_a_step_copies_nothing(make_predictor, dataset, timestep):
+    predictor = make_predictor(dataset)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    predictor.network, predictor.device = on_fake_gpu(predictor.network, mode), torch.device("cuda:0")
+    sbg = sbg_params(timestep=timestep, draws=2)
+    teacher = OnlineGradients(in_precision(predictor, precision="bfloat16"), sbg)
+    with mode:
+        images, classes = torch.rand(4, 1, 8, 8, device="cuda:0"), torch.zeros(4, 2, dtype=torch.int64, device="cuda:0")
+        noise = torch.rand(len(sbg.timesteps), 2, 4, 1, 8, 8, device="cuda:0")
+        assert copies_of_calls(lambda: teacher.gradients(images, classes, noise)) == [0] * 3
+
+
+def test_a_planted_copy_is_counted():
+    with FakeTensorMode():
+        gpu, cpu = torch.empty(3, device="cuda:0"), torch.empty(3)
+        assert copies_of_calls(lambda: cpu.to("cuda:0"), 2) == copies_of_calls(lambda: gpu.copy_(cpu), 2) == [1, 1]
+        assert copies_of_calls(lambda: gpu + gpu.clone(), 2) == [0, 0]

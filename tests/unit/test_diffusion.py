@@ -8,8 +8,9 @@ import pytest
 import torch
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, LossType, ModelMeanType, ModelVarType
 from guided_diffusion.gaussian_diffusion import get_named_beta_schedule as beta_schedule
-from guided_diffusion.unet import AttentionBlock
+from guided_diffusion.unet import AttentionBlock, UNetModel
 
+from pag_core.compute.precision import AUTOCAST
 from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.diffusion import training as training_module
 from pag_core.diffusion.network import (
@@ -123,6 +124,42 @@ def test_the_network_has_an_embedding_for_no_class(make_params, learn_sigma):
         )
         == 1
     )
+
+
+def library_network(card, side, channels, labels):
+    return UNetModel(
+        image_size=side, in_channels=channels, out_channels=channels * (1 + card["learn_sigma"]),
+        model_channels=card["channels"], num_res_blocks=card["residual_blocks"], dropout=card["dropout"],
+        attention_resolutions=tuple(side // pixels for pixels in card["attention_resolutions"]), num_classes=labels,
+        channel_mult=tuple(card["channel_multipliers"]), num_heads=card["attention_heads"], use_scale_shift_norm=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "float16", "half weights"])
+def test_the_network_computes_what_the_librarys_does_to_the_last_bit(make_params, form):
+    """Outputs and gradients, also in reduced precision; the state dict has the library's names in its order."""
+    changes = {"channels": 64, "channel_multipliers": [1, 2], "attention_resolutions": [8], "learn_sigma": True}
+    card = architecture(make_params({f"diffusion.{key}": value for key, value in changes.items()}).diffusion)
+    torch.manual_seed(2)
+    own, library = build_network(card, (3, 8, 8), 4), library_network(card, 8, 3, 5)
+    with torch.no_grad():
+        for parameter in own.parameters():  # some start at zero, and would hide what they do
+            parameter += 0.05 * torch.randn_like(parameter)
+    assert list(own.state_dict()) == list(library.state_dict()) and not list(own.buffers())
+    library.load_state_dict(own.state_dict())
+    images, results = torch.linspace(-2, 2, 576).view(3, 3, 8, 8), []
+    for network in (own, library):
+        if form == "half weights":
+            network.convert_to_fp16()
+            network.dtype = torch.float16
+        with torch.autocast("cpu", dtype=AUTOCAST.get(form), enabled=form in AUTOCAST):
+            # rescaled timesteps are fractions
+            predicted = network(images, torch.tensor([0.0, 333.25, 999.75]), torch.tensor([0, 2, 4]))
+        loss = (predicted.float() * images.repeat(1, 2, 1, 1)).sum()
+        results.append([predicted, *torch.autograd.grad(loss, list(network.parameters()))])
+    assert results[0][0].std() > 0.05
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("side", "attending"), [(96, [24, 12]), (64, [16, 8])])
