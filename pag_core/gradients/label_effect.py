@@ -1,10 +1,10 @@
 """Does the label do anything? A model that ignores it turns Eq. 8 into noise, so this is measured before distilling."""
 
+import math
 import statistics
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
@@ -16,6 +16,8 @@ from pag_core.objective.cosine_alignment import cosine_similarity
 # of the images, on which two draws are compared: at 2 (C + 1) forward passes each, all of a large split would take a
 # quarter of the distillation's own time
 DRAW_SAMPLE = 256
+# standard errors by which the error with a wrong label must exceed that with the right one
+MARGIN = 3
 
 
 @torch.no_grad()
@@ -25,16 +27,17 @@ def label_effect(
     """Mean squared errors of the predicted noise on held-out images, and how well independent draws agree.
 
     `held_out_error_conditional`, `_unconditional` and `_wrong_class` (the class after the right one) share images and
-    noise. `draw_cosine` is the mean cosine between the gradients of Eq. 8 from two independent draws, over the first
-    `draw_images` of them and all classes. `relative_difference` is |eps_c - eps_none| / |eps_none|: the smaller, the more
-    precision Eq. 8 needs.
+    noise, so the last and the first are compared image by image: `standard_error_over_images` is that of their mean
+    difference, and `standard_error_over_classes` that of `error_over_classes`. `draw_cosine` is the mean cosine between
+    the gradients of Eq. 8 from two independent draws, over the first `draw_images` of the images and all classes.
+    `relative_difference` is |eps_c - eps_none| / |eps_none|: the smaller, the more precision Eq. 8 needs.
     """
     classes, device = predictor.no_class, predictor.device
     data = split.to(device)
     # a stream for each, so that no noise depends on the size of a batch
     streams = [generator(device, seed, f"label effect, {draw} draw") for draw in ("first", "second")]
     names = ("conditional", "unconditional", "wrong_class")
-    errors = dict.fromkeys(names, 0.0)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     difference = magnitude = 0.0
     cosines: list[torch.Tensor] = []
     for start in range(0, len(data), batch_size):
@@ -44,7 +47,7 @@ def label_effect(
         choices = (labels, torch.full_like(labels, classes), (labels + 1) % classes)
         predicted = [predictor.predicted_noise(noised, timestep, choice) for choice in choices]
         for name, noise in zip(names, predicted, strict=True):
-            errors[name] += F.mse_loss(noise, first, reduction="sum").item()
+            parts[name].append((noise - first).double().square().flatten(1).mean(1))
         difference += (predicted[0] - predicted[1]).flatten(1).norm(dim=1).sum().item()
         magnitude += predicted[1].flatten(1).norm(dim=1).sum().item()
         if (compared := min(len(images), DRAW_SAMPLE - start)) > 0:
@@ -54,15 +57,32 @@ def label_effect(
             ]
             cosines.append(cosine_similarity(*pair).mean(1))
     of_draws = torch.cat(cosines)
-    values = {f"held_out_error_{name}": error / data.images.numel() for name, error in errors.items()}
+    errors = {name: torch.cat(parts[name]).cpu() for name in names}
+    differences = errors["wrong_class"] - errors["conditional"]
     return {
-        **values,
+        **{f"held_out_error_{name}": error.mean().item() for name, error in errors.items()},
+        "standard_error_over_images": float(differences.std()) / math.sqrt(len(differences)),
+        "standard_error_over_classes": error_over_classes(differences, data.labels.cpu()),
         "draw_cosine": of_draws.mean().item(),
         "draw_images": len(of_draws),
         "relative_difference": difference / magnitude,
         "images": len(data),
         "timestep": timestep,
     }
+
+
+def error_over_classes(differences: torch.Tensor, labels: torch.Tensor) -> float:
+    """The standard error of the mean of `differences` float64 [N], with the classes of `labels` int64 [N] as clusters.
+
+    A label can suit a class by chance, whatever it was trained on, and all images of the class then share it: more images
+    do not tell it from training. So classes are what was drawn (the cluster-robust error of Liang and Zeger, 1986). Not a
+    number where all images are of one class.
+    """
+    found, cluster = labels.unique(return_inverse=True)
+    deviations = differences - differences.mean()
+    by_class = deviations.new_zeros(len(found)).index_add(0, cluster, deviations)
+    factor = len(found) / (len(found) - 1) if len(found) > 1 else math.nan
+    return math.sqrt(factor * float(by_class.square().sum())) / len(differences)
 
 
 def over_levels(levels: list[dict[str, float]]) -> dict[str, Any]:
@@ -85,13 +105,22 @@ def over_levels(levels: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def require_label_effect(measured: dict[str, float], place: str) -> None:
-    """Raise LabelIgnored unless the error is lowest with the right label, higher without one and highest with a wrong one."""
+    """Raise LabelIgnored unless the error is lowest with the right label, higher without one and highest with a wrong one.
+
+    The last must exceed the first by `MARGIN` standard errors, over images and over classes. Labels that suit classes by
+    chance pass at most as often as Student's t of C - 1 degrees of freedom exceeds it: .0075 of ten classes, .02 of five,
+    .10 of two.
+    """
     right, none, wrong = (
         measured[f"held_out_error_{name}"] for name in ("conditional", "unconditional", "wrong_class")
     )
-    if not right < none < wrong:
+    over_images, over_classes = (measured[f"standard_error_over_{units}"] for units in ("images", "classes"))
+    clear = wrong - right > MARGIN * over_images and wrong - right > MARGIN * over_classes
+    if not (right < none < wrong and clear):
         raise LabelIgnored(
             f"{place} does not use its label: held-out error {right:.5f} with the right label, {none:.5f} without one, "
-            f"{wrong:.5f} with a wrong one (each should be below the next). Gradients from it would be noise: train longer "
-            "(diffusion.steps), or at another noise level (sbg.timestep, diffusion.timestep_window)"
+            f"{wrong:.5f} with a wrong one. Each should be below the next, and the last less the first, {wrong - right:.5f}, "
+            f"more than {MARGIN} standard errors, which are {over_images:.5f} over images and {over_classes:.5f} over classes. "
+            "Gradients from it would be noise: train longer (diffusion.steps), or at another noise level (sbg.timestep, "
+            "diffusion.timestep_window); a small effect is seen on more validation images (prepare.validation_fraction)"
         )

@@ -1,17 +1,19 @@
 """Score-based gradients against Eq. 8 by hand and an exact mixture of Gaussians, and whether the label has an effect."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import NoisePredictor, build_noising
 from pag_core.errors import LabelIgnored
-from pag_core.gradients.label_effect import label_effect, over_levels, require_label_effect
+from pag_core.gradients.label_effect import error_over_classes, label_effect, over_levels, require_label_effect
 from pag_core.gradients.score_based import score_based_gradients
 from tests.samples import distilled
 
@@ -197,12 +199,13 @@ def test_label_effect_against_a_loop(mixture):
     assert measured == pytest.approx(label_effect(predictor, split, timestep=300, batch_size=4, seed=1), rel=1e-5)
     assert measured["images"] == 9 and measured["timestep"] == 300
     first, second = (torch.randn(9, 1, 4, 4, generator=draws) for draws in noise_streams())
-    errors, cosines, difference, magnitude = [0.0] * 3, [], 0.0, 0.0
+    errors, cosines, difference, magnitude, by_image = [0.0] * 3, [], 0.0, 0.0, []
     for b in range(9):
         image, label = split.pixels(slice(b, b + 1)), int(split.labels[b])
         x_t = predictor.noised(image, 300, first[b : b + 1])
         eps = [predictor.predicted_noise(x_t, 300, torch.tensor([c]))[0] for c in (label, 3, (label + 1) % 3)]
         errors = [e + ((p - first[b]) ** 2).mean().item() / 9 for e, p in zip(errors, eps, strict=True)]
+        by_image.append([((p.double() - first[b].double()) ** 2).mean().item() for p in eps])
         difference += (eps[0] - eps[1]).norm().item()
         magnitude += eps[1].norm().item()
         pair = [score_based_gradients(predictor, image, timestep=300, noise=n[b : b + 1])[0] for n in (first, second)]
@@ -211,6 +214,11 @@ def test_label_effect_against_a_loop(mixture):
     assert [measured[f"held_out_error_{name}"] for name in names] == pytest.approx(errors, rel=1e-4)
     assert measured["draw_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
     assert measured["relative_difference"] == pytest.approx(difference / magnitude, rel=1e-4)
+    differences = [row[2] - row[0] for row in by_image]
+    by_class = [statistics.mean(differences[b] for b in range(9) if split.labels[b] == label) for label in range(3)]
+    for units, parts in (("images", differences), ("classes", by_class)):
+        expected = statistics.stdev(parts) / math.sqrt(len(parts))
+        assert measured[f"standard_error_over_{units}"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_draws_are_compared_on_the_first_images_only(mixture, monkeypatch):
@@ -230,6 +238,18 @@ def test_draws_are_compared_on_the_first_images_only(mixture, monkeypatch):
     assert fewer["held_out_error_conditional"] == first["held_out_error_conditional"]
 
 
+def test_the_standard_error_over_classes_of_uneven_sizes():
+    """The cluster-robust variance of a mean, written out; classes without an image do not count."""
+    differences, labels = [0.5, 0.25, 1.0, -0.5, 2.0, 0.125], [0, 0, 0, 2, 2, 4]
+    mean = sum(differences) / 6
+    total = 0.0
+    for label in (0, 2, 4):
+        total += sum(d - mean for d, own in zip(differences, labels, strict=True) if own == label) ** 2
+    expected = math.sqrt(3 / 2 * total) / 6
+    found = error_over_classes(torch.tensor(differences, dtype=torch.float64), torch.tensor(labels))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_an_exact_model_passes_and_one_that_ignores_its_label_is_refused(mixture):
     predictor, means, _ = mixture
     split = mixture_split(means, 60)
@@ -245,6 +265,63 @@ def test_an_exact_model_passes_and_one_that_ignores_its_label_is_refused(mixture
         require_label_effect(measured, "data/diffusion")
 
 
+class PatternPerLabel(nn.Module):
+    """Shrinks x_t, and adds a pattern of its label: `share` of the label's own mean, and one that is there by `chance`.
+
+    Without a share no label is better than another but by chance, which is then the same for all images of a class.
+    """
+
+    def __init__(self, means, share, chance, draws):
+        super().__init__()
+        by_chance = chance * torch.randn(len(means) + 1, *means.shape[1:], generator=draws)
+        self.patterns = by_chance - share * torch.cat([means, means.mean(0, keepdim=True)])
+
+    def forward(self, x_t, timesteps, y):
+        return 0.8 * x_t + self.patterns[y]
+
+
+def share_that_passes(mixture, share, chance, *, models, classes, per_class):
+    """Of models with labels as `PatternPerLabel` has them: how many `require_label_effect` lets pass."""
+    predictor, _, draws = mixture
+    passed = 0
+    for number in range(models):
+        means = 0.5 * torch.randn(classes, 1, 4, 4, generator=draws)
+        labels = torch.arange(per_class * classes) % classes
+        pixels = (means[labels] + 0.3 * torch.randn(len(labels), 1, 4, 4, generator=draws) + 1) / 2
+        split = Split((pixels.clamp(0, 1) * 255).round().to(torch.uint8), labels)
+        predictor.card["class_names"] = [str(label) for label in range(classes)]
+        predictor.network = PatternPerLabel(means, share, chance, draws)
+        measured = label_effect(predictor, split, timestep=300, batch_size=len(split), seed=number)
+        try:
+            require_label_effect(measured, "it")
+            passed += 1
+        except LabelIgnored:
+            pass
+    return passed / models
+
+
+@pytest.fixture
+def few_compared(monkeypatch):
+    """Fewer images whose draws are compared: the check does not look at them, and they take most of the time."""
+    monkeypatch.setattr("pag_core.gradients.label_effect.DRAW_SAMPLE", 1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "per_class", "models"), [(2, 40, 300), (3, 40, 300), (10, 40, 300), (10, 400, 150)]
+)
+def test_labels_that_help_by_chance_pass_no_more_often_than_stated(mixture, few_compared, classes, per_class, models):
+    """At most as often as Student's t exceeds three, also of many images: over images alone 7 % of the last pass."""
+    stated = stats.t.sf(3, classes - 1)
+    allowed = stated + 3 * math.sqrt(stated * (1 - stated) / models)
+    found = share_that_passes(mixture, 0.0, 0.05, models=models, classes=classes, per_class=per_class)
+    assert found <= allowed
+
+
+@pytest.mark.parametrize("classes", [5, 10])
+def test_a_label_that_helps_passes(mixture, few_compared, classes):
+    assert share_that_passes(mixture, 0.3, 0.01, models=40, classes=classes, per_class=40) == 1
+
+
 def test_several_noise_levels_in_one():
     low = {"draw_cosine": 0.5, "draw_images": 12, "images": 40, "timestep": 100, "precision_cosine_min": 0.999}
     high = {"draw_cosine": 0.75, "draw_images": 12, "images": 40, "timestep": 300, "precision_cosine_min": 0.9}
@@ -254,22 +331,42 @@ def test_several_noise_levels_in_one():
     assert found == both and isinstance(found["images"], int)
 
 
+ERRORS = {
+    "held_out_error_conditional": 0.2, "held_out_error_unconditional": 0.3, "held_out_error_wrong_class": 0.4,
+    "standard_error_over_images": 0.066, "standard_error_over_classes": 0.066,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("errors", "good"),
+    ("changes", "good"),
     [
-        ((1, 2, 3), True),
-        ((1, 1, 3), False),
-        ((2, 1, 3), False),
-        ((1, 3, 2), False),
-        ((1, 2, 2), False),
-        ((math.nan,) * 3, False),
+        ({}, True),
+        ({"held_out_error_unconditional": 0.2001}, True),
+        ({"held_out_error_unconditional": 0.3999}, True),
+        ({"held_out_error_unconditional": 0.2}, False),
+        ({"held_out_error_unconditional": 0.4}, False),
+        ({"held_out_error_unconditional": 0.1}, False),
+        ({"held_out_error_unconditional": 0.5}, False),
+        ({"standard_error_over_images": 0.067}, False),
+        ({"standard_error_over_classes": 0.067}, False),
+        ({"held_out_error_conditional": 0.4, "held_out_error_wrong_class": 0.2}, False),
+        ({"standard_error_over_classes": math.nan}, False),
+        *(({f"held_out_error_{name}": math.nan}, False) for name in ("conditional", "unconditional", "wrong_class")),
     ],
 )
-def test_the_three_errors_must_ascend(errors, good):
-    names = ("conditional", "unconditional", "wrong_class")
-    measured = {f"held_out_error_{name}": error for name, error in zip(names, errors, strict=True)}
+def test_the_three_errors_must_ascend_and_their_ends_be_apart(changes, good):
     if good:
-        require_label_effect(measured, "x")
+        require_label_effect(ERRORS | changes, "x")
     else:
         with pytest.raises(LabelIgnored):
-            require_label_effect(measured, "x")
+            require_label_effect(ERRORS | changes, "x")
+
+
+def test_a_refusal_says_how_much_was_missing():
+    with pytest.raises(
+        LabelIgnored,
+        match=r"x does not use its label.*0\.20000 with the right label, 0\.30000 without one, 0\.40000 with a wrong one.*"
+        r"0\.20000, more than 3 standard errors, which are 0\.06600 over images and 0\.07000 over classes.*diffusion\.steps.*"
+        r"prepare\.validation_fraction",
+    ):
+        require_label_effect(ERRORS | {"standard_error_over_classes": 0.07}, "x")
