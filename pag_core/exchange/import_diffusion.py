@@ -60,7 +60,14 @@ def _measured_at(
 
 
 def import_diffusion(
-    opened: OpenStage, checkpoint: Path, folder: Path, options: dict[str, Any], *, image_size: int, no_class: int | None
+    opened: OpenStage,
+    checkpoint: Path,
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    image_size: int,
+    no_class: int | None,
+    weights: str | None,
 ) -> None:
     """Write the checkpoint with its card to `folder`, whole or not at all, once its labels are known to matter.
 
@@ -70,7 +77,11 @@ def import_diffusion(
         raise ArtifactError(f"{folder} exists already: remove it, or import to another folder")
     dataset = read_dataset(dataset_place(opened.params.dataset))
     _require_size(image_size, dataset, checkpoint)
-    tensors = with_no_class_last(read_checkpoint(checkpoint), dataset.classes, no_class, str(checkpoint))
+    read = read_checkpoint(checkpoint, weights)
+    print(f"weights: {f'those under {read.prefix}' if read.prefix else 'the whole file'}", flush=True)
+    if read.left_out:
+        print(f"left out: {', '.join(read.left_out)}", flush=True)
+    tensors = with_no_class_last(read.tensors, dataset.classes, no_class, str(checkpoint))
     # dropout is off in a trained model
     form = inferred_form(tensors, image_size, str(checkpoint))
     form |= {"dropout": 0.0, "timestep_window": None, **options}
@@ -88,14 +99,18 @@ def import_diffusion(
         "image_shape": list(dataset.image_shape),
         "dataset": None,  # it does not say which images it was trained on
         "measured": measured,
-        "provenance": opened.provenance("sbg", inputs=inputs) | {"file": checkpoint.name, "no_class": no_class},
+        "provenance": opened.provenance("sbg", inputs=inputs)
+        | {"file": checkpoint.name, "weights": read.prefix, "no_class": no_class},
     }
     save_network(folder, tensors, card)
 
 
 def main(
     checkpoint: Annotated[
-        Path, typer.Argument(help="model*.pt or ema_*.pt of guided_diffusion or improved-diffusion.")
+        Path,
+        typer.Argument(
+            help="model*.pt or ema_*.pt of guided_diffusion or improved-diffusion, or a file that holds it."
+        ),
     ],
     folder: Annotated[Path, typer.Argument(help="A new folder, for diffusion_checkpoint.")] = DATA / "pretrained",
     *,
@@ -115,6 +130,9 @@ def main(
     no_class: Annotated[
         int | None, typer.Option(min=0, help="The label that means no class; the last unless given.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Which network of a file that holds several: how the names of its tensors begin.")
+    ] = None,
 ) -> None:
     """Take a diffusion model of C+1 labels from elsewhere, and measure on validation images whether its labels do anything."""
     with stage("import_diffusion") as opened:
@@ -126,7 +144,7 @@ def main(
             "new_attention_order": new_attention_order,
             "rescale_timesteps": rescale_timesteps,
         }
-        import_diffusion(opened, checkpoint, folder, options, image_size=image_size, no_class=no_class)
+        import_diffusion(opened, checkpoint, folder, options, image_size=image_size, no_class=no_class, weights=weights)
         print(f"{folder}: run with -S diffusion_checkpoint={folder}", flush=True)
 
 

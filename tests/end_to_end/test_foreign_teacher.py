@@ -53,6 +53,9 @@ def train(dataset: Dataset, folder: Path) -> None:
             average[name].mul_(0.95).add_(tensor, alpha=0.05)
     torch.save(network.state_dict(), folder / "model000150.pt")
     torch.save(average, folder / "ema_0.95_000150.pt")
+    # as a script of one's own keeps them, from several GPUs
+    parts = {"model": network.state_dict(), "ema": {f"module.{name}": tensor for name, tensor in average.items()}}
+    torch.save({**parts, "optimizer": optimizer.state_dict(), "step": 150}, folder / "wrapped.pt")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
 def plain_gradients(path: Path, dataset: Dataset) -> torch.Tensor:
     """Eq. 8 of the held-out images, by the library's model and noising alone; only the noise is the project's."""
     network, process = model().eval(), noising()
-    network.load_state_dict(torch.load(path, weights_only=True))
+    state = torch.load(path, weights_only=True)
+    state = {name.removeprefix("module."): tensor for name, tensor in state.get("ema", state).items()}
+    network.load_state_dict(state)
     images = dataset.splits["test"].images[:HELD_OUT].float() / 255 * 2 - 1
     noise = torch.randn(images.shape, generator=generator("cpu", SEED, "distillation", "test", 0))
     timesteps = torch.full((HELD_OUT,), TIMESTEP)
@@ -82,10 +87,20 @@ def plain_gradients(path: Path, dataset: Dataset) -> torch.Tensor:
     return torch.stack([predicted[0] - conditional for conditional in predicted[1:]], 1)
 
 
-@pytest.mark.parametrize("name", ["model000150.pt", "ema_0.95_000150.pt"])
-def test_the_distilled_gradients_are_those_of_a_plain_script(project: ProjectCopy, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "choice", "said"),
+    [
+        ("model000150.pt", (), "weights: the whole file"),
+        ("ema_0.95_000150.pt", (), "weights: the whole file"),
+        ("wrapped.pt", ("--weights", "ema.module"), "weights: those under ema.module.\nleft out: model, optimizer\n"),
+    ],
+)
+def test_the_distilled_gradients_are_those_of_a_plain_script(
+    project: ProjectCopy, name: str, choice: tuple[str, ...], said: str
+) -> None:
     folder = f"data/{name.split('_')[0]}"
-    done = project.run(*IMPORT, name, folder, "--image-size", "8", "--no-class", "0")
+    done = project.run(*IMPORT, name, folder, "--image-size", "8", "--no-class", "0", *choice)
+    assert said in done.stdout
     assert "attention_resolutions: [4]" in done.stdout and "held_out_error_conditional: 0." in done.stdout
     assert "labels 0 to 10, as assumed: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, no class" in done.stdout
     project.set({"diffusion_checkpoint": folder})

@@ -1,10 +1,13 @@
 """A checkpoint of guided_diffusion's own code, read and rebuilt: its predictions, and what is refused."""
 
+import copy
 import pickle
 
 import pytest
 import torch
 from guided_diffusion import script_util
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import ParamsError, WeightsError
@@ -55,8 +58,8 @@ def make_checkpoint(tmp_path, monkeypatch):
     return make
 
 
-def rebuilt(path, *, shape=(3, SIDE, SIDE), no_class=None, **options):
-    tensors = with_no_class_last(read_checkpoint(path), CLASSES, no_class, "it")
+def rebuilt(path, *, shape=(3, SIDE, SIDE), no_class=None, weights=None, **options):
+    tensors = with_no_class_last(read_checkpoint(path, weights).tensors, CLASSES, no_class, "it")
     chosen = {name: FLAGS[flag] for flag, name in OPTION_NAMES.items()} | options
     chosen["head_channels"] = None if chosen["head_channels"] == -1 else chosen["head_channels"]
     card = inferred_form(tensors, SIDE, "it") | {"dropout": 0.0, "timestep_window": None, **chosen}
@@ -104,7 +107,105 @@ def test_the_label_that_means_no_class_is_moved_to_the_end(make_checkpoint, no_c
 def test_half_precision_is_read_as_float32(make_checkpoint):
     model, _, path = make_checkpoint()
     torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, path)
-    assert {tensor.dtype for tensor in read_checkpoint(path).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in read_checkpoint(path).tensors.values()} == {torch.float32}
+
+
+def named(prefix, model):
+    return {prefix + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def training_state(model):
+    """What a training script keeps beside the weights."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    return {"optimizer": optimizer.state_dict(), "epoch": 7, "losses": [0.5, 0.25], "name": "run"}
+
+
+# what people save, by what wrote it: the content from the network, and where the names then begin
+WRAPPED = {
+    "DataParallel": (lambda model: nn.DataParallel(model).state_dict(), "module."),
+    "torch.compile": (lambda model: torch.compile(model).state_dict(), "_orig_mod."),
+    "DataParallel of torch.compile": (lambda model: nn.DataParallel(torch.compile(model)).state_dict(), "module._orig_mod."),
+    "AveragedModel": (lambda model: AveragedModel(model).state_dict(), "module."),
+    "AveragedModel of DataParallel": (lambda model: AveragedModel(nn.DataParallel(model)).state_dict(), "module.module."),
+    "a script": (lambda model: {"state_dict": model.state_dict(), **training_state(copy.deepcopy(model))}, "state_dict."),
+    "model": (lambda model: {"model": model.state_dict()}, "model."),
+    "ema": (lambda model: {"ema": AveragedModel(model).state_dict(), "step": torch.tensor(3)}, "ema.module."),
+    "ema_state_dict": (lambda model: {"ema_state_dict": model.state_dict()}, "ema_state_dict."),
+    "Lightning": (
+        lambda model: {"state_dict": named("model.", model), "loops": {"fit_loop": {}}, "callbacks": {}, "hparams": None},
+        "state_dict.model.",
+    ),
+    "Lightning with an average": (lambda model: {"state_dict": named("ema_model.", model)}, "state_dict.ema_model."),
+    "nested": (lambda model: {"networks": {"generator": nn.DataParallel(model).state_dict()}}, "networks.generator.module."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("save", "prefix"), WRAPPED.values(), ids=WRAPPED)
+def test_names_with_a_prefix_are_understood(make_checkpoint, save, prefix):
+    model, noising, path = make_checkpoint()
+    torch.save(save(model), path)
+    read = read_checkpoint(path)
+    assert read.prefix == prefix and list(read.tensors) == list(model.state_dict())
+    x, timestep, labels = torch.randn(4, 3, SIDE, SIDE), torch.full((4,), 7), torch.arange(4)
+    with torch.no_grad():
+        assert torch.equal(
+            rebuilt(path).predicted_noise(x, 7, labels), noising._wrap_model(model)(x, timestep, y=labels)
+        )
+
+
+def test_a_plain_file_has_no_prefix_and_nothing_left_out(make_checkpoint):
+    _, _, path = make_checkpoint()
+    assert read_checkpoint(path).prefix == "" and read_checkpoint(path).left_out == []
+
+
+def test_what_is_left_out_is_told(make_checkpoint):
+    model, _, path = make_checkpoint()
+    shadow = {name.replace(".", ""): tensor for name, tensor in model.state_dict().items()}
+    torch.save({"ema": shadow, **WRAPPED["a script"][0](model), "n_averaged": torch.tensor(3)}, path)
+    assert read_checkpoint(path).left_out == ["ema", "n_averaged", "optimizer"]
+
+
+SEVERAL = {
+    "two state dicts": (lambda model, average: {"model": model.state_dict(), "ema": average.state_dict()}, "model", "ema"),
+    "one state dict": (
+        lambda model, average: {**named("online_model.", model), **named("ema_model.", average), "step": torch.tensor(5)},
+        "online_model", "ema_model",
+    ),
+    "Lightning": (
+        lambda model, average: {"state_dict": {**named("net.", model), **named("net_ema.module.", average)}},
+        "state_dict.net", "state_dict.net_ema.module",
+    ),
+    "one within the other": (lambda model, average: {**model.state_dict(), **named("ema.", average)}, "", "ema"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("save", "plain", "averaged"), SEVERAL.values(), ids=SEVERAL)
+def test_of_several_networks_one_is_asked_for(make_checkpoint, save, plain, averaged):
+    model, _, path = make_checkpoint()
+    average = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.mul_(0.5)
+    torch.save(save(model, average), path)
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(path)
+    assert f'--weights "{plain}"' in str(caught.value) and f'--weights "{averaged}"' in str(caught.value)
+    with pytest.raises(WeightsError, match='no network under "none of them"; it has'):
+        read_checkpoint(path, "none of them")
+    for name, expected in ((plain, model), (averaged, average), (f"{averaged}.", average)):
+        found = read_checkpoint(path, name).tensors
+        assert found.keys() == expected.state_dict().keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.state_dict().items())
+
+
+def test_one_network_can_be_asked_for_too(make_checkpoint):
+    model, _, path = make_checkpoint()
+    torch.save({"model": model.state_dict()}, path)
+    assert read_checkpoint(path, "model").prefix == "model."
+    with pytest.raises(WeightsError, match='no network under "ema"; it has: --weights "model"'):
+        read_checkpoint(path, "ema")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +250,7 @@ def test_heads_that_do_not_divide_the_channels_are_refused(make_checkpoint):
     [
         (lambda s: s.pop("middle_block.0.in_layers.0.weight"), "middle_block.0.in_layers.0.weight is absent"),
         (lambda s: s.update({"extra.weight": torch.zeros(2)}), "extra.weight is .2., no part of it"),
-        (lambda s: s.pop("time_embed.0.weight"), "has no time_embed.0.weight"),
+        (lambda s: s.pop("time_embed.0.weight"), r"has no time_embed.0.weight.*\(but time_embed.0.bias, time_embed.2"),
         (lambda s: s["out.2.weight"].fill_(float("nan")), "out.2.weight holds values that are not finite"),
     ],
 )
@@ -200,3 +301,12 @@ def test_a_missing_file_and_one_of_an_optimizer_are_refused(tmp_path):
     torch.save({"state": {}, "param_groups": []}, tmp_path / "opt.pt")
     with pytest.raises(WeightsError, match="does not hold tensors by name"):
         read_checkpoint(tmp_path / "opt.pt")
+    averages = {"shadow_params": [torch.zeros(2)], "decay": 0.9}
+    torch.save(averages, tmp_path / "averages.pt")
+    with pytest.raises(
+        WeightsError, match=r"has no time_embed.0.weight, with whatever before it \(but shadow_params.0\)"
+    ):
+        read_checkpoint(tmp_path / "averages.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(WeightsError, match="does not hold tensors by name"):
+        read_checkpoint(tmp_path / "tensor.pt")
