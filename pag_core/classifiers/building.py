@@ -9,7 +9,7 @@ from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.normalization import DEVIATION, MEAN, NormalizedClassifier
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import WeightsError
-from pag_core.pipeline.saved_network import SavedNetwork, load_network, save_network
+from pag_core.pipeline.saved_network import SavedNetwork, load_network, load_weights, save_network
 
 KIND = "classifier"
 
@@ -59,5 +59,5 @@ def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tup
     classifier = build_classifier(
         card["arch"], **card["options"], image_shape=dataset.image_shape, classes=dataset.classes
     )
-    classifier.load_state_dict(saved.tensors)
+    load_weights(classifier, saved.tensors, f"{folder} does not fit the network that its card describes")
     return classifier.to(device).eval().requires_grad_(False), saved

@@ -14,7 +14,7 @@ from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import ParamsError, WeightsError
 from pag_core.params.sections import DiffusionParams
-from pag_core.pipeline.saved_network import SavedNetwork, load_network
+from pag_core.pipeline.saved_network import SavedNetwork, load_network, load_weights
 
 with warnings.catch_warnings():
     # guided_diffusion decorates with torch.cuda.amp.custom_fwd, which newer torch calls by another name
@@ -218,7 +218,7 @@ def load_noise_predictor(folder: Path, dataset: Dataset, device: torch.device) -
             "diffusion stage, or add the values that it was built with"
         )
     network = build_network(saved.card["architecture"], dataset.image_shape, dataset.classes)
-    network.load_state_dict(saved.tensors)
+    load_weights(network, saved.tensors, f"{folder} does not fit the network that its card describes")
     return NoisePredictor(
         {**saved.card["architecture"], "class_names": saved.card["class_names"]}, network, device
     ), saved

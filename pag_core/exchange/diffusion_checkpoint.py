@@ -12,6 +12,7 @@ from torch import nn
 
 from pag_core.diffusion.network import build_network
 from pag_core.errors import WeightsError
+from pag_core.pipeline.saved_network import load_weights
 
 Tensors = dict[str, torch.Tensor]
 # what torch raises for a file that is not a checkpoint, a damaged one, and one that holds more than plain tensors
@@ -207,13 +208,5 @@ def fitted_network(card: dict[str, Any], tensors: Tensors, image_shape: tuple[in
     if channels != image_shape[0]:
         raise WeightsError(f"{place} takes images of {channels} channels; those of the dataset have {image_shape[0]}")
     network = build_network(card, image_shape, len(tensors["label_emb.weight"]) - 1)
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise WeightsError(
-                f"{place} does not fit the U-Net that its shapes suggest: {name} is {found.get(name, 'absent')}, "
-                f"{expected.get(name, 'no part of it')} in the U-Net"
-            )
-    network.load_state_dict(tensors)
+    load_weights(network, tensors, f"{place} does not fit the U-Net that its shapes suggest")
     return network

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from pag_core.errors import TrainingDiverged, WeightsError
 from pag_core.pipeline.artifacts import file_digest, read_sealed_json, replacing_folder, write_sealed_json
@@ -72,3 +73,20 @@ def load_network(folder: Path, kind: str) -> SavedNetwork:
         return SavedNetwork(card, load_file(folder / "weights.safetensors"))
     except SafetensorError as error:
         raise WeightsError(f"{folder}/weights.safetensors cannot be read: {error}; make it again") from error
+
+
+def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], misfit: str) -> None:
+    """Give `network` the weights `tensors` by name.
+
+    Raises WeightsError, which begins with `misfit`, for the first name or shape that differs.
+    """
+    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            inside = f"{expected[name]} in" if name in expected else "no part of"
+            raise WeightsError(
+                f"{misfit}: {name} is {found.get(name, 'absent')}, and {inside} the network; it holds "
+                f"{', '.join(list(tensors)[:3])} ..."
+            )
+    network.load_state_dict(tensors)

@@ -249,7 +249,7 @@ def test_heads_that_do_not_divide_the_channels_are_refused(make_checkpoint):
     ("spoil", "words"),
     [
         (lambda s: s.pop("middle_block.0.in_layers.0.weight"), "middle_block.0.in_layers.0.weight is absent"),
-        (lambda s: s.update({"extra.weight": torch.zeros(2)}), "extra.weight is .2., no part of it"),
+        (lambda s: s.update({"extra.weight": torch.zeros(2)}), "extra.weight is .2., and no part of the network"),
         (lambda s: s.pop("time_embed.0.weight"), r"has no time_embed.0.weight.*\(but time_embed.0.bias, time_embed.2"),
         (lambda s: s["out.2.weight"].fill_(float("nan")), "out.2.weight holds values that are not finite"),
     ],

@@ -7,11 +7,23 @@ import torch
 
 from pag_core.classifiers.architectures import OPTIONS
 from pag_core.classifiers.building import build_classifier, load_classifier, save_classifier
+from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import load_noise_predictor
 from pag_core.errors import ParamsError, TrainingDiverged, WeightsError
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import CheckpointClock
 from pag_core.pipeline.saved_network import load_network, save_network
+
+
+def last(tensors):
+    """The bias of the last layer, of as many values as there are classes, or channels."""
+    return list(tensors)[-1]
+
+
+def make_3_channels(dataset):
+    """The same classes of colour images, so that both kinds of network have three outputs."""
+    parts = {name: Split(part.images.expand(-1, 3, -1, -1), part.labels) for name, part in dataset.splits.items()}
+    return Dataset(dataset.class_names, dataset.fingerprint, parts)
 
 
 @pytest.fixture
@@ -110,6 +122,41 @@ def test_classifier_round_trip(tmp_path, dataset, make_dataset, make_classifier,
         load_classifier(tmp_path / "c", make_dataset(seed=99), cpu)
     with pytest.raises(WeightsError, match="a diffusion is needed"):
         load_noise_predictor(tmp_path / "c", dataset, cpu)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: {f"module.{name}": tensor for name, tensor in t.items()}, r"absent.*it holds module\."),
+        (lambda t: {**t, "extra": torch.zeros(2)}, r"extra is \[2\], and no part of the network"),
+        (lambda t: {**t, last(t): torch.zeros(7, 7)}, r"\S+ is \[7, 7\], and \[3\] in the network"),
+        (lambda t: {name: t[name] for name in t if name != last(t)}, r"bias is absent, and \[3\] in the network"),
+    ],
+    ids=["a prefix", "more", "another shape", "fewer"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
+def test_weights_of_another_network_are_named(
+    tmp_path, dataset, make_classifier, make_predictor, cpu, kind, spoil, words
+):
+    """As a script of one's own may save them, with a card that is in order."""
+    card = {
+        "kind": kind,
+        "class_names": list(dataset.class_names),
+        "image_shape": [1, 8, 8],
+        "dataset": dataset.fingerprint,
+    }
+    if kind == "classifier":
+        tensors, load = make_classifier().state_dict(), load_classifier
+        card |= {"arch": "small_resnet", "options": {"width": 4, "activation": None}}
+    else:
+        predictor, load = make_predictor(make_3_channels(dataset)), load_noise_predictor
+        card |= {"image_shape": [3, 8, 8], "architecture": predictor.card}
+        tensors, dataset = predictor.network.state_dict(), make_3_channels(dataset)
+    save_network(tmp_path / "c", spoil(tensors), card)
+    with pytest.raises(WeightsError, match=f"c does not fit the network that its card describes: .*{words}"):
+        load(tmp_path / "c", dataset, cpu)
+    save_network(tmp_path / "c", tensors, card)
+    load(tmp_path / "c", dataset, cpu)
 
 
 def test_normalisation_lies_inside(make_classifier):
