@@ -2,6 +2,8 @@
 
 import math
 
+from scipy.stats import binomtest
+
 from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, norm_and_radius, norm_label, settings_by_norm
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.values import Control, Source
@@ -98,7 +100,7 @@ def _robust(results: Results) -> str:
         for setting in settings
     ]
     listed = ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
-    signs = {_clear_sign(model[setting], baseline[setting], results.autoattack["images"]) for setting in settings}
+    signs = {_clear_sign(model["verdicts"][setting], baseline["verdicts"][setting]) for setting in settings}
     match sorted(signs):
         case [1]:
             judged = "it is clearly more robust"
@@ -111,10 +113,17 @@ def _robust(results: Results) -> str:
     return f"Under AutoAttack it keeps {listed}: {judged}."
 
 
-def _clear_sign(model: float, baseline: float, images: int) -> int:
-    """The sign of a difference that exceeds its 95 % margin on `images` images, else 0."""
-    margin = 1.96 * math.sqrt((model * (1 - model) + baseline * (1 - baseline)) / images)
-    return 0 if abs(model - baseline) <= margin else int(math.copysign(1, model - baseline))
+def _clear_sign(model: str, baseline: str) -> int:
+    """The sign of a difference that chance makes at most one time in twenty, else 0, of marks (1: it stands) by image.
+
+    The exact sign test of the images that stand under one of the two alone: a margin from two percentages is zero where
+    both are 0 or 100 %, however few the images.
+    """
+    pairs = list(zip(model, baseline, strict=True))
+    gained, lost = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    if gained == lost or binomtest(gained, gained + lost).pvalue > 0.05:
+        return 0
+    return 1 if gained > lost else -1
 
 
 def _margin(results: Results) -> str:

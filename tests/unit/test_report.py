@@ -3,6 +3,7 @@
 import base64
 import inspect
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -30,9 +31,12 @@ LABEL_EFFECT = {
 }
 
 
-def autoattack(clean, robust, warnings=()):
+def autoattack(clean, robust, warnings=(), images=200):
+    """The first images stand, where fewer stand than of another these among them."""
+    stands = round(robust * images)
     return {
         "clean": clean,
+        "verdicts": {"L2 0.75": "1" * stands + "0" * (images - stands)},
         "L2 0.75": robust,
         "per_attack": {"L2 0.75": {"apgd-ce": robust + 0.015, "apgd-t": robust, "fab-t": robust, "square": robust}},
         "warnings": list(warnings),
@@ -225,8 +229,50 @@ def test_the_verdict_follows_the_numbers(results):
     assert "up to 6.9 points" in text and "None of the 3 checks" in text
     exchanged = {"model": results.autoattack["baseline"], "baseline": results.autoattack["model"]}
     assert "clearly less robust" in verdict(replace(results, autoattack={**results.autoattack, **exchanged}))
-    few = {**results.autoattack, "images": 20, "baseline": autoattack(0.95, 0.4)}
+    few = {
+        **results.autoattack,
+        "images": 20,
+        "model": autoattack(0.95, 0.6, images=20),
+        "baseline": autoattack(0.95, 0.4, images=20),
+    }
     assert "no clear difference" in verdict(replace(results, autoattack=few))
+
+
+def judged_of(results, model, baseline):
+    """The verdict where these images, a 1 or a 0 for each, stand."""
+    marks = {"model": model, "baseline": baseline}
+    parts = {
+        who: autoattack(1.0, text.count("1") / len(text)) | {"verdicts": {"L2 0.75": text}}
+        for who, text in marks.items()
+    }
+    return verdict(replace(results, autoattack={**results.autoattack, "images": len(model), **parts}))
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "alike", "words"),
+    [
+        (2, 0, 0, "no clear difference"),  # two of two images against none: without a spread there was no margin
+        (
+            5,
+            0,
+            0,
+            "no clear difference",
+        ),  # of six changes in one direction chance makes three in a hundred, of five six
+        (6, 0, 0, "clearly more robust"),
+        (0, 6, 50, "clearly less robust"),
+        (10, 0, 190, "clearly more robust"),  # image by image, where two percentages of 200 images could not tell
+        (30, 21, 100, "no clear difference"),
+        (0, 0, 20, "no clear difference"),
+    ],
+)
+def test_a_difference_is_clear_if_chance_seldom_makes_it(results, gained, lost, alike, words):
+    """By the exact sign test of the images on which the two differ, written out."""
+    text = judged_of(
+        results, "1" * gained + "0" * lost + "10" * (alike // 2), "0" * gained + "1" * lost + "10" * (alike // 2)
+    )
+    assert words in text
+    tail = sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
+    assert (2 * tail <= 0.05) == ("no clear" not in words)
 
 
 @pytest.mark.parametrize(
