@@ -222,7 +222,7 @@ def whole_forward(
     options = {"width": None, "activation": None, **options}
     network = build_classifier(arch, **options, image_shape=(3, side, side), classes=4).train()
     network = on_fake_gpu(network, mode, memory_format)
-    with mode:
+    with mode, CopiesToGpu() as counted:
         images = torch.rand(6, 3, side, side, device="cuda:0")
         classes = torch.randint(4, (6, 2), device="cuda:0")
         target = torch.rand(6, 2, 3, side, side, device="cuda:0") if targets is None else targets(side)
@@ -231,6 +231,7 @@ def whole_forward(
                 network, images, classes, output="log_softmax", differentiation="adjoint", batch_norm=batch_norm
             )
         loss = cosine_alignment_loss(gradients, target)
+    assert counted.count == 0
     assert logits.device.type == gradients.device.type == loss.device.type == "cuda"
     assert logits.dtype == getattr(torch, precision)
     return gradients
