@@ -16,6 +16,7 @@ from pag_core.params.reading import parse_params, plain_params
 from pag_core.params.values import UniqueKeyLoader
 from pag_core.pipeline.code_identity import CHECKOUT
 
+BASE = CHECKOUT / PARAMS
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
@@ -87,7 +88,7 @@ class Experiment:
 
 def base_params() -> Plain:
     """params.yaml as plain data."""
-    return plain_params((CHECKOUT / PARAMS).read_bytes(), PARAMS)
+    return plain_params(BASE.read_bytes(), PARAMS)
 
 
 def laid_over(params: Plain, *layers: Plain) -> Plain:

@@ -1,18 +1,18 @@
-"""Fixtures shared by all tests: the repository's parameters, a tiny dataset, classifier and noise predictor."""
+"""Fixtures shared by all tests: their parameters, a tiny dataset, classifier and noise predictor."""
 
 import contextlib
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from pag_core.classifiers.building import build_classifier
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
 from pag_core.params.reading import parse_params
-from tests.samples import ROOT, changed, make_labelled
+from tests import samples
+from tests.samples import PARAMS, changed, make_labelled
 
 # the number of threads fixes the order of sums, on which the golden numbers depend
 torch.set_num_threads(1)
@@ -24,15 +24,21 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(autouse=True)
+def own_params_below_descriptions(monkeypatch):
+    """Descriptions of experiments are laid over the tests' parameters, not over those that the user has set."""
+    monkeypatch.setattr("experiments.description.BASE", PARAMS)
+
+
 @pytest.fixture
 def plain_params():
-    """params.yaml of the repository as plain data, free to be changed."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    """The tests' parameters as plain data, free to be changed."""
+    return samples.plain_params()
 
 
 @pytest.fixture
 def make_params(plain_params):
-    """`make_params({"train.epochs": 2})`: the repository's validated parameters with some changed."""
+    """`make_params({"train.epochs": 2})`: the tests' validated parameters with some changed."""
 
     def make(changes=None):
         return parse_params(changed(plain_params, changes or {}))

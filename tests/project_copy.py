@@ -10,7 +10,15 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.samples import PARAMS, ROOT
+
+# what a run needs; neither the user's data, settings and lock files, nor what has run in this checkout
+FOLDERS = ("pag_core", "stages", "experiments")
+FILES = (
+    "LICENSE", ".gitignore", ".dvcignore", ".dvc/.gitignore", "dvc.yaml", "data/.gitignore", "data/gradients/.gitignore",
+    "data/image_folder/.gitignore", "data/image_folder/README.md",
+)  # fmt: skip
+CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = true\n"
 
 # every stage runs for real, on few images and steps
 SMALL = {
@@ -47,19 +55,17 @@ class ProjectCopy:
 
     def __init__(self, path: Path, overrides: dict[str, Any]) -> None:
         self.path = path
-        files = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        for name in files:
-            if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
-                (path / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, path / name)
+        for name in FOLDERS:
+            ignored = shutil.ignore_patterns("__pycache__", "dvc.lock")
+            shutil.copytree(ROOT / name, path / name, ignore=ignored, dirs_exist_ok=True)
+        for name in FILES:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, path / name)
+        (path / ".dvc/config").write_text(CONFIG, encoding="utf-8")
+        shutil.copy2(PARAMS, path / "params.yaml")
         self.set(overrides)
         self.git("init", "--quiet", "--initial-branch=main")
+        # in the repository's own configuration: DVC commits as well
         self.git("config", "user.name", "test")
         self.git("config", "user.email", "test@example.invalid")
         self.commit("start")
@@ -79,14 +85,17 @@ class ProjectCopy:
             yaml.dump(content, out)
 
     def git(self, *arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=self.path, capture_output=True, text=True, check=True).stdout
+        return self.run("git", *arguments).stdout
 
     def commit(self, message: str) -> None:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", message)
 
     def environment(self) -> dict[str, str]:
+        """This process's, without what the user has set for all of DVC and git, such as another cache, or signed commits."""
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
+        variables |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        variables |= {f"DVC_{kind}_CONFIG_DIR": str(self.path / ".git/none") for kind in ("GLOBAL", "SYSTEM")}
         variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
         return variables
 

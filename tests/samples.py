@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -16,6 +17,8 @@ from pag_core.params.sections import GradientStoreParams, ObjectiveParams, Score
 from pag_core.pipeline.checkpoint import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
+# no test reads what the user has set in params.yaml
+PARAMS = ROOT / "tests/params.yaml"
 MADE_FROM = {"diffusion model": "a" * 64}
 # options that make each architecture quick, and the side of images that it then takes
 ARCHITECTURES = {
@@ -30,6 +33,11 @@ ARCHITECTURES = {
 }
 # what `make_folder` makes: sizes of images by split and class
 FOLDER = {part: {"ant": [(6, 6)] * count, "bee": [(6, 6)] * count} for part, count in (("train", 3), ("test", 2))}
+
+
+def plain_params():
+    """The parameters of the tests as plain data, free to be changed."""
+    return yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
 
 
 def changed(content, changes):

@@ -14,7 +14,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import yaml
 from torch import nn
 
 from pag_core.classifiers.building import build_classifier
@@ -31,7 +30,7 @@ from pag_core.pipeline.stage import stage
 from pag_core.training import classifier as classifier_module
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import ROOT, changed, make_labelled, sbg_params
+from tests.samples import changed, make_labelled, plain_params, sbg_params
 
 
 def _die_at_checkpoint(folder: RunFolder, survive: int, rank: int) -> None:
@@ -98,8 +97,7 @@ def _train(options: dict[str, Any]) -> None:
     os.chdir(options.get("folder", "."))
     torch.set_num_threads(1)
     Path(f"pid-{this_process().rank}").write_text(str(os.getpid()))
-    plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params = parse_params(changed(plain, options.get("params", {})))
+    params = parse_params(changed(plain_params(), options.get("params", {})))
     made = make_labelled(3, 12, (1, 8, 8), 1)
     split = Split(torch.from_numpy(made.images), torch.from_numpy(made.labels))
     with stage("miniature", shared=True), run_folder("miniature", {}, torch.device("cpu")) as folder:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import yaml
 from PIL import Image
 
-from tests.samples import ROOT, make_labelled
+from experiments.description import laid_over
+from tests.samples import ROOT, make_labelled, plain_params
 
 NAMES = ("cat", "dog", "eel")
 
@@ -57,7 +58,9 @@ def archived(folder):
 
 def run(tmp_path, images, *arguments):
     """What the command printed and returned that runs DESCRIPTION in `tmp_path`, with the pictures in `images`."""
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
+    # this checkout's params.yaml lies below it, in which the user may have set anything
+    described = {**DESCRIPTION, "params": laid_over(plain_params(), DESCRIPTION["params"])}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
     return subprocess.run(
         [
             sys.executable, str(ROOT / "experiments/run.py"), "tiny.yaml", "--images", str(images), "--work", "work",

@@ -25,9 +25,8 @@ from pag_core.objective.pag import AlignedBatch, drawn_classes, pag_objective, p
 from pag_core.params.reading import load_params
 from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.provenance import versions
-from tests.samples import distilled
+from tests.samples import PARAMS, distilled
 
-ROOT = Path(__file__).resolve().parents[2]
 PLACE = Path(__file__).with_name("first_losses.json")
 SEED = 3407
 # relative; other processors sum in another order
@@ -45,7 +44,7 @@ def digits_dataset():
 
 def untrained_predictor(dataset):
     """A U-Net of random weights, also where guided_diffusion starts at zero."""
-    card = architecture(load_params(ROOT / "params.yaml").diffusion)
+    card = architecture(load_params(PARAMS).diffusion)
     card |= {
         "channels": 32,
         "channel_multipliers": [1, 1],

@@ -306,9 +306,9 @@ def test_trained_saved_and_loaded_it_answers_the_same(tmp_path, make_dataset, ma
 def test_the_default_data_and_network_load_neither_torchvision_nor_timm():
     """They cost seconds, which the default run would pay in every stage."""
     program = (
-        "import sys; from pag_core.classifiers.building import build_classifier as build\n"
+        "import sys; from pathlib import Path; from pag_core.classifiers.building import build_classifier as build\n"
         "from pag_core.datasets.loading import load_raw; from pag_core.params.reading import load_params\n"
-        "load_raw(load_params())\n"
+        "load_raw(load_params(Path('tests/params.yaml')))\n"
         "for arch, options in (('small_resnet', {}), ('wrn_34_10', {'depth': 10})):\n"
         "    build(arch, **{'width': 1, **options}, activation=None, image_shape=(1, 8, 8), classes=2)\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torchvision', 'timm'}))"

@@ -12,12 +12,17 @@ from pag_core.params.reading import load_params, parse_params, written_params
 from pag_core.params.reading import plain_params as read_plain
 from pag_core.params.sections import Params
 from pag_core.params.values import Source, radius_value
-from tests.samples import ROOT, changed
+from tests.samples import PARAMS, ROOT, changed
 
 
-def test_the_repositorys_params_are_valid():
-    params = load_params(ROOT / "params.yaml")
-    assert params.weight == yaml.safe_load((ROOT / "params.yaml").read_text())["source_defaults"]["sbg"]["lambda"]
+@pytest.mark.parametrize("path", [PARAMS, ROOT / "params.yaml"], ids=["of the tests", "of the repository"])
+def test_params_are_valid(path):
+    """Whatever the user has set, both have the keys that there are."""
+    load_params(path)
+
+
+def test_a_lambda_of_auto_is_the_sources():
+    assert load_params(PARAMS).weight == 2.0
 
 
 DATASETS = ", ".join(get_args(Params.model_fields["dataset"].annotation))
@@ -190,7 +195,7 @@ def test_radii_are_kept_as_written(make_params):
 def test_exponents_without_a_point_are_numbers(plain_params, tmp_path):
     """YAML 1.1 reads 1e-3 as text."""
     path = tmp_path / "params.yaml"
-    text = (ROOT / "params.yaml").read_text()
+    text = PARAMS.read_text()
     assert "weight_decay: 1.0e-4" in text
     path.write_text(text.replace("weight_decay: 1.0e-4", "weight_decay: 1e-4"))
     assert isinstance(yaml.safe_load(path.read_text())["train"]["weight_decay"], str)
@@ -295,14 +300,14 @@ def test_a_norm_without_radii_is_refused(plain_params, key):
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_bytes((ROOT / "params.yaml").read_bytes() + b"# caf\xe9\n")
+    path.write_bytes(PARAMS.read_bytes() + b"# caf\xe9\n")
     with pytest.raises(ParamsError):
         load_params(path)
 
 
 def test_a_key_given_twice_is_refused(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text((ROOT / "params.yaml").read_text() + "\nlambda: 0.0\n")
+    path.write_text(PARAMS.read_text() + "\nlambda: 0.0\n")
     with pytest.raises(ParamsError, match="lambda"):
         load_params(path)
 

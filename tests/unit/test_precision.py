@@ -12,7 +12,7 @@ from pag_core.compute.randomness import generator
 from pag_core.errors import ParamsError
 from pag_core.gradients.distillation_precision import direction_check, in_precision, require_direction
 from pag_core.gradients.score_based import score_based_gradients
-from tests.samples import ROOT
+from tests.samples import PARAMS, ROOT
 
 
 @pytest.fixture
@@ -128,6 +128,7 @@ def test_a_kept_direction_passes():
 
 COMPILED = """
 import sys
+from pathlib import Path
 import torch
 sys.path[:0] = [{root!r}]
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
@@ -137,7 +138,7 @@ from pag_core.gradients.score_based import score_based_gradients
 from pag_core.params.reading import load_params
 
 torch.set_num_threads(1)
-card = architecture(load_params().diffusion) | {{"channel_multipliers": [1]}}
+card = architecture(load_params(Path({params!r})).diffusion) | {{"channel_multipliers": [1]}}
 torch.manual_seed(0)
 network = build_network(card, (1, 8, 8), 3)
 with torch.no_grad():
@@ -163,8 +164,8 @@ def test_compilation_gives_the_same_or_is_refused_without_a_compiler(tmp_path, c
     if not compiler:
         environment |= {"PATH": str(tmp_path), "CXX": "no-such-compiler"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILED.format(root=str(ROOT))], cwd=ROOT, env=environment, capture_output=True,
-        text=True, timeout=800, check=False,
+        [sys.executable, "-c", COMPILED.format(root=str(ROOT), params=str(PARAMS))], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     if compiler:

@@ -3,13 +3,12 @@
 import math
 
 import pytest
-import yaml
 
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params
-from tests.samples import ROOT, changed
+from tests.samples import changed, plain_params
 
-PLAIN = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+PLAIN = plain_params()
 WRONG = [
     None, True, -1, 0, 0.5, -0.5, 10**12, -(10**12), 10**400, math.nan, math.inf, "", "a word", "1e3", "nan", "8/255",
     [], [1], [1, 2, 3], [[]], [None], [-1, 10**12], {}, {"a word": 1}, {"L2": []}, {"L2": [None]}, {1: 2}, {None: None},
