@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pag_core.compute.device import described_processor, processor_name
+from pag_core.compute.processes import usable_cores
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.provenance import versions
 
@@ -59,15 +60,10 @@ def processor_flags() -> set[str]:
     return set(described_processor("flags", "Features").split())
 
 
-def cores() -> int:
-    """Cores of the CPU that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def header(command: str, device: str) -> dict[str, Any]:
     """Versions, hardware, date (UTC) and command of a run; no host name and no path."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    hardware: dict[str, Any] = {"processor": processor_name(), "cores": cores(), "memory_GiB": round(memory, 1)}
+    hardware: dict[str, Any] = {"processor": processor_name(), "cores": usable_cores(), "memory_GiB": round(memory, 1)}
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(torch.device(device))
     return {

@@ -19,7 +19,8 @@ import typer
 import yaml
 
 from benchmarks.interleaved import Rounds
-from benchmarks.measurement import TIMES_AS_FAST, Measurement, cores, report
+from benchmarks.measurement import TIMES_AS_FAST, Measurement, report
+from pag_core.compute.processes import usable_cores
 from pag_core.pipeline.stage import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,8 +150,8 @@ def timed_runs(place: Workplace, work: Work, rounds: int) -> tuple[Rounds, Round
 def measure(works: dict[str, Work], rounds: int) -> dict[str, Measurement]:
     """Two processes against one for each stage, without and with the start-up of Python and its libraries."""
     described = {name: f"one process, {work.amount} {work.described}, one thread each" for name, work in works.items()}
-    if cores() < max(COUNTS):
-        reason = f"{max(COUNTS)} processes need as many cores, this one may use {cores()}"
+    if usable_cores() < max(COUNTS):
+        reason = f"{max(COUNTS)} processes need as many cores, this one may use {usable_cores()}"
         return {
             f"{name}.{key}": Measurement(None, TIMES_AS_FAST, against, not_measured=reason)
             for name, against in described.items()

@@ -43,13 +43,18 @@ def this_process() -> Process:
     return Process(0, 1)
 
 
+def usable_cores() -> int:
+    """Cores of the CPU that this process may use; where the system has no such limit (macOS), all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def process_count(wanted: int | None, device: torch.device) -> int:
     """Processes for independent units of work: `wanted`, or if that is None one per core of the CPU, one on a GPU.
 
     Under torchrun they are always its ranks.
     """
     if wanted is None:
-        wanted = len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+        wanted = usable_cores() if device.type == "cpu" else 1
     return replica_count(wanted)
 
 
@@ -68,7 +73,7 @@ def processes_here(wanted: int | None) -> int:
 def divide_cores(count: int) -> None:
     """Leave this process the CPU threads of one of `count` on this machine; companions and ranks of torchrun have theirs."""
     if not under_torchrun() and COMPANION not in os.environ and count > 1:
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) // count)))
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // count)))
 
 
 @contextlib.contextmanager

@@ -219,6 +219,12 @@ def test_names_and_sizes(path: Path) -> None:
             assert length <= 60, f"{node.name} has {length} lines"
 
 
+def test_what_only_linux_has_is_asked_for_in_one_place() -> None:
+    """Of cores, which macOS does not tell so."""
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PROGRAMS}
+    assert [path for path, text in texts.items() if "sched_getaffinity" in text] == ["pag_core/compute/processes.py"]
+
+
 def test_the_repository_holds_no_addresses_or_machine_paths() -> None:
     """What is written by hand: in params.yaml, .dvc and dvc.lock are paths of the user's."""
     folders = ("benchmarks", "docs", "experiments", "pag_core", "stages", "tests")

@@ -1,18 +1,19 @@
 """Stages on two processes: the files and numbers that one process makes."""
 
 import json
-import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pag_core.compute.processes import usable_cores
 from tests.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 
-TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node", "2")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_diffusion_by_companions_and_by_torchrun(project: ProjectCopy) -> None:
 
 def test_attacks_give_identical_results(project: ProjectCopy, trained_alone: object) -> None:
     """With the threads of each, of which two processes that share the work have half: the records say so."""
-    results, cores = [], len(os.sched_getaffinity(0))
+    results, cores = [], usable_cores()
     each = max(1, cores // 2)
     for processes, threads, launcher in ((1, each, ("python",)), (2, cores, ("python",)), (1, each, TORCHRUN)):
         project.set({"processes": processes, "threads": threads})

@@ -1,5 +1,6 @@
 """Several processes at one store: the same bytes as one makes, and never a short store when one of them is lost."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,17 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import pytest
 
-from pag_core.compute.processes import COMPANION
+from pag_core.compute.processes import COMPANION, usable_cores
 from tests.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 
 STORE = "data/gradients/sbg.zarr"
-CORES = len(os.sched_getaffinity(0))
+CORES = usable_cores()
 COMMAND = [sys.executable, "stages/sbg.py"]
 
 
@@ -48,18 +49,12 @@ def alone(project: ProjectCopy) -> dict[str, bytes]:
 
 def companions_of(parent: int) -> list[int]:
     """The companions that `parent` started; libraries that it loads start short-lived processes too."""
-    return [
-        int(status.parent.name)
-        for status in Path("/proc").glob("[0-9]*/status")
-        if f"\nPPid:\t{parent}\n" in readable(status) and f"{COMPANION}=1" in readable(status.with_name("environ"))
-    ]
-
-
-def readable(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
+    found = []
+    for process in psutil.Process(parent).children():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile
+            if process.environ().get(COMPANION) == "1":
+                found.append(process.pid)
+    return found
 
 
 def test_two_processes_make_the_same_bytes(project: ProjectCopy, alone: dict[str, bytes]) -> None:

@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 from pag_core.compute import processes as processes_module
+from pag_core.compute.processes import divide_cores, process_count
 from pag_core.errors import CompanionLost
 from pag_core.evaluation.units import finished_units
 from pag_core.pipeline.checkpoint import RunFolder
@@ -78,6 +81,18 @@ def run(folder: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600, check=False
     )
+
+
+def test_cores_are_counted_where_the_system_tells_no_limit(monkeypatch, cpu):
+    """macOS has no sched_getaffinity."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    divided = []
+    monkeypatch.setattr(torch, "set_num_threads", divided.append)
+    assert process_count(None, cpu) == 6
+    divide_cores(3)
+    assert divided == [2]
 
 
 @pytest.mark.slow
@@ -192,6 +207,13 @@ def test_work_that_cannot_be_interrupted_ends_too(tmp_path):
     assert len(list(tmp_path.glob("started-*-0-*"))) < 5
 
 
+def lives(process):
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.slow
 def test_companions_end_with_the_process_that_started_them(tmp_path):
     process = subprocess.Popen(
@@ -208,6 +230,6 @@ def test_companions_end_with_the_process_that_started_them(tmp_path):
     companion = int(found[0].name.split("-")[-1])
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    while Path(f"/proc/{companion}").exists() and "Z" not in Path(f"/proc/{companion}/stat").read_text().split()[2]:
+    while lives(companion):
         assert time.monotonic() < deadline, "the companion lives on"
         time.sleep(0.1)
