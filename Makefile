@@ -4,50 +4,53 @@
 # make bench: the speed, against plain implementations.
 # Each makes .venv on first use; a second run installs nothing.
 
+# Programs are called as modules of this Python, by a path that holds nothing of where the checkout lies: it may have blanks in
+# it, and may be moved. Stages, which DVC starts by the name python, are found in PATH.
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
+PYTHON_HERE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python
 # the first Python of a supported version; PYTHON=/path/to/python chooses another
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	2>/dev/null && { command -v $$name; break; }; done)
 
-.PHONY: repro quick test bench experiments page lint environment
+.PHONY: repro quick test bench experiments page lint environment repository
 .DEFAULT_GOAL := repro
 
-repro: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" dvc repro
+repro: repository
+	$(PYTHON_HERE) -m dvc repro
 	@echo "The page: $(CURDIR)/report.html"
 
 # The test files are dealt to two workers in order, the long ones first (tests/conftest.py). Each computes with one
 # thread: OpenMP's threads wait for each other by spinning, so more of them than cores is many times slower. Failures are
 # shown as they come.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --instafail
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON_HERE) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --instafail
 
 quick: lint
-	PATH="$(BIN):$$PATH" $(PYTEST) -m "not slow" tests/unit tests/golden tests/architecture
+	$(PYTEST) -m "not slow" tests/unit tests/golden tests/architecture
 
 test: lint
-	PATH="$(BIN):$$PATH" $(PYTEST)
+	$(PYTEST)
 
 # ratios against plain implementations, on the CPU: benchmarks/README.md
-bench: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" python -m benchmarks --device cpu
+bench: environment
+	$(PYTHON_HERE) -m benchmarks --device cpu
 
 # what differs between experiments, and the headline of each: `dvc exp show` alone has a column for every parameter
-experiments: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
+experiments: environment
+	@$(PYTHON_HERE) experiments/repository.py --commits
+	$(PYTHON_HERE) -m dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
 
 # the same as a page to sort, filter and compare, with figures; WORK=FOLDER adds experiments that ran by hand there
-page: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" python experiments/page.py $(if $(WORK),--work $(WORK))
+page: environment
+	$(PYTHON_HERE) experiments/page.py $(if $(WORK),--work "$(WORK)")
 
 # a table of the paper beside its published numbers: make table NAME=table_1 SCALE=mini; runs what is missing. IMAGES names a
 # folder of images for those that take one (docs/tables.md)
 SCALE ?= mini
 .PHONY: table
-table: $(VENV)/.installed
+table: environment
 	@test -f "experiments/tables/$(NAME).yaml" || { echo "NAME is one of: $(notdir $(basename $(wildcard experiments/tables/*.yaml)))"; exit 1; }
-	PATH="$(BIN):$$PATH" python experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --output results \
+	$(PYTHON_HERE) experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --output results \
 		$(if $(IMAGES),--images "$(IMAGES)")
 
 # the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
@@ -55,18 +58,23 @@ table: $(VENV)/.installed
 picture: repro
 	cp figures/targeted_pgd.png docs/images/targeted_digits.png
 
-lint: $(VENV)/.installed
-	PATH="$(BIN):$$PATH" ruff check .
-	PATH="$(BIN):$$PATH" ruff format --check .
-	PATH="$(BIN):$$PATH" mypy
-	PATH="$(BIN):$$PATH" lint-imports --no-cache
+lint: environment
+	$(PYTHON_HERE) -m ruff check .
+	$(PYTHON_HERE) -m ruff format --check .
+	$(PYTHON_HERE) -m mypy
+	$(PYTHON_HERE) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-cache
 
 environment: $(VENV)/.installed
+	@$(VENV)/bin/python environment.py
+
+# what DVC needs of git; without it a sentence that says what to do
+repository: environment
+	@$(PYTHON_HERE) experiments/repository.py
 
 $(VENV)/.installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes --requirement requirements.lock
+	"$(PYTHON)" -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes --requirement requirements.lock
 	@touch $@
 
 # after a change of the dependencies in pyproject.toml; needs uv

@@ -7,7 +7,6 @@ stages before it. So classifiers share what is equal, and a stage that has finis
 import functools
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from experiments.described_stages import (
 )
 from experiments.description import Experiment
 from experiments.images import is_arranged
+from experiments.programs import run_program
 from experiments.results import Measured
 from pag_core.datasets.image_files import files_below
 from pag_core.errors import ParamsError
@@ -152,9 +152,7 @@ class ByHand:
                 link.symlink_to(place)
         identity, start = self._identity(name), time.perf_counter()
         # checkpoints of all stages in one place, as under DVC
-        environment = {**os.environ, "DVC_ROOT": str(self.work)}
-        command = [sys.executable, str(CHECKOUT / script), *options]
-        code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+        code = run_program([sys.executable, str(CHECKOUT / script), *options], folder, DVC_ROOT=str(self.work))
         if code:
             print(f"{name} ended with exit code {code}; the same command resumes from here", file=sys.stderr)
             sys.exit(code)

@@ -1,6 +1,5 @@
 """The experiments there are, for the page that lists them: of this checkout and its DVC experiments, and those run by hand."""
 
-import contextlib
 import importlib.util
 import json
 import sys
@@ -12,6 +11,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from experiments.described_stages import PARAMS, Plain
 from experiments.lock_files import LOCKS, locked_stages, outdated
+from experiments.repository import has_commits, stored
 from pag_core.errors import ArtifactError
 from pag_core.params.reading import plain_params
 from pag_core.pipeline.code_identity import CHECKOUT
@@ -33,7 +33,7 @@ def of_checkout() -> list[Listed]:
 
     What has no metrics is left out, and so is the checkout where it equals another.
     """
-    found = list(_of_revisions()) if importlib.util.find_spec("dvc") and (CHECKOUT / ".git").exists() else []
+    found = list(_of_revisions()) if importlib.util.find_spec("dvc") and has_commits() else []
     here = listed(DirFileSystem(str(CHECKOUT)), "workspace", "as it is")
     if all((here.params, here.metrics) != (other.params, other.metrics) for other in found):
         found.insert(0, here)
@@ -41,16 +41,20 @@ def of_checkout() -> list[Listed]:
 
 
 def _of_revisions() -> Iterator[Listed]:
-    from dvc.api import DVCFileSystem
     from dvc.repo import Repo
+    from dvc.scm import NoSCM
 
     with Repo(str(CHECKOUT)) as repo:
+        if isinstance(repo.scm, NoSCM):
+            return
         last = repo.scm.get_rev()
         by_commit = repo.experiments.ls(all_commits=True)
     revisions = [(name, rev, f"DVC, on {commit[:7]}") for commit, found in by_commit.items() for name, rev in found]
     for name, revision, origin in [("last commit", last, last[:7]), *sorted(revisions)]:
-        with contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision)) as files:
-            yield listed(files, name, origin)
+        with stored(revision) as files:
+            # the last commit of a larger repository may be one without this project
+            if revision != last or files.exists(PARAMS):
+                yield listed(files, name, origin)
 
 
 def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:

@@ -1,6 +1,5 @@
 """An experiment through DVC: a queued experiment for each classifier, run one after the other."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -8,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dvc.api import DVCFileSystem
 from dvc.repo import Repo
+from fsspec import AbstractFileSystem
 
 from experiments.described_stages import Plain, described_stages, metrics_of
 from experiments.description import Experiment, base_params
 from experiments.lock_files import LOCKS, is_of_now, locked_stages, outdated
+from experiments.programs import run_program
+from experiments.repository import require_commits, require_committer, stored
 from experiments.results import Measured
 from pag_core.errors import ArtifactError
 from pag_core.pipeline.code_identity import CHECKOUT
@@ -57,6 +58,7 @@ def run_with_dvc(experiment: Experiment) -> Measured:
     What was made before comes out of DVC's cache; a stage that was killed resumes from its checkpoint. Ends the
     program with exit code 1 if an experiment fails, and prints its last lines.
     """
+    require_committer()
     finished = finished_revisions(experiment, all_commits=False, remark=False)
     revisions = {run: found for run, found in finished.items() if _need_not_run_again(found, experiment, run)}
     for run in revisions:
@@ -98,8 +100,10 @@ def _forget(names: set[str]) -> None:
 def finished_revisions(experiment: Experiment, *, all_commits: bool = True, remark: bool = True) -> dict[str, str]:
     """The revision of the DVC experiment of each run that has finished: the latest of its name, on any commit or the last.
 
-    One that ran with other parameters or inputs than the description has now is none of them, and a remark names it.
+    One that ran with other parameters or inputs than the description has now is none of them, and a remark names it. Raises
+    RepositoryMissing where there is no git repository with a commit.
     """
+    require_commits()
     with Repo(str(CHECKOUT)) as repo:
         every = [(name, rev) for found in repo.experiments.ls(all_commits=all_commits).values() for name, rev in found]
     revisions: dict[str, list[str]] = {}
@@ -123,7 +127,7 @@ def found_with_dvc(experiment: Experiment, revisions: dict[str, str]) -> Measure
     """
     found: Measured = {}
     for run, revision in revisions.items():
-        with _stored(revision) as files:
+        with stored(revision) as files:
             found[run] = {
                 metrics: _read(files, path, experiment.names[run])
                 for metrics, path in metrics_paths(experiment, run).items()
@@ -138,15 +142,11 @@ def outputs_with_dvc(experiment: Experiment, revisions: dict[str, str], place: P
         target = place / experiment.name / run / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _stored(revisions[run]) as files:
+            with stored(revisions[run]) as files:
                 files.get(path, str(target), recursive=True)
         return target
 
     return output
-
-
-def _stored(revision: str) -> contextlib.closing[DVCFileSystem]:
-    return contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision))
 
 
 def metrics_paths(experiment: Experiment, run: str) -> dict[str, str]:
@@ -158,7 +158,7 @@ def metrics_paths(experiment: Experiment, run: str) -> dict[str, str]:
 def _ran_like(revision: str, experiment: Experiment, run: str) -> bool:
     """Whether the stages that are wanted ran there, with the parameters that the description has now."""
     old = outdated(_locked(revision, run), experiment.params[run])
-    with _stored(revision) as files:
+    with stored(revision) as files:
         return all(path not in old and files.exists(path) for path in metrics_paths(experiment, run).values())
 
 
@@ -172,11 +172,11 @@ def _need_not_run_again(revision: str, experiment: Experiment, run: str) -> bool
 
 
 def _locked(revision: str, run: str) -> Plain:
-    with _stored(revision) as files:
+    with stored(revision) as files:
         return locked_stages({f"{lock} of {run}": files.cat_file(lock) for lock in LOCKS if files.exists(lock)})
 
 
-def _read(files: DVCFileSystem, path: str, name: str) -> Plain:
+def _read(files: AbstractFileSystem, path: str, name: str) -> Plain:
     try:
         content: Plain = json.loads(files.cat_file(path))
     except FileNotFoundError:
@@ -191,7 +191,11 @@ def _committed(revision: str) -> int:
 
 
 def _run(*command: str) -> None:
-    code = subprocess.run([sys.executable, "-m", *command], cwd=CHECKOUT, check=False).returncode
+    code = run_program([sys.executable, "-m", *command], CHECKOUT)
+    if code in (130, 143):
+        print(
+            "\nWhat DVC's queue has begun goes on; dvc queue status names it, dvc queue kill ends it", file=sys.stderr
+        )
     if code:
         sys.exit(code)
 

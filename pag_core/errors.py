@@ -41,6 +41,14 @@ class CompanionLost(PagError):
     """One of the processes that share a piece of work failed."""
 
 
+class RepositoryMissing(PagError):
+    """Git, a repository, a commit or who commits is missing, where DVC needs it."""
+
+
+class LocksUnavailable(PagError):
+    """A file system without file locks, by which processes keep out of each other's way."""
+
+
 class LaunchRefused(PagError):
     """A stage was started as several processes that cannot share its work."""
 

@@ -53,7 +53,8 @@ SMALL = {
 class ProjectCopy:
     """The project's files, committed to a git repository of their own, with `overrides` written into params.yaml."""
 
-    def __init__(self, path: Path, overrides: dict[str, Any]) -> None:
+    def __init__(self, path: Path, overrides: dict[str, Any], repository: Path | None = None) -> None:
+        """`repository` is a folder above it, whose git repository then holds the project."""
         self.path = path
         for name in FOLDERS:
             ignored = shutil.ignore_patterns("__pycache__", "dvc.lock")
@@ -64,7 +65,7 @@ class ProjectCopy:
         (path / ".dvc/config").write_text(CONFIG, encoding="utf-8")
         shutil.copy2(PARAMS, path / "params.yaml")
         self.set(overrides)
-        self.git("init", "--quiet", "--initial-branch=main")
+        self.git("init", "--quiet", "--initial-branch=main", str(repository or path))
         # in the repository's own configuration: DVC commits as well
         self.git("config", "user.name", "test")
         self.git("config", "user.email", "test@example.invalid")

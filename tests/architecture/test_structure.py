@@ -55,8 +55,8 @@ def program_of(stage: dict[str, Any]) -> Path:
 
 
 def test_imports_run_one_way() -> None:
-    command = Path(sys.executable).parent / "lint-imports"
-    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    done = subprocess.run([*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
 
 

@@ -1,8 +1,6 @@
 """What a stage that runs by hand depends on, and where it finds what nobody's stage made."""
 
 import dataclasses
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -30,11 +28,11 @@ def ran(monkeypatch):
     """The folders in which stages were started; none of them does anything."""
     folders = []
 
-    def start(command, cwd, **options):
-        folders.append(Path(cwd))
-        return subprocess.CompletedProcess(command, 0)
+    def start(command, folder, **environment):
+        folders.append(folder)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(by_hand, "run_program", start)
     return folders
 
 

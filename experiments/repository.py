@@ -1,0 +1,101 @@
+"""What DVC needs of git: a repository, a commit, and who commits; and the files of any revision, as they lie in this checkout.
+
+python experiments/repository.py
+"""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
+
+import typer
+from fsspec import AbstractFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+
+from pag_core.errors import PagError, RepositoryMissing
+from pag_core.pipeline.code_identity import CHECKOUT
+
+COMMIT = "git add --all && git commit -m start"
+
+
+def require_repository() -> None:
+    """Raise RepositoryMissing unless this checkout is in a git repository, or DVC is told to do without."""
+    done = _git("rev-parse", "--git-dir")
+    if done.returncode and not _does_without_git():
+        raise RepositoryMissing(
+            f"{CHECKOUT} is in no git repository, which DVC asks for ({done.stderr.strip()}); make it one (git init && "
+            f"{COMMIT}), or let DVC do without (dvc config --local core.no_scm true), but then without its experiments"
+        )
+
+
+def require_commits() -> None:
+    """Raise RepositoryMissing unless DVC can have experiments here: in a git repository with a commit."""
+    require_repository()
+    if _does_without_git():
+        raise RepositoryMissing(
+            "DVC is told to do without git, where it has no experiments: dvc config --local --unset core.no_scm, or --by-hand"
+        )
+    if not has_commits():
+        raise RepositoryMissing(
+            f"{CHECKOUT} has no commit in git, and a DVC experiment begins with one: {COMMIT} (--by-hand needs none)"
+        )
+
+
+def require_committer() -> None:
+    """Raise RepositoryMissing unless DVC can make experiments here: git knows who commits."""
+    require_commits()
+    if any(not _git("config", key).stdout.strip() for key in ("user.name", "user.email")):
+        raise RepositoryMissing(
+            "git does not know who commits, and DVC keeps an experiment as a commit: git config user.name NAME && "
+            "git config user.email ADDRESS (--by-hand needs none)"
+        )
+
+
+def has_commits() -> bool:
+    """Whether this checkout is in a git repository with a commit."""
+    return _git("rev-parse", "--verify", "--quiet", "HEAD").returncode == 0
+
+
+@contextlib.contextmanager
+def stored(revision: str) -> Iterator[AbstractFileSystem]:
+    """The files of a revision by their paths in this checkout, which may lie in a folder of a larger git repository."""
+    from dvc.api import DVCFileSystem
+
+    # DVC gives a revision's files by their paths in all of git's repository
+    below = _git("rev-parse", "--show-prefix").stdout.strip().rstrip("/")
+    with contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision, subrepos=bool(below))) as files:
+        yield DirFileSystem(below, files) if below else files
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise RepositoryMissing(
+            "git is not installed, and DVC needs it; install it (on Debian: apt install git)"
+        ) from None
+
+
+def _does_without_git() -> bool:
+    from dvc.config import Config
+
+    return bool(Config(str(CHECKOUT / ".dvc"))["core"].get("no_scm"))
+
+
+def main(
+    commits: Annotated[bool, typer.Option("--commits", help="As DVC experiments need it: with a commit.")] = False,
+) -> None:
+    """Say in one sentence what is missing."""
+    try:
+        (require_commits if commits else require_repository)()
+    except PagError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
