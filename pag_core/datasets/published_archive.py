@@ -12,10 +12,9 @@ from http.client import HTTPException
 from io import BufferedReader
 from pathlib import Path
 
-from filelock import FileLock
-
 from pag_core.errors import DatasetError
 from pag_core.pipeline.artifacts import replacing_file
+from pag_core.pipeline.locks import holding
 from pag_core.pipeline.loop import progress_bar
 
 BYTES_AT_ONCE = 2**20
@@ -49,7 +48,7 @@ class PublishedArchive:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             # of several experiments at once one downloads
-            with FileLock(folder / f".{self.name}.lock"):
+            with holding(folder / f".{self.name}.lock", f"downloading {self.name}"):
                 if not path.exists():
                     self._download(path)
         with path.open("rb") as file:

@@ -9,16 +9,18 @@ import contextlib
 import datetime
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import filelock
 import typer
 
+from pag_core.errors import PagError
 from pag_core.pipeline.artifacts import readable_bytes
 from pag_core.pipeline.checkpoint import cache_root
+from pag_core.pipeline.locks import locked
 from pag_core.pipeline.raw_copies import is_held, remove_unheld
 
 
@@ -87,30 +89,19 @@ def clear(root: Path) -> list[Entry]:
 
 
 def _is_locked(root: Path, name: str) -> bool:
-    lock = filelock.FileLock(root / "locks" / name)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return True
-    lock.release()
-    return False
+    with locked(root / "locks" / name, wait=False) as held:
+        return not held
 
 
 @contextlib.contextmanager
 def _locked(root: Path, name: str) -> Iterator[bool]:
     """Hold the lock `name`, and remove it in the end; False where another process has it."""
-    lock = filelock.FileLock(root / "locks" / name)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        yield False
-        return
-    try:
-        yield True
+    path = root / "locks" / name
+    with locked(path, wait=False) as held:
+        yield held
         # before it is released: a process that waits for it finds it gone, and makes a new one
-        os.unlink(lock.lock_file)  # noqa: PTH108
-    finally:
-        lock.release()
+        if held:
+            path.unlink()
 
 
 def main(
@@ -118,7 +109,11 @@ def main(
 ) -> None:
     """List what is in .cache; with --clear remove what no running process holds."""
     root = cache_root()
-    shown = clear(root) if clear_unheld else entries(root)
+    try:
+        shown = clear(root) if clear_unheld else entries(root)
+    except PagError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
     for entry in shown:
         written = datetime.datetime.fromtimestamp(entry.written).isoformat(sep=" ", timespec="minutes")
         state = "removed" if clear_unheld else "in use" if entry.held else "not in use"

@@ -2,13 +2,13 @@
 
 import fcntl
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-import filelock
-
 from pag_core.compute.processes import this_process
 from pag_core.pipeline.artifacts import file_record, read_sealed_json, replacing_file, write_sealed_json
+from pag_core.pipeline.locks import locked, naming_missing_locks
 
 # the copies that this process reads, open and locked so that no other run removes them
 _held: list[BinaryIO] = []
@@ -32,7 +32,8 @@ def hold_raw_copy(path: Path, write: Callable[[BinaryIO], None]) -> None:
                 # the record first: a copy without one is made again, but one with another copy's record would be trusted
                 write_sealed_json(_record_of(path), file_record(partial))
         held = path.open("rb")
-        fcntl.flock(held, fcntl.LOCK_SH)
+        with naming_missing_locks(path):
+            fcntl.flock(held, fcntl.LOCK_SH)
         _held.append(held)
 
 
@@ -50,10 +51,9 @@ def _name(path: Path) -> str:
     return path.name.rsplit("-", 1)[0]
 
 
-def _locked(path: Path) -> filelock.BaseFileLock:
+def _locked(path: Path) -> AbstractContextManager[bool]:
     """The lock of all copies of one name, of which a writer holds it while it writes."""
-    (path.parent / "locks").mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(path.parent / "locks" / f"{_name(path)}.raw")
+    return locked(path.parent / "locks" / f"{_name(path)}.raw")
 
 
 def _record_of(path: Path) -> Path:
@@ -87,7 +87,8 @@ def is_held(path: Path) -> bool:
 
 def _locked_alone(file: BinaryIO) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with naming_missing_locks(Path(file.name)):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
