@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pag_core.compute import process_group
+from pag_core.compute.interruption import interrupt_main_thread
 from pag_core.errors import CompanionLost, PagError
 
 COMPANION = "PAG_COMPANION"
@@ -189,7 +189,7 @@ class _Watch:
             self._failure = self._failed()
             for process in self._started:
                 process.kill()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            interrupt_main_thread()
         if not self._left.wait(SECONDS_TO_STOP):
             print(f"\nCompanionLost: {self._failure}", file=sys.stderr, flush=True)
             os._exit(1)

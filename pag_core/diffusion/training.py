@@ -49,15 +49,18 @@ def train_diffusion(
         _resume(trainer, team, folder)
         trainer.begin(team)
         watch, clock = LossWatch("diffusion", team.total), CheckpointClock(folder, params.checkpoint_seconds)
-        with progress_bar("diffusion", params.steps, trainer.done, "step") as bar:
+        with progress_bar("diffusion", params.steps, trainer.done, "step") as bar, clock:
             while trainer.done < params.steps:
                 loss = trainer.step()
                 watch.add(trainer.done, loss)
                 bar.update()
-                if trainer.done % REPORT_EVERY == 0 or trainer.done == params.steps:
-                    losses = [row[0] for row in watch.flush()]
-                    trainer.curve.append({"step": trainer.done, "loss": sum(losses) / len(losses)})
-                    bar.set_postfix(loss=f"{trainer.curve[-1]['loss']:.4f}")
+                report = trainer.done % REPORT_EVERY == 0 or trainer.done == params.steps
+                # several processes bring losses back together
+                if report or (clock.interrupted and team.process.count == 1):
+                    trainer.losses += [row[0] for row in watch.flush()]
+                    if report:
+                        trainer.close_report()
+                        bar.set_postfix(loss=f"{trainer.curve[-1]['loss']:.4f}")
                     if team.leads:
                         clock.tick(trainer.snapshot)
     weights = {name: tensor.detach() for name, tensor in trainer.average.module.state_dict().items()}
@@ -96,6 +99,7 @@ class _DiffusionTrainer:
         self.seed = seed
         self.draws = generator(device, seed, "diffusion draws")
         self.done = 0
+        self.losses: list[float] = []
         self.curve: list[dict[str, float]] = []
 
     def begin(self, team: Replicas) -> None:
@@ -129,6 +133,11 @@ class _DiffusionTrainer:
         self.done += 1
         return self.team.part_of_mean(loss, self.share)
 
+    def close_report(self) -> None:
+        """Add the mean of the losses since the last report to the curve."""
+        self.curve.append({"step": self.done, "loss": sum(self.losses) / len(self.losses)})
+        self.losses = []
+
     def snapshot(self) -> dict[str, Any]:
         """All that a later run needs to resume."""
         return {
@@ -138,6 +147,7 @@ class _DiffusionTrainer:
             "draws": self.draws.get_state(),
             "global": global_state(self.draws.device),
             "done": self.done,
+            "losses": self.losses,
             "curve": self.curve,
         }
 
@@ -148,4 +158,4 @@ class _DiffusionTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.draws.set_state(state["draws"].cpu())
         team.restore_global_state(state["global"], self.draws.device)
-        self.done, self.curve = state["done"], state["curve"]
+        self.done, self.losses, self.curve = state["done"], state["losses"], state["curve"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pag_core.compute.interruption import interruption, saving_when_interrupted
 from pag_core.compute.processes import this_process
 from pag_core.errors import TrainingDiverged
 from pag_core.pipeline.checkpoint import RunFolder
@@ -46,22 +47,41 @@ class LossWatch:
 
 
 class CheckpointClock:
-    """Saves a checkpoint when `seconds` have passed since the last one."""
+    """Saves a checkpoint when `seconds` have passed since the last one, and as a context before a signal ends the process."""
 
     def __init__(self, folder: RunFolder, seconds: float) -> None:
         self.folder = folder
         self.seconds = seconds
         self.last = time.monotonic()
 
+    def __enter__(self) -> "CheckpointClock":
+        self._saving = saving_when_interrupted()
+        self._saving.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._saving.__exit__(*error)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the next `tick` is the last."""
+        return interruption() is not None
+
     def tick(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save what `state` returns if it is time; raises TrainingDiverged if a weight in it is not finite."""
-        if time.monotonic() - self.last >= self.seconds:
+        """Save what `state` returns if it is time, or if a signal came, and raise Interrupted then.
+
+        Raises TrainingDiverged if a weight in it is not finite.
+        """
+        signal = interruption()
+        if signal is not None or time.monotonic() - self.last >= self.seconds:
             content = state()
             for part, tensors in content.items():
                 if isinstance(tensors, dict):
                     require_finite(tensors, part)
             self.folder.save_checkpoint(content)
             self.last = time.monotonic()
+        if signal is not None:
+            raise signal
 
 
 def progress_bar(what: str, total: int, done: int, unit: str) -> "tqdm[Any]":

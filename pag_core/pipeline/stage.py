@@ -14,7 +14,8 @@ import torch
 import typer
 
 from pag_core.compute.device import prepare_device
-from pag_core.compute.processes import divide_cores
+from pag_core.compute.interruption import Interrupted, interruptible
+from pag_core.compute.processes import COMPANION, divide_cores
 from pag_core.errors import LaunchRefused, PagError
 from pag_core.params.reading import load_params
 from pag_core.params.sections import Params
@@ -59,6 +60,7 @@ class OpenStage:
 def stage(name: str, *, shared: bool = False) -> Iterator[OpenStage]:
     """Run a stage's body; a PagError ends it with its message and exit code 1, without a traceback.
 
+    SIGTERM and Ctrl-C end it with 143 and 130, after a checkpoint where it trains.
     Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run. Only a
     `shared` stage, whose processes divide its work, may be one of several ranks of torchrun.
     """
@@ -68,7 +70,15 @@ def stage(name: str, *, shared: bool = False) -> Iterator[OpenStage]:
             raise LaunchRefused(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes of a stage that runs in one; start it with python"
             )
-        yield OpenStage()
+        with interruptible(companion=COMPANION in os.environ):
+            yield OpenStage()
+    except Interrupted as signal:
+        print(
+            f"\n{name}: {signal}; the same command resumes from the last checkpoint or finished part",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(signal.exit_code)
     except PagError as error:
         print(f"\n{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -96,13 +96,15 @@ class Trainer:
         watch = LossWatch("classifier", self.team.total)
         clock = CheckpointClock(self.folder, self.params.checkpoint_seconds)
         self.classifier.train()
-        with progress_bar("classifier", self.batches.steps, self.step, "step") as bar:
+        with progress_bar("classifier", self.batches.steps, self.step, "step") as bar, clock:
             while self.step < self.batches.steps:
                 watch.add(self.step + 1, *self._step(objective, self.batches.take()))
                 self.step += 1
                 bar.update()
                 epoch_ends = self.step % self.steps_per_epoch == 0
-                if epoch_ends or len(watch.rows) == STEPS_BETWEEN_READS:
+                # several processes bring losses back together
+                ends_here = clock.interrupted and self.team.process.count == 1
+                if epoch_ends or len(watch.rows) == STEPS_BETWEEN_READS or ends_here:
                     self._accumulate(watch)
                     if epoch_ends:
                         self._close_epoch(curves)

@@ -1,0 +1,92 @@
+"""SIGTERM (a cluster, `docker stop`) and Ctrl-C: a loop that can save its state saves it and ends, all else ends at once."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_BETWEEN_LOOKS = 1.0  # at the DVC that started this stage
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to end; no Exception, so that nothing that handles errors handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number  # as shells have it
+
+
+class _State:
+    received: int | None = None
+    loops_that_save = 0
+    interrupting = False
+
+
+@contextlib.contextmanager
+def interruptible(*, companion: bool) -> Iterator[None]:
+    """Within the block a signal raises Interrupted: at once, or in `saving_when_interrupted` after the first one is looked at.
+
+    A `companion` leaves signals, which a terminal sends to all, to the process that started it and ends it. Signals that were
+    ignored stay so (nohup). If the DVC that started a stage is gone, that counts as SIGTERM: it tells its stages nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler: Any = signal.SIG_IGN if companion else _receive
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number, other in before.items() if other is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, handler)
+    done = threading.Event()
+    if "DVC_STAGE" in os.environ and not companion:
+        threading.Thread(target=_end_with_parent, args=(os.getppid(), done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        for number in taken:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+        _State.received, _State.interrupting = None, False
+
+
+@contextlib.contextmanager
+def saving_when_interrupted() -> Iterator[None]:
+    """Within the block the first signal is kept for `interruption`, which a loop asks where it can save; the second raises."""
+    _State.loops_that_save += 1
+    try:
+        yield
+    finally:
+        _State.loops_that_save -= 1
+
+
+def interruption() -> Interrupted | None:
+    """What to raise after saving, if a signal has asked this process to end."""
+    return None if _State.received is None else Interrupted(_State.received)
+
+
+def interrupt_main_thread() -> None:
+    """Raise KeyboardInterrupt in the main thread, whatever it is at."""
+    _State.interrupting = True
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    if _State.interrupting:
+        raise KeyboardInterrupt
+    if _State.loops_that_save and _State.received is None:
+        _State.received = number
+        # not print: the main thread may be in it
+        os.write(2, b"\nSaving a checkpoint before the end; a second signal ends at once.\n")
+        return
+    raise Interrupted(number)
+
+
+def _end_with_parent(parent: int, done: threading.Event) -> None:
+    while not done.wait(SECONDS_BETWEEN_LOOKS):
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
