@@ -37,7 +37,7 @@ bench: environment
 
 # what differs between experiments, and the headline of each: `dvc exp show` alone has a column for every parameter
 experiments: environment
-	@$(PYTHON_HERE) experiments/repository.py --commits
+	@$(PYTHON_HERE) -m experiments.repository --commits
 	$(PYTHON_HERE) -m dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
 
 # the same as a page to sort, filter and compare, with figures; WORK=FOLDER adds experiments that ran by hand there
@@ -69,7 +69,7 @@ environment: $(VENV)/.installed
 
 # what DVC needs of git; without it a sentence that says what to do
 repository: environment
-	@$(PYTHON_HERE) experiments/repository.py
+	@$(PYTHON_HERE) -m experiments.repository
 
 $(VENV)/.installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }

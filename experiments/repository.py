@@ -1,16 +1,13 @@
 """What DVC needs of git: a repository, a commit, and who commits; and the files of any revision, as they lie in this checkout.
 
-python experiments/repository.py
+python -m experiments.repository
 """
 
 import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
 
 import typer
 from fsspec import AbstractFileSystem
@@ -27,7 +24,7 @@ def require_repository() -> None:
     done = _git("rev-parse", "--git-dir")
     if done.returncode and not _does_without_git():
         raise RepositoryMissing(
-            f"{CHECKOUT} is in no git repository, which DVC asks for ({done.stderr.strip()}); make it one (git init && "
+            f"{CHECKOUT} is in no git repository, which DVC asks for ({done.stderr.splitlines()[0]}); make it one (git init && "
             f"{COMMIT}), or let DVC do without (dvc config --local core.no_scm true), but then without its experiments"
         )
 
