@@ -5,9 +5,9 @@
 # Each makes .venv on first use; a second run installs nothing.
 
 # Programs are called as modules of this Python, by a path that holds nothing of where the checkout lies: it may have blanks in
-# it, and may be moved. Stages, which DVC starts by the name python, are found in PATH.
+# it, and may be moved. DVC starts stages by the name python, which is found in PATH. exec: a SIGTERM to make reaches the program.
 VENV := .venv
-PYTHON_HERE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python
+PYTHON_HERE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" exec $(VENV)/bin/python
 # the first Python of a supported version; PYTHON=/path/to/python chooses another
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

@@ -64,3 +64,28 @@ def test_it_is_made_moved_and_copied(checkout: Path) -> None:
     # the same place by another name
     (copy.parent / "link").symlink_to(copy)
     assert make(copy.parent / "link") == ""
+
+
+def test_sigterm_reaches_what_make_runs(checkout: Path) -> None:
+    """Else DVC would go on alone, with stage after stage."""
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").symlink_to(sys.executable)
+    (checkout / ".venv/.installed").touch()
+    (checkout / "environment.py").write_text("")
+    (checkout / "experiments").mkdir()
+    (checkout / "experiments/repository.py").write_text("")
+    (checkout / "dvc.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('dvc got it'))\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        ["make", "repro"], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "begun\n":
+        assert process.poll() is None
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert "dvc got it" in said
