@@ -41,6 +41,19 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
             place.allow_tf32 = value
 
 
+def rounded_products(device: torch.device) -> list[str]:
+    """The products of float32 that torch may round on `device` as it is set now, as `matrix products in tf32`."""
+    # what the newer switches say holds whichever were set, where torch may refuse to read the older ones
+    switches: dict[str, tuple[Any, Any]] = {
+        "cuda": (torch.backends.cuda.matmul, torch.backends.cudnn.conv),
+        "cpu": (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv),
+    }
+    products = zip(("matrix products", "convolutions"), switches.get(device.type, ()), strict=False)
+    return [
+        f"{what} in {place.fp32_precision}" for what, place in products if place.fp32_precision not in ("ieee", "none")
+    ]
+
+
 @contextlib.contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """A forward pass in `float32`, `tf32`, or by autocast in `bfloat16` or `float16`, inside the body."""

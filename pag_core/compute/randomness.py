@@ -33,7 +33,8 @@ def seed_global_streams(seed: int, *names: str | int) -> None:
 def require_determinism(device: torch.device) -> None:
     """Ask a GPU for deterministic kernels and full float32; an operation that has no deterministic kernel warns.
 
-    torch lets convolutions round to TF32 unless told otherwise: an attack may then count an image that another batch
+    torch lets convolutions round to TF32 unless told otherwise, and products of matrices where the variable
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is 1, as in some vendors' images: an attack may then count an image that another batch
     size does not. Training asks for TF32 where it is wanted (`products_in`).
 
     The CPU's kernels are deterministic for a given number of threads, and asking there loads torch's compiler (seconds).
@@ -45,6 +46,7 @@ def require_determinism(device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
 
 

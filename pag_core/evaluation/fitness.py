@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pag_core.compute.precision import rounded_products
 from pag_core.errors import EvaluationRefused
 
 IMAGES_AT_ONCE = 500
@@ -13,7 +14,8 @@ def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: 
     """Raise EvaluationRefused unless the attack libraries will report this model's true robustness.
 
     The model must be in eval mode, in float32, deterministic, return finite logits and not probabilities, and have
-    input-gradients; images contiguous float32 [B, C, H, W] in [0, 1]; labels int64 [B]; autocast and inference mode off.
+    input-gradients; images contiguous float32 [B, C, H, W] in [0, 1]; labels int64 [B]; autocast and inference mode off, and
+    no product rounded to TF32 or bfloat16.
     """
     if any(module.training for module in classifier.modules()):
         raise EvaluationRefused("the model is in train mode, where it appears too robust; call .eval()")
@@ -24,6 +26,12 @@ def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: 
         )
     if torch.is_autocast_enabled(images.device.type):
         raise EvaluationRefused("autocast is on and changes the result; standard evaluation runs in float32")
+    if rounded := rounded_products(images.device):
+        raise EvaluationRefused(
+            f"{' and '.join(rounded)} would be rounded, so an attack would meet another model; standard evaluation runs in "
+            "float32: set torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32 to False, and "
+            "torch.set_float32_matmul_precision('highest')"
+        )
     if torch.is_inference_mode_enabled():
         raise EvaluationRefused("inference mode is on; attacks need gradients")
     _require_images(images, labels)

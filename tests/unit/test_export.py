@@ -2,7 +2,10 @@
 
 import html
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import foolbox
@@ -24,7 +27,7 @@ from pag_core.params.values import radius_value
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.places import classifier_place, dataset_place, details_place
 from tests.outside import outside
-from tests.samples import ARCHITECTURES
+from tests.samples import ARCHITECTURES, ROOT
 
 LIBRARIES = {"torch": "2", "safetensors": "1", "torchvision": "0", "timm": "1", "pyautoattack": "0", "foolbox": "3"}
 
@@ -262,6 +265,24 @@ def test_changed_weights_are_refused(make_place):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(Exception, match="is not what its card describes"):
         load("out")
+
+
+FULL_PRECISION = """
+import torch
+from pag_core.exchange.outside.attack import prepare
+
+prepare(torch.device("cuda"), None)
+print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+"""
+
+
+@pytest.mark.slow
+def test_another_attack_takes_no_tf32_on_a_gpu():
+    """Also where the variable of some vendors' images makes TF32 the default; the switches are there without a GPU."""
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    command = [sys.executable, "-c", FULL_PRECISION]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "False"], done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """What is refused before an attack, and accuracy over batches."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
 from tests.linear_models import linear
-from tests.samples import Changed, labelled_images
+from tests.samples import ROOT, Changed, labelled_images
 
 
 class RoundedInput(nn.Module):
@@ -91,6 +93,60 @@ def test_autocast_and_inference_mode_are_refused():
         require_fit_for_attack(model, images, labels)
     with torch.no_grad():
         require_fit_for_attack(model, images, labels)
+
+
+def test_products_that_are_rounded_are_refused(monkeypatch):
+    monkeypatch.setattr("pag_core.evaluation.fitness.rounded_products", lambda device: [f"products on {device.type}"])
+    model = linear()
+    with pytest.raises(EvaluationRefused, match=r"products on cpu.*rounded.*float32"):
+        require_fit_for_attack(model, *labelled_images(model, 5))
+
+
+ROUNDED_PRODUCTS = """
+import torch
+from torch import backends
+from torch._subclasses.fake_tensor import FakeTensorMode
+from pag_core.errors import EvaluationRefused
+from pag_core.evaluation.fitness import require_fit_for_attack
+
+def refused(device):
+    with FakeTensorMode():
+        images = torch.empty(5, 1, 4, 4, device=device)
+    try:
+        require_fit_for_attack(torch.nn.Flatten().eval(), images, torch.zeros(5, dtype=torch.int64))
+    except EvaluationRefused as error:
+        print(error)
+    except Exception as error:  # what has no content cannot be looked at any further
+        print("passed")
+
+backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
+refused("cuda"); refused("cpu")
+backends.cuda.matmul.allow_tf32 = True
+refused("cuda"); refused("cpu")
+backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = False, True
+refused("cuda")
+backends.cudnn.allow_tf32 = False
+torch.set_float32_matmul_precision("medium")
+refused("cuda"); refused("cpu")
+torch.set_float32_matmul_precision("highest")
+refused("cuda"); refused("cpu")
+backends.cuda.matmul.fp32_precision = "tf32"
+refused("cuda")
+"""
+
+
+@pytest.mark.slow
+def test_every_switch_of_torch_that_rounds_products_is_seen():
+    """The switches are there without a GPU, and so are tensors without content. In a process of its own, as they are global."""
+    command = [sys.executable, "-c", ROUNDED_PRODUCTS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [line if line == "passed" else line.split(" would")[0] for line in done.stdout.splitlines()]
+    matrices, convolutions = "matrix products in tf32", "convolutions in tf32"
+    assert found == [
+        "passed", "passed", matrices, "passed", convolutions, matrices, "matrix products in bf16", "passed", "passed",
+        matrices,
+    ]  # fmt: skip
 
 
 def test_correct_counts_over_batches(monkeypatch):
