@@ -37,7 +37,7 @@ BASE: dict[str, Any] = {
     "gradient_store.images_per_chunk": 16,
     "gradient_store.held_out_images": 16,
     "train.epochs": 8,
-    "train.validation_attacked": 5,
+    "validation.images": 5,
     "autoattack.images_per_shard": 1,
 }
 

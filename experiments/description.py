@@ -138,14 +138,14 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     known = described_stages(next(iter(every.values())))
     if unknown := [stage for stage in own.stages if stage not in known]:
         raise refused(f"{file}: the stage {unknown[0]} is not one of: {', '.join(known)}")
-    # a table without attacks is of what training measures
-    trained = () if _attacks(own.stages) or "train" in own.stages else ("train",)
+    # a table without attacks is of it, and the page of all experiments shows it of each
+    measured = () if "validation" in own.stages else ("validation",)
     return Experiment(
         name=f"{file.stem}-{size}",
         title=file.stem if own.title is None else own.title,
         params=every,
         runs=runs,
-        stages=(*trained, *own.stages),
+        stages=(*measured, *own.stages),
         classes=own.classes,
         rows=_rows(file, own, params),
         settings=tuple(own.settings),

@@ -78,6 +78,7 @@ class Opened:
             norm=norm,
             radius=radius_value(radius),
             steps=self.params.figures.targeted_steps,
+            batch_size=self.params.figures.batch_size,
         )
 
     def caption(self) -> str:

@@ -61,12 +61,12 @@ def _settings(radii: dict[str, list[str]]) -> list[str]:
 
 
 def _of_validation(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
-    """What training measures: the clean accuracy, and that under APGD, by which choices are made."""
-    train = experiment.params[experiment.runs[row.classifier][0]]["train"]
+    """What is measured on the validation split: the clean accuracy, and that under APGD, by which choices are made."""
+    validation = experiment.params[experiment.runs[row.classifier][0]]["validation"]
     measured = [{**run["training"]["validation"], **run["training"]["proxy"]} for run in runs]
-    for name in _settings(train["validation_radii"]):
+    for name in _settings(validation["radii"]):
         ours = tuple(100 * run[name] for run in measured)
-        yield Cell(row.label, name, ours, None, "", train["validation_attacked"] if runs else None)
+        yield Cell(row.label, name, ours, None, "", validation["images"] if runs else None)
 
 
 def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:

@@ -35,6 +35,7 @@ def main() -> None:
                 seed=params.seed,
                 device=opened.device,
                 folder=folder,
+                checkpoint_seconds=params.checkpoint_seconds,
                 processes=processes,
             )
             Curves(curves_place("diffusion"), curve).close()

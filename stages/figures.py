@@ -62,6 +62,7 @@ def _targeted(params: Params, dataset: Dataset, device: torch.device) -> dict[st
             norm=norm,
             radius=radius_value(radius),
             steps=params.figures.targeted_steps,
+            batch_size=params.figures.batch_size,
         )
         for name, folder in (
             (baseline_label(params.baseline_method), "baseline"),

@@ -48,12 +48,13 @@ def main() -> None:
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
         judge = trained_judge(train, test, class_names=dataset.class_names, images=params.pag_score.judge_images)
+        size = params.pag_score.batch_size
         ((norm, radius),) = params.pag_score.judged_radius.items()
         scores, seen = {}, {}
         for who, place in (("model", "classifier"), ("baseline", "baseline")):
             classifier, _ = load_classifier(classifier_place(place), dataset, device)
             scores[who] = {
-                source: pag_score(classifier, images, gradients, classes=dataset.classes)
+                source: pag_score(classifier, images, gradients, classes=dataset.classes, batch_size=size)
                 for source, gradients in targets.items()
             }
             seen[who] = judged(
@@ -65,6 +66,7 @@ def main() -> None:
                 norm=norm,
                 radius=radius_value(radius),
                 steps=params.figures.targeted_steps,
+                batch_size=size,
             )
         own = MEANS if params.source == "none" else params.source
         headline = {

@@ -23,12 +23,21 @@ from pag_core.pipeline.stage import run, stage
 Found = dict[str, Any]
 
 
-def _unit(params: ToyParams, method: str, seed: int, device: torch.device, folder: RunFolder) -> Found:
+def _unit(
+    params: ToyParams, method: str, seed: int, device: torch.device, folder: RunFolder, checkpoint_seconds: float
+) -> Found:
     """Accuracies and weights of one network; a killed run keeps those of the networks that it finished."""
     name = f"{method}-{seed}"
     unit = folder.load_unit(name)
     if unit is None:
-        network = trained_network(params, method, seed=seed, device=device, folder=RunFolder(folder.path / name))
+        network = trained_network(
+            params,
+            method,
+            seed=seed,
+            device=device,
+            folder=RunFolder(folder.path / name),
+            checkpoint_seconds=checkpoint_seconds,
+        )
         weights = {key: tensor.tolist() for key, tensor in network.state_dict().items()}
         unit = {"accuracy": accuracies(params, network, seed=seed, device=device), "weights": weights}
         folder.save_unit(name, unit)
@@ -59,8 +68,10 @@ def main() -> None:
         seeds = [params.seed + number for number in range(params.toy.seeds)]
         record = opened.provenance("toy", inputs={})
         with run_folder("toy", record, device) as folder:
+            seconds = params.checkpoint_seconds
             units = {
-                seed: {method: _unit(params.toy, method, seed, device, folder) for method in METHODS} for seed in seeds
+                seed: {method: _unit(params.toy, method, seed, device, folder, seconds) for method in METHODS}
+                for seed in seeds
             }
             found = {method: {seed: units[seed][method]["accuracy"] for seed in seeds} for method in METHODS}
             figure = decision_boundary(

@@ -10,27 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from pag_core.classifiers.building import build_classifier, save_classifier
-from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.errors import ParamsError
-from pag_core.evaluation.apgd import apgd_accuracy
-from pag_core.evaluation.fitness import accuracy
 from pag_core.gradient_store.controls import exchanged
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
-from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
-from pag_core.pipeline.places import DATA, classifier_place, curves_place, dataset_place, gradients_place, write_metrics
+from pag_core.pipeline.places import classifier_place, curves_place, dataset_place, gradients_place
 from pag_core.pipeline.saved_network import load_network
 from pag_core.pipeline.stage import OpenStage, run, stage
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-
-VALIDATION_APGD_STEPS = 20
 
 
 def _provenance(opened: OpenStage, dataset: Dataset, *, baseline: bool) -> dict[str, Any]:
@@ -91,43 +85,16 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
     return AlignmentTerm(targets, params.weight, params.objective)
 
 
-def _validation(
-    opened: OpenStage, dataset: Dataset, classifier: NormalizedClassifier
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Clean accuracy on the validation split and accuracy under a short attack on part of it: details, and the headline.
-
-    Parameters are chosen by these numbers.
-    """
-    params = opened.params
-    validation = dataset.splits["validation"].to(opened.device)
-    rows = validation.first(params.train.validation_attacked, "train.validation_attacked")
-    images, labels = validation.pixels(rows), validation.labels[rows]
-    proxy = apgd_accuracy(
-        classifier,
-        images,
-        labels,
-        radii=params.train.validation_radii,
-        classes=dataset.classes,
-        steps=VALIDATION_APGD_STEPS,
-        seed=params.seed,
-    )
-    clean = accuracy(classifier, validation.pixels(), validation.labels)
-    details = {"clean": clean, f"APGD-{VALIDATION_APGD_STEPS} on {len(labels)} images (fast proxy)": proxy}
-    return details, {"validation": {"clean": clean}, "proxy": proxy}
-
-
 def main(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Train the vanilla baseline of the same recipe.")
     ] = False,
 ) -> None:
-    """Write data/classifier (or data/baseline), its curves and metrics/training.json."""
+    """Write data/classifier (or data/baseline) and its curves; stages/validation.py measures it."""
     who = "baseline" if baseline else "classifier"
     with stage(who, shared=True) as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
-        # checked before the training, not after it
-        dataset.splits["validation"].first(params.train.validation_attacked, "train.validation_attacked")
         provenance = _provenance(opened, dataset, baseline=baseline)
         options = params.classifier.model_dump()
         with run_folder(who, provenance, device) as folder:
@@ -146,14 +113,12 @@ def main(
                 device=device,
                 folder=folder,
                 processes=replica_count(params.processes),
+                checkpoint_seconds=params.checkpoint_seconds,
                 method=build_method(params.baseline_method if baseline else params.method, params),
                 form=params.objective,
             )
             history = trainer.run(curves_place(who))
             classifier.eval().requires_grad_(False)
-            validation, headline = _validation(opened, dataset, classifier)
-            train = {key: value for key, value in history[-1].items() if key != "step"}
-            details = {"train": train, "validation": validation}
             save_classifier(
                 classifier_place(who),
                 classifier,
@@ -161,11 +126,8 @@ def main(
                 options=options,
                 dataset=dataset,
                 provenance=provenance,
+                training={key: value for key, value in history[-1].items() if key != "step"},
             )
-            if baseline:
-                write_json(DATA / "baseline_training.json", details)
-            else:
-                write_metrics("training", details, headline)
 
 
 if __name__ == "__main__":

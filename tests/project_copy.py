@@ -23,15 +23,14 @@ CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage
 # every stage runs for real, on few images and steps
 SMALL = {
     "processes": 1,
+    "checkpoint_seconds": 0,
     "prepare.images_per_class": 60,
     "nn.samples_per_class": 10,
     "diffusion.steps": 120,
-    "diffusion.checkpoint_seconds": 0,
     "gradient_store.images_per_shard": 128,
     "gradient_store.held_out_images": 20,
     "train.epochs": 3,
-    "train.checkpoint_seconds": 0,
-    "train.validation_attacked": 10,
+    "validation.images": 10,
     "autoattack.images": 2,
     "autoattack.images_per_shard": 2,
     "foolbox.images": 3,

@@ -21,7 +21,8 @@ DESCRIPTION = {
     "sizes": {
         "tiny": {
             "classes": ["cat", "dog"],
-            "train": {"epochs": 1, "validation_attacked": 4},
+            "train": {"epochs": 1},
+            "validation": {"images": 4},
             "objective": {"classes_per_step": "all"},
             "autoattack": {"images": 2, "radii": {"L2": [3.0]}},
             "pag_score": {"images": 4, "judged_images": 4},

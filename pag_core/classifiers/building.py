@@ -22,8 +22,12 @@ def save_classifier(
     options: dict[str, Any],
     dataset: Dataset,
     provenance: dict[str, Any],
+    training: dict[str, float] | None = None,
 ) -> None:
-    """Write a trained classifier with the card that `load_classifier` rebuilds it from."""
+    """Write a trained classifier with the card that `load_classifier` rebuilds it from.
+
+    `training` are the means of its last epoch, by name: losses, and the accuracy on training images as a fraction.
+    """
     card = {
         "kind": KIND,
         "arch": arch,
@@ -33,7 +37,7 @@ def save_classifier(
         "normalisation": {"mean": MEAN, "deviation": DEVIATION, "input_range": [0, 1]},
         "dataset": dataset.fingerprint,
         "provenance": provenance,
-    }
+    } | ({} if training is None else {"training": training})
     save_network(folder, classifier.state_dict(), card)
 
 

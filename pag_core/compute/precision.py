@@ -44,10 +44,10 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
 def rounded_products(device: torch.device) -> list[str]:
     """The products of float32 that torch may round on `device` as it is set now, as `matrix products in tf32`."""
     # what the newer switches say holds whichever were set, where torch may refuse to read the older ones
-    switches: dict[str, tuple[Any, Any]] = {
-        "cuda": (torch.backends.cuda.matmul, torch.backends.cudnn.conv),
-        "cpu": (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv),
-    }
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    switches = {"cuda": (cuda.matmul, cudnn.conv), "cpu": (mkldnn.matmul, mkldnn.conv)}
     products = zip(("matrix products", "convolutions"), switches.get(device.type, ()), strict=False)
     return [
         f"{what} in {place.fp32_precision}" for what, place in products if place.fp32_precision not in ("ieee", "none")

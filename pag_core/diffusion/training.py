@@ -36,19 +36,20 @@ def train_diffusion(
     device: torch.device,
     folder: RunFolder,
     processes: int = 1,
+    checkpoint_seconds: float = 0.0,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Train on `split`; return the EMA weights by name, and the curve: step and mean loss of each 50 steps.
 
-    Resumes from the checkpoint in `folder` if there is one, with the same result as an unbroken run. Several
-    `processes` share each batch; rank 0 alone returns. Raises TrainingDiverged at a loss that is not finite, and
-    CompanionLost where another process failed.
+    Resumes from the checkpoint in `folder` if there is one, with the same result as an unbroken run; checkpoints are at least
+    `checkpoint_seconds` apart. Several `processes` share each batch; rank 0 alone returns. Raises TrainingDiverged at a loss
+    that is not finite, and CompanionLost where another process failed.
     """
     seed_global_streams(seed, "diffusion")
     trainer = _DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
     with replicas(processes, device) as team:
         _resume(trainer, team, folder)
         trainer.begin(team)
-        watch, clock = LossWatch("diffusion", team.total), CheckpointClock(folder, params.checkpoint_seconds)
+        watch, clock = LossWatch("diffusion", team.total), CheckpointClock(folder, checkpoint_seconds)
         with progress_bar("diffusion", params.steps, trainer.done, "step") as bar, clock:
             while trainer.done < params.steps:
                 loss = trainer.step()

@@ -12,20 +12,24 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
 from pag_core.compute.randomness import derived_seed
-from pag_core.evaluation.fitness import correct, require_fit_for_attack
+from pag_core.evaluation.fitness import batches_of, correct, require_fit_for_attack
 from pag_core.params.values import radius_value
 
 
 def standing_accuracy(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, attacks: Sequence[Any]
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, attacks: Sequence[Any], *, batch_size: int
 ) -> float:
-    """The accuracy (fraction) that is left after every attack in turn, each on the images that still stand."""
-    standing = correct(classifier, images, labels)
+    """The accuracy (fraction) left after every attack in turn, each on the images that still stand, `batch_size` at once.
+
+    An attack draws anew for each batch, so that accuracies of several batches depend on their size.
+    """
+    standing = correct(classifier, images, labels, batch_size=batch_size)
     for attack in attacks:
-        rows = torch.nonzero(standing).flatten()
-        if len(rows):
+        left = torch.nonzero(standing).flatten()
+        for batch in batches_of(len(left), batch_size):
+            rows = left[batch]
             moved = attack.perturb(images[rows], labels[rows])
-            standing[rows] = correct(classifier, moved, labels[rows])
+            standing[rows] = correct(classifier, moved, labels[rows], batch_size=batch_size)
     return int(standing.sum()) / len(images)
 
 
@@ -57,12 +61,13 @@ def apgd_accuracy(
     classes: int,
     steps: int,
     seed: int,
+    batch_size: int,
 ) -> dict[str, float]:
-    """Accuracy (fraction) under APGD at each `NORM RADIUS`: a fast proxy, an upper bound on AutoAttack's.
+    """Accuracy (fraction) under APGD at each `NORM RADIUS`, in batches: a fast proxy, an upper bound on AutoAttack's.
 
     Raises EvaluationRefused for a model that must not be evaluated.
     """
-    require_fit_for_attack(classifier, images, labels)
+    require_fit_for_attack(classifier, images, labels, batch_size=batch_size)
     settings = [(norm, radius) for norm, chosen in radii.items() for radius in chosen]
     attacks = {
         f"{norm} {radius}": apgd_attacks(
@@ -70,4 +75,7 @@ def apgd_accuracy(
         )
         for norm, radius in settings
     }
-    return {name: standing_accuracy(classifier, images, labels, attack) for name, attack in attacks.items()}
+    return {
+        name: standing_accuracy(classifier, images, labels, several, batch_size=batch_size)
+        for name, several in attacks.items()
+    }

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pag_core.compute.randomness import derived_seed, seed_global_streams
 from pag_core.errors import EvaluationRefused
-from pag_core.evaluation.fitness import IMAGES_AT_ONCE, correct, require_fit_for_attack
+from pag_core.evaluation.fitness import correct, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import AutoAttackParams
 from pag_core.params.values import radius_value
@@ -27,6 +27,8 @@ TOLERANCE = 1e-5
 # the share of a shard's images whose class may change with the batch size, as it does near a boundary where kernels sum in
 # another order; one image always may. A model beyond it gives no answer that could be attacked
 DISAGREEMENT_LIMIT = 0.01
+# of the recount
+IMAGES_AT_ONCE = 500
 
 
 @contextmanager
@@ -119,7 +121,7 @@ def attack_shard(
     with _captured_log(f"{norm} {radius:g}") as records:
         adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch_size)
     after: dict[str, int] = {}
-    clean = correct(classifier, images, labels)
+    clean = correct(classifier, images, labels, batch_size=batch_size)
     remaining = int(clean.sum())
     stated = {m[1].lower(): m[2] for m in (AFTER_ATTACK.search(record.getMessage()) for record in records) if m}
     for name in attack.attacks_to_run:
@@ -127,8 +129,8 @@ def attack_shard(
         remaining = round(float(stated[name]) / 100 * len(images)) if name in stated else remaining
         after[name] = remaining
     # the library gives counts only; the images that it considers robust are those that it left unchanged
-    own = correct(classifier, images, labels, at_once=batch_size) & (adversarial == images).flatten(1).all(1)
-    again = correct(classifier, adversarial, labels)
+    own = correct(classifier, images, labels, batch_size=batch_size) & (adversarial == images).flatten(1).all(1)
+    again = correct(classifier, adversarial, labels, batch_size=IMAGES_AT_ONCE)
     disagreements = max(int((own != again).sum()), abs(int(own.sum()) - remaining))
     if disagreements > max(1, DISAGREEMENT_LIMIT * len(images)):
         raise EvaluationRefused(
@@ -183,7 +185,7 @@ def run_autoattack(
     not, or the other way round; they count as not robust) and the library's `warnings`.
     Finished shards are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
-    require_fit_for_attack(classifier, images, labels)
+    require_fit_for_attack(classifier, images, labels, batch_size=params.batch_size)
     starts = range(0, len(images), params.images_per_shard)
     settings = [(norm, label) for norm, radii in params.radii.items() for label in radii]
 

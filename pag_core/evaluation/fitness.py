@@ -7,15 +7,20 @@ from torch.nn import functional as F
 from pag_core.compute.precision import rounded_products
 from pag_core.errors import EvaluationRefused
 
-IMAGES_AT_ONCE = 500
+
+def batches_of(count: int, batch_size: int) -> list[slice]:
+    """The rows of `count` images in batches of at most `batch_size`: what an evaluation holds in memory together."""
+    return [slice(start, start + batch_size) for start in range(0, count, batch_size)]
 
 
-def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+def require_fit_for_attack(
+    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int
+) -> None:
     """Raise EvaluationRefused unless the attack libraries will report this model's true robustness.
 
     The model must be in eval mode, in float32, deterministic, return finite logits and not probabilities, and have
     input-gradients; images contiguous float32 [B, C, H, W] in [0, 1]; labels int64 [B]; autocast and inference mode off, and
-    no product rounded to TF32 or bfloat16.
+    no product rounded to TF32 or bfloat16. It sees at most `batch_size` images at once.
     """
     if any(module.training for module in classifier.modules()):
         raise EvaluationRefused("the model is in train mode, where it appears too robust; call .eval()")
@@ -35,9 +40,12 @@ def require_fit_for_attack(classifier: nn.Module, images: torch.Tensor, labels: 
     if torch.is_inference_mode_enabled():
         raise EvaluationRefused("inference mode is on; attacks need gradients")
     _require_images(images, labels)
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        _require_forward(classifier, images[start : start + IMAGES_AT_ONCE])
-    _require_gradients(classifier, images[:IMAGES_AT_ONCE], labels[:IMAGES_AT_ONCE])
+    batches = batches_of(len(images), batch_size)
+    for rows in batches:
+        _require_forward(classifier, images[rows])
+    # images of which the model is sure have none, so one batch of zeros says nothing yet
+    if not any(_has_gradients(classifier, images[rows], labels[rows]) for rows in batches):
+        raise EvaluationRefused("the input-gradient is zero for every image, so gradient attacks are blind (masking)")
 
 
 def _require_images(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -68,35 +76,31 @@ def _require_forward(classifier: nn.Module, images: torch.Tensor) -> None:
         raise EvaluationRefused("the model returns probabilities; attacks need its logits (leave the softmax out)")
 
 
-def _require_gradients(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+def _has_gradients(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether any image has an input-gradient; raises EvaluationRefused for one that attacks cannot take."""
     with torch.enable_grad():
         inputs = images.clone().requires_grad_()
         loss = F.cross_entropy(classifier(inputs), labels, reduction="sum")
         if not loss.requires_grad:
             raise EvaluationRefused("the loss does not depend on the image through differentiable operations")
         gradient = torch.autograd.grad(loss, inputs)[0]
-    vanishing = int((gradient.flatten(1).abs().amax(1) == 0).sum())
-    if vanishing == len(images):
-        raise EvaluationRefused("the input-gradient is zero for every image, so gradient attacks are blind (masking)")
+    if not gradient.any():
+        return False
     if not gradient.is_contiguous():
         raise EvaluationRefused(
             f"the input-gradient has the strides {gradient.stride()}, and AutoAttack takes contiguous ones only; let the "
             "model's forward pass begin with images.flatten(1).unflatten(1, images.shape[1:]), or leave channels_last out"
         )
+    return True
 
 
 @torch.no_grad()
-def correct(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, at_once: int = IMAGES_AT_ONCE
-) -> torch.Tensor:
-    """Which images [B, C, H, W] are classified as their labels, in batches of `at_once`: bool [B]."""
-    parts = [
-        classifier(images[start : start + at_once]).argmax(1) == labels[start : start + at_once]
-        for start in range(0, len(images), at_once)
-    ]
-    return torch.cat(parts)
+def correct(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int) -> torch.Tensor:
+    """Which images [B, C, H, W] are classified as their labels, in batches of `batch_size`: bool [B]."""
+    batches = batches_of(len(images), batch_size)
+    return torch.cat([classifier(images[rows]).argmax(1) == labels[rows] for rows in batches])
 
 
-def accuracy(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The fraction of images [B, C, H, W] classified as their labels."""
-    return int(correct(classifier, images, labels).sum()) / len(images)
+def accuracy(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int) -> float:
+    """The fraction of images [B, C, H, W] classified as their labels, in batches of `batch_size`."""
+    return int(correct(classifier, images, labels, batch_size=batch_size).sum()) / len(images)

@@ -13,7 +13,7 @@ from foolbox import attacks, distances
 from torch import nn
 
 from pag_core.compute.randomness import derived_seed, seed_global_streams
-from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
+from pag_core.evaluation.fitness import accuracy, batches_of, correct, require_fit_for_attack
 from pag_core.evaluation.pgd import foolbox_model
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import FoolboxParams
@@ -78,14 +78,14 @@ def smallest_distances(
 ) -> list[float | None]:
     """The distance at which `attack` fools the model for each image: 0 if it is wrong anyway, None if it is never fooled.
 
-    The attack runs unbounded (`epsilons=None`) and its distance is measured on what it returns: a result that was
-    clipped to a radius would not be the attack's own.
+    All images are one batch. The attack runs unbounded (`epsilons=None`) and its distance is measured on what it returns: a
+    result that was clipped to a radius would not be the attack's own.
     """
     seed_global_streams(seed, "foolbox")
     raw, _, _ = attack(foolbox_model(classifier, images.device), images, labels, epsilons=None)
     raw = raw.detach()
-    fooled = ~correct(classifier, raw, labels)
-    wrong = ~correct(classifier, images, labels)
+    fooled = ~correct(classifier, raw, labels, batch_size=len(images))
+    wrong = ~correct(classifier, images, labels, batch_size=len(images))
     reached = DISTANCES[norm](images, raw)
     return [
         0.0 if errs else (round(float(distance), 6) if success else None)
@@ -125,21 +125,20 @@ def run_foolbox(
 
     Finished attacks are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
-    require_fit_for_attack(classifier, images, labels)
+    require_fit_for_attack(classifier, images, labels, batch_size=params.batch_size)
     suite = table_6_attacks(params)
 
     def distances_of(name: str) -> dict[str, Any]:
         norm, attack = suite[name]
         found: list[float | None] = []
-        for start in range(0, len(images), params.batch_size):
-            rows = slice(start, start + params.batch_size)
-            stream = derived_seed(seed, "foolbox", name, start)
+        for rows in batches_of(len(images), params.batch_size):
+            stream = derived_seed(seed, "foolbox", name, rows.start)
             found += smallest_distances(classifier, images[rows], labels[rows], norm=norm, attack=attack, seed=stream)
         return {"distances": found}
 
     work: dict[str, Unit] = {name: functools.partial(distances_of, name) for name in suite}
     done = finished_units(folder, work, processes=processes, what=f"Foolbox on the {who}")
-    results: dict[str, Any] = {"clean": accuracy(classifier, images, labels)}
+    results: dict[str, Any] = {"clean": accuracy(classifier, images, labels, batch_size=params.batch_size)}
     for name, (norm, _) in suite.items():
         values = done[name]["distances"]
         results[name] = {

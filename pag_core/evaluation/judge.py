@@ -14,10 +14,9 @@ from torch import nn
 
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
+from pag_core.evaluation.fitness import batches_of
 from pag_core.evaluation.pgd import targeted_images
 
-# as many images are pushed together, whatever the number of classes
-IMAGES_AT_ONCE = 500
 # the usual 1 leaves 0.5 to 1 point behind on the validation images of digits
 PENALTY = 10.0
 
@@ -66,17 +65,18 @@ def judged(
     norm: str,
     radius: float,
     steps: int,
+    batch_size: int,
 ) -> float:
     """The fraction of pushed images in which `judge` sees the class that they were pushed towards.
 
     `images` float [B, C, H, W] in [0, 1] with `labels` int64 [B] are pushed by the gradients of `classifier` towards each
-    class but their own, within `radius`.
+    class but their own, within `radius`; at most `batch_size` are pushed at once, whatever the number of classes.
     """
     hits = 0
-    batch_size = max(1, IMAGES_AT_ONCE // classes)
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        pushed = targeted_images(classifier, images[rows], classes, norm=norm, radius=radius, steps=steps)
+    for rows in batches_of(len(images), max(1, batch_size // classes)):
+        pushed = targeted_images(
+            classifier, images[rows], classes, norm=norm, radius=radius, steps=steps, batch_size=batch_size
+        )
         seen = judge.sees(pushed.flatten(0, 1)).unflatten(0, pushed.shape[:2])
         targets = torch.arange(classes).expand_as(seen)
         hits += int(((seen == targets) & (targets != labels[rows].cpu()[:, None])).sum())

@@ -43,14 +43,37 @@ class _Attacks:
 
     def _pgd(self, network: nn.Module, norm: str, radius: str) -> dict[str, float]:
         radii = {norm: [radius]}
-        return pgd_accuracy(network, self.images, self.labels, radii=radii, steps=self.params.steps, seed=self.seed)
+        return pgd_accuracy(
+            network,
+            self.images,
+            self.labels,
+            radii=radii,
+            steps=self.params.steps,
+            seed=self.seed,
+            batch_size=self.params.batch_size,
+        )
 
     def transfer(self, norm: str, radius: str) -> dict[str, float]:
         """The model on images that PGD made on the baseline."""
         moved = pgd_images(
-            self.baseline, self.images, self.labels, norm=norm, radius=radius, steps=self.params.steps, seed=self.seed
+            self.baseline,
+            self.images,
+            self.labels,
+            norm=norm,
+            radius=radius,
+            steps=self.params.steps,
+            seed=self.seed,
+            batch_size=self.params.batch_size,
         )
-        return {f"{norm} {radius}": accuracy(self.classifier, moved, self.labels)}
+        return {f"{norm} {radius}": self._accuracy(self.classifier, moved)}
+
+    def clean(self) -> dict[str, float]:
+        """Of model and baseline on the images as they are."""
+        networks = {"model": self.classifier, "baseline": self.baseline}
+        return {who: self._accuracy(network, self.images) for who, network in networks.items()}
+
+    def _accuracy(self, network: nn.Module, images: torch.Tensor) -> float:
+        return accuracy(network, images, self.labels, batch_size=self.params.batch_size)
 
     def white_box(self, norm: str, radius: str) -> dict[str, float]:
         return apgd_accuracy(
@@ -61,6 +84,7 @@ class _Attacks:
             classes=self.classes,
             steps=self.params.steps,
             seed=self.seed,
+            batch_size=self.params.batch_size,
         )
 
     def square(self, norm: str, radius: str) -> dict[str, float]:
@@ -76,7 +100,8 @@ class _Attacks:
             seed=derived_seed(self.seed, "square", norm, radius) % 2**31,
             device=self.images.device,
         )
-        return {f"{norm} {radius}": standing_accuracy(self.classifier, self.images, self.labels, [attack])}
+        left = standing_accuracy(self.classifier, self.images, self.labels, [attack], batch_size=self.params.batch_size)
+        return {f"{norm} {radius}": left}
 
 
 def masking_checks(
@@ -96,7 +121,7 @@ def masking_checks(
     A verdict is true where the sign of masking is absent: `reaches_zero` (every norm's curve ends at 0),
     `transfer_weaker` and `square_weaker` (than white-box APGD, at every radius). Accuracies are fractions.
     """
-    require_fit_for_attack(classifier, images, labels)
+    require_fit_for_attack(classifier, images, labels, batch_size=params.batch_size)
     attacks = _Attacks(classifier, baseline, images, labels, classes, params, seed)
     curve = [(norm, radius) for norm, radii in params.radii.items() for radius in radii]
     chosen = [(norm, radius) for norm, radii in params.transfer_radii.items() for radius in radii]
@@ -118,9 +143,7 @@ def masking_checks(
         "images": len(images),
         "pgd_steps": params.steps,
         "square_queries": params.square_queries,
-        "clean": {
-            who: accuracy(network, images, labels) for who, network in (("model", classifier), ("baseline", baseline))
-        },
+        "clean": attacks.clean(),
         "curve": {who: results[who] for who in ("model", "baseline")},
         **{group: results[group] for group in ("white_box", "transfer", "square")},
         "verdict": masking_verdict(results, ends),

@@ -7,12 +7,10 @@ test images and all classes, between the input-gradients of the log-probabilitie
 import torch
 from torch import nn
 
+from pag_core.evaluation.fitness import batches_of
 from pag_core.gradient_store.store import TargetGradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 from pag_core.objective.input_gradient import input_gradients
-
-# as many input-gradients are in memory together, whatever the number of classes
-GRADIENTS_AT_ONCE = 1000
 
 
 def pag_score(
@@ -21,23 +19,37 @@ def pag_score(
     targets: TargetGradients,
     *,
     classes: int,
-    gradients_at_once: int = GRADIENTS_AT_ONCE,
+    batch_size: int,
 ) -> float:
-    """The mean cosine in [-1, 1] over images float [B, C, H, W] in [0, 1] (the first B of the split) and all classes."""
-    batch_size = max(1, gradients_at_once // classes)
+    """The mean cosine in [-1, 1] over images float [B, C, H, W] in [0, 1] (the first B of the split) and all classes.
+
+    At most `batch_size` input-gradients, each of an image and a class, are taken at once, whatever the number of classes.
+    """
     total = 0.0
-    for start in range(0, len(images), batch_size):
-        indices = torch.arange(start, min(start + batch_size, len(images)), device=images.device)
-        class_indices = torch.arange(classes, device=images.device).expand(len(indices), classes)
-        # in eval mode no image depends on another, so all meanings of batch-norm agree
-        _, gradients = input_gradients(
-            classifier,
-            images[indices],
-            class_indices,
-            output="log_softmax",
-            differentiation="autograd",
-            batch_norm="class",
-            create_graph=False,
-        )
-        total += cosine_similarity(gradients, targets(indices, class_indices)).mean(1).sum().item()
+    for rows in batches_of(len(images), max(1, batch_size // classes)):
+        indices = torch.arange(len(images), device=images.device)[rows]
+        every = torch.arange(classes, device=images.device).expand(len(indices), classes)
+        parts = [_cosines(classifier, images, targets, indices, part) for part in every.split(batch_size, dim=1)]
+        total += torch.cat(parts, dim=1).mean(1).sum().item()
     return total / len(images)
+
+
+def _cosines(
+    classifier: nn.Module,
+    images: torch.Tensor,
+    targets: TargetGradients,
+    indices: torch.Tensor,
+    class_indices: torch.Tensor,
+) -> torch.Tensor:
+    """The cosines [B, K] of the images `indices` int64 [B] for the classes `class_indices` int64 [B, K]."""
+    # in eval mode no image depends on another, so all meanings of batch-norm agree
+    _, gradients = input_gradients(
+        classifier,
+        images[indices],
+        class_indices,
+        output="log_softmax",
+        differentiation="autograd",
+        batch_norm="class",
+        create_graph=False,
+    )
+    return cosine_similarity(gradients, targets(indices, class_indices))

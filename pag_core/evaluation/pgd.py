@@ -10,10 +10,9 @@ from foolbox.models import PyTorchModel
 from torch import nn
 
 from pag_core.compute.randomness import seed_global_streams
-from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
+from pag_core.evaluation.fitness import accuracy, batches_of, require_fit_for_attack
 from pag_core.params.values import radius_value
 
-IMAGES_AT_ONCE = 500
 ATTACKS: dict[str, Any] = {"L2": L2ProjectedGradientDescentAttack, "Linf": LinfProjectedGradientDescentAttack}
 
 
@@ -28,13 +27,23 @@ def _pgd(norm: str, steps: int, *, random_start: bool = True) -> Any:
 
 
 def pgd_images(
-    classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, norm: str, radius: str, steps: int, seed: int
+    classifier: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    norm: str,
+    radius: str,
+    steps: int,
+    seed: int,
+    batch_size: int,
 ) -> torch.Tensor:
-    """Adversarial images of untargeted PGD from a random start within `radius` (as in params.yaml): [B, C, H, W]."""
+    """Adversarial images of untargeted PGD from a random start within `radius` (as in params.yaml): [B, C, H, W].
+
+    Each batch of `batch_size` has a stream of draws of its own.
+    """
     parts = []
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        rows = slice(start, start + IMAGES_AT_ONCE)
-        seed_global_streams(seed, "pgd", norm, radius, start)
+    for rows in batches_of(len(images), batch_size):
+        seed_global_streams(seed, "pgd", norm, radius, rows.start)
         attack, model = _pgd(norm, steps), foolbox_model(classifier, images.device)
         _, clipped, _ = attack(model, images[rows], labels[rows], epsilons=radius_value(radius))
         parts.append(clipped.detach())
@@ -49,25 +58,40 @@ def pgd_accuracy(
     radii: Mapping[Any, Sequence[str]],
     steps: int,
     seed: int,
+    batch_size: int,
 ) -> dict[str, float]:
     """Accuracy (fraction) under untargeted PGD at each `NORM RADIUS`: a fast proxy, an upper bound on robustness."""
-    require_fit_for_attack(classifier, images, labels)
+    require_fit_for_attack(classifier, images, labels, batch_size=batch_size)
     adversarial = {
-        f"{norm} {radius}": pgd_images(classifier, images, labels, norm=norm, radius=radius, steps=steps, seed=seed)
+        f"{norm} {radius}": pgd_images(
+            classifier, images, labels, norm=norm, radius=radius, steps=steps, seed=seed, batch_size=batch_size
+        )
         for norm, chosen in radii.items()
         for radius in chosen
     }
-    return {name: accuracy(classifier, moved, labels) for name, moved in adversarial.items()}
+    return {name: accuracy(classifier, moved, labels, batch_size=batch_size) for name, moved in adversarial.items()}
 
 
 def targeted_images(
-    classifier: nn.Module, images: torch.Tensor, classes: int, *, norm: str, radius: float, steps: int
+    classifier: nn.Module,
+    images: torch.Tensor,
+    classes: int,
+    *,
+    norm: str,
+    radius: float,
+    steps: int,
+    batch_size: int,
 ) -> torch.Tensor:
-    """Each image pushed towards every class by targeted PGD from the image itself (Fig. 2): [B, classes, C, H, W]."""
-    repeated = images.repeat_interleave(classes, dim=0)
-    targets = torch.arange(classes, device=images.device).repeat(len(images))
-    criterion = criteria.TargetedMisclassification(targets)
-    attack = _pgd(norm, steps, random_start=False)
-    _, clipped, _ = attack(foolbox_model(classifier, images.device), repeated, criterion, epsilons=radius)
-    pushed: torch.Tensor = clipped.detach().unflatten(0, (len(images), classes))
+    """Each image pushed towards every class by targeted PGD from the image itself (Fig. 2): [B, classes, C, H, W].
+
+    At most `batch_size` are pushed at once; nothing is drawn, so that it changes the rounding of sums alone.
+    """
+    model, parts = foolbox_model(classifier, images.device), []
+    pairs = torch.arange(len(images) * classes, device=images.device)
+    for rows in batches_of(len(pairs), batch_size):
+        criterion = criteria.TargetedMisclassification(pairs[rows] % classes)
+        attack = _pgd(norm, steps, random_start=False)
+        _, clipped, _ = attack(model, images[pairs[rows] // classes], criterion, epsilons=radius)
+        parts.append(clipped.detach())
+    pushed: torch.Tensor = torch.cat(parts).unflatten(0, (len(images), classes))
     return pushed

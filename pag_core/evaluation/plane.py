@@ -30,7 +30,7 @@ def withstand_pgd(
     attack = L2ProjectedGradientDescentAttack(abs_stepsize=step_size, steps=steps, random_start=False)
     model = PyTorchModel(network, bounds=(-reach, reach), device=points.device)
     _, moved, _ = attack(model, points, labels, epsilons=radius)
-    return correct(network, moved.detach(), labels)
+    return correct(network, moved.detach(), labels, batch_size=len(labels))
 
 
 def withstand_all(network: nn.Sequential, points: torch.Tensor, labels: torch.Tensor, *, radius: float) -> torch.Tensor:
@@ -39,7 +39,7 @@ def withstand_all(network: nn.Sequential, points: torch.Tensor, labels: torch.Te
     margin = 2 * radius
     borders = class_borders(network, places.min(0) - margin, places.max(0) + margin)
     far = torch.from_numpy(distances_to(borders, places) > radius)
-    return correct(network, points, labels) & far.to(labels.device)
+    return correct(network, points, labels, batch_size=len(labels)) & far.to(labels.device)
 
 
 def class_borders(network: nn.Sequential, low: Array, high: Array) -> Array:

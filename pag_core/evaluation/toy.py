@@ -28,7 +28,13 @@ def held_out_points(seed: int) -> Points:
 
 
 def trained_network(
-    params: ToyParams, method: str, *, seed: int, device: torch.device, folder: RunFolder
+    params: ToyParams,
+    method: str,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: RunFolder,
+    checkpoint_seconds: float = 0.0,
 ) -> nn.Sequential:
     """A network trained on the 6,000 points of `seed`: `vanilla`, or `nn` with Eq. 4 towards the neighbours of Eq. 6.
 
@@ -47,6 +53,7 @@ def trained_network(
         seed=seed,
         device=device,
         folder=folder,
+        checkpoint_seconds=checkpoint_seconds,
     )
     trainer.run(folder.path / "curves")
     return network.eval().requires_grad_(False)
@@ -57,7 +64,7 @@ def accuracies(params: ToyParams, network: nn.Sequential, *, seed: int, device: 
     test = held_out_points(seed).to(device)
     points, labels = test.pixels(), test.labels
     kept = {
-        "clean": correct(network, points, labels),
+        "clean": correct(network, points, labels, batch_size=len(labels)),
         "pgd": withstand_pgd(
             network, points, labels, radius=params.radius, steps=params.steps, step_size=params.step_size
         ),
@@ -71,7 +78,7 @@ def _recipe(params: ToyParams) -> TrainParams:
     return TrainParams(
         epochs=params.epochs, batch_size=params.batch_size, learning_rate=params.learning_rate, optimizer="adamw",
         momentum=0.0, weight_decay=0.0, ema_decay=None, schedule="constant", augmentation="none", precision="float32",
-        compile=False, channels_last=False, validation_attacked=1, validation_radii={}, checkpoint_seconds=20.0,
+        compile=False, channels_last=False,
     )  # fmt: skip
 
 

@@ -17,6 +17,14 @@ from pag_core.params.values import (
 )
 
 
+class ValidationParams(Section):
+    """The images of the validation split, and the radii, of the short APGD by which choices are made."""
+
+    images: PositiveInt
+    radii: dict[Literal["L2", "Linf"], Radii]
+    batch_size: BatchSize
+
+
 class AutoAttackParams(Section):
     """Test images and radii of AutoAttack, which of its versions, and how its work is divided."""
 
@@ -53,6 +61,7 @@ class MaskingParams(Section):
     steps: PositiveInt
     square_queries: PositiveInt
     transfer_radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
+    batch_size: BatchSize
 
 
 class PagScoreParams(Section):
@@ -63,6 +72,7 @@ class PagScoreParams(Section):
     judged_images: PositiveInt
     judged_radius: LargeRadius
     judge_images: BatchSize
+    batch_size: BatchSize
 
 
 class FiguresParams(Section):
@@ -71,6 +81,7 @@ class FiguresParams(Section):
     images: PositiveInt
     targeted_radius: LargeRadius
     targeted_steps: PositiveInt
+    batch_size: BatchSize
 
 
 class ToyParams(Section):

@@ -11,6 +11,7 @@ from pag_core.params.measurements import (
     MaskingParams,
     PagScoreParams,
     ToyParams,
+    ValidationParams,
 )
 from pag_core.params.values import (
     BatchSize,
@@ -22,7 +23,6 @@ from pag_core.params.values import (
     PositiveInt,
     PositiveReal,
     ProcessCount,
-    Radii,
     RadiusLabel,
     Real,
     Section,
@@ -99,7 +99,6 @@ class DiffusionParams(Section):
     learning_rate: PositiveReal
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
     precision: Literal["float32", "tf32"]
-    checkpoint_seconds: NonNegativeReal
 
     @model_validator(mode="after")
     def _schedule_has_room(self) -> Self:
@@ -181,9 +180,6 @@ class TrainParams(Section):
     precision: Literal["float32", "tf32", "bfloat16"]
     compile: Annotated[bool, Field(strict=True)]
     channels_last: Annotated[bool, Field(strict=True)]
-    validation_attacked: PositiveInt
-    validation_radii: dict[Literal["L2", "Linf"], Radii]
-    checkpoint_seconds: NonNegativeReal
 
 
 class WeightWarmupParams(Section):
@@ -260,6 +256,7 @@ class Params(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     processes: ProcessCount | None
     threads: ProcessCount | None
+    checkpoint_seconds: NonNegativeReal
     diffusion_checkpoint: Annotated[str, Field(min_length=1)]
     image_folder: Annotated[str, Field(min_length=1)]
     prepare: PrepareParams
@@ -279,6 +276,7 @@ class Params(Section):
     trades: TradesParams
     gradient_norm: GradientNormParams
     gaussian_noise: GaussianNoiseParams
+    validation: ValidationParams
     autoattack: AutoAttackParams
     foolbox: FoolboxParams
     masking: MaskingParams

@@ -19,7 +19,7 @@ from pag_core.report.templates import rendered
 
 PARAMETERS = "parameters"
 # where it ran is not part of an experiment
-NO_PARAMETERS = {"device", "processes", "threads"}
+NO_PARAMETERS = {"device", "processes", "threads", "checkpoint_seconds"}
 # in the order in which results are read; files of other names follow
 FILES = ("autoattack", "foolbox", "masking", "pag_score", "training")
 # what does not tell of the experiment's classifier

@@ -94,7 +94,11 @@ def render_page(results: Results) -> str:
             for name, caption in FIGURES.items()
         ],
         # where it ran is not part of the experiment, and the card below names the device of training
-        parameters=_yaml(params.model_dump(mode="json", by_alias=True, exclude={"device", "processes", "threads"})),
+        parameters=_yaml(
+            params.model_dump(
+                mode="json", by_alias=True, exclude={"device", "processes", "threads", "checkpoint_seconds"}
+            )
+        ),
         origins=origin_rows(results),
         classifier_card=_yaml(results.card),
         store_manifest=_yaml({key: value for key, value in results.manifest.items() if key != "files"}),

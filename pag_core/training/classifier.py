@@ -33,7 +33,7 @@ class Trainer:
     of an epoch are those of the weights that were trained.
     Several `processes` share each batch of `params.batch_size`, and rank 0 alone returns from `run`. Raises ParamsError
     where the parameters do not fit the data, TrainingDiverged at a loss that is not finite and CompanionLost where
-    another process failed.
+    another process failed. Checkpoints are at least `checkpoint_seconds` apart.
     """
 
     classifier: nn.Module
@@ -45,6 +45,7 @@ class Trainer:
     device: torch.device
     folder: RunFolder
     processes: int = 1
+    checkpoint_seconds: float = 0.0
     method: Method = STANDARD
     form: ObjectiveParams | None = None
 
@@ -94,7 +95,7 @@ class Trainer:
             )
         )
         watch = LossWatch("classifier", self.team.total)
-        clock = CheckpointClock(self.folder, self.params.checkpoint_seconds)
+        clock = CheckpointClock(self.folder, self.checkpoint_seconds)
         self.classifier.train()
         with progress_bar("classifier", self.batches.steps, self.step, "step") as bar, clock:
             while self.step < self.batches.steps:

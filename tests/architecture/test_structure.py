@@ -44,7 +44,7 @@ UNREAD: dict[str, list[Any]] = {
     "train": ["baseline_method", "diffusion_checkpoint"],
 }  # fmt: skip
 # where work runs, and where its data lie, is no part of an experiment's identity
-UNTRACKED = {"device", "processes", "threads", "feed.mode", "feed.budget_gb"}
+UNTRACKED = {"device", "processes", "threads", "checkpoint_seconds", "feed.mode", "feed.budget_gb"}
 
 
 def program_of(stage: dict[str, Any]) -> Path:

@@ -18,7 +18,7 @@ TINY = {
     "nn.samples_per_class": 2,
     "classifier.width": 4,
     "train.epochs": 1,
-    "train.validation_attacked": 2,
+    "validation.images": 2,
     "prepare.validation_fraction": 0.5,
     "prepare.images_per_class": None,
     "autoattack.images": 1,

@@ -45,7 +45,7 @@ def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
         return run(folder, archives, "--by-hand", *arguments)
 
     assert failed.returncode == 1 and "autoattack.images is 1000" in failed.stderr
-    assert ran(failed.stdout) == ["prepare", "heuristic@cm", "train", "baseline", "baseline_autoattack"]
+    assert ran(failed.stdout) == ["prepare", "heuristic@cm", "train", "validation", "baseline", "baseline_autoattack"]
 
     # what was not run is a gap
     assert "| class means | not run | 81.93 |  | not run | 42.03 |  |" in shown.stdout and ran(shown.stdout) == []
@@ -64,7 +64,7 @@ def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
     assert row in (folder / "tables/tiny-tiny.md").read_text(encoding="utf-8")
     assert (results / "metrics/details/training.json").exists() and len(
         json.loads((results / "seconds.json").read_text())
-    ) == 8
+    ) == 9
 
     (results / "metrics/of_an_earlier_run.json").touch()
 
@@ -83,11 +83,14 @@ def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
     shutil.rmtree(train / "data/classifier")
     again = again_by_hand()
     assert again_by_hand("--show").stdout.strip() == again.stdout[again.stdout.index("tiny\n") :].strip()
-    assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 7
+    assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 8
 
     # lambda changes one classifier; everything before it stays
     changed = again_by_hand("--set", "cm:lambda=0.5")
-    assert ran(changed.stdout) == ["train", "autoattack", "pag_score"] and changed.stdout.count("done before") == 5
+    assert (
+        ran(changed.stdout) == ["train", "validation", "autoattack", "pag_score"]
+        and changed.stdout.count("done before") == 5
+    )
     (listed,) = of_work(folder / "work")
     assert listed.params["lambda"] == 0.5 and listed.metrics.keys() == {"autoattack", "pag_score", "training"}
 

@@ -16,12 +16,12 @@ from tests.project_copy import SMALL, ProjectCopy, stages_run
 pytestmark = pytest.mark.slow
 
 SBG = "stages/gradients/dvc.yaml:sbg"
-AFTER_TRAINING = {"train", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
+AFTER_TRAINING = {"train", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
 # radii at which every image falls to the first attack: the others take seconds a radius, and are tested elsewhere; and so
 # many images for the judge that it sees more in one model than in the other
 QUICK = {**SMALL, "autoattack.radii": {"L2": [3], "Linf": [0.6]}, "pag_score.judged_images": 20}
 HEADLINES = ("training", "autoattack", "foolbox", "masking", "pag_score", "diffusion")
-BEFORE = {"code", "prepare", "baseline", "baseline_autoattack", "baseline_foolbox"}
+BEFORE = {"code", "prepare", "baseline", "baseline_validation", "baseline_autoattack", "baseline_foolbox"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
         assert autoattack[who]["L2 3"] <= autoattack[who]["clean"] <= 1
         details = project.metrics("details/autoattack")[who]
         assert autoattack[who].items() <= details.items()
-        assert set(details) - set(autoattack[who]) == {"verdicts", "per_attack", "disagreements", "warnings"}
+        assert set(details) - set(autoattack[who]) == {
+            "verdicts", "per_attack", "disagreements", "recounted", "warnings"
+        }  # fmt: skip
     assert set(project.metrics("foolbox")) == {"Foolbox", "Foolbox of baseline"}
     foolbox = project.metrics("details/foolbox")
     assert {"clean", *FOOLBOX_NAMES} <= foolbox["model"].keys()
@@ -78,7 +80,7 @@ def test_stages_by_hand_give_the_same_bytes(project: ProjectCopy, tmp_path: Path
     by_hand = ProjectCopy(tmp_path, QUICK)
     for name in ("prepare", "diffusion", "sbg"):
         by_hand.stage(name)
-    for name in ("train", "autoattack", "foolbox"):
+    for name in ("train", "validation", "autoattack", "foolbox"):
         by_hand.stage(name, "--baseline")
         by_hand.stage(name)
     by_hand.stage("masking")
@@ -147,8 +149,8 @@ def test_reference_scores_a_heuristic_against_sbg(project: ProjectCopy) -> None:
 
 def test_queued_sweep_and_table(project: ProjectCopy) -> None:
     project.git("checkout", "--quiet", "--force", "HEAD")
-    project.run("dvc", "repro", "train")
-    project.run("dvc", "exp", "run", "--queue", "-S", "lambda=0.5,3.0", "train")
+    project.run("dvc", "repro", "validation")
+    project.run("dvc", "exp", "run", "--queue", "-S", "lambda=0.5,3.0", "validation")
     project.run("dvc", "queue", "start", "--jobs", "1")
     deadline = time.monotonic() + 300
     while (status := project.run("dvc", "queue", "status").stdout).count("Success") < 2:
@@ -162,7 +164,7 @@ def test_queued_sweep_and_table(project: ProjectCopy) -> None:
 
 
 def test_the_page_of_all_experiments(project: ProjectCopy) -> None:
-    """Of the runs above: what was committed, two whole experiments, and two of a sweep that ended with training."""
+    """Of the runs above: what was committed, two whole experiments, and two of a sweep that ended with validation."""
     done = project.run(sys.executable, "experiments/page.py")
     html = (project.path / "experiments.html").read_text(encoding="utf-8")
     content = json.loads(re.search(r'id="content" type="application/json">(.*?)</script>', html)[1])  # type: ignore[index]

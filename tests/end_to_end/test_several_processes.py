@@ -52,6 +52,7 @@ def trained_alone(project: ProjectCopy) -> tuple[dict[str, list[str]], dict[str,
     """The files, the card and the metrics of the classifier that one process trains."""
     project.set({"processes": 1})
     project.stage("train")
+    project.stage("validation")
     files = {name: _files(project.path / name) for name in ("data/classifier", "curves/classifier")}
     return (
         files,
@@ -73,9 +74,10 @@ def test_training_by_dvc_and_by_torchrun(
         shutil.rmtree(project.path / name)
     project.set({"processes": 2})
     project.run(*command)
+    project.stage("validation")
     assert {name: _files(project.path / name) for name in files} == files
     shared = json.loads((project.path / "data/classifier/card.json").read_text())
-    assert _differing(card, shared) == {"provenance", "sha256", "checksum"}
+    assert _differing(card, shared) == {"provenance", "training", "sha256", "checksum"}
     assert _differing(card["provenance"], shared["provenance"]) == {"processes"}
     assert shared["provenance"]["processes"] == 2
     shared_metrics = project.metrics("details/training")

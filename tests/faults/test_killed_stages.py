@@ -27,7 +27,7 @@ STAGES = {
     ),
     "train": (
         ["stages/train.py"],
-        ["data/classifier", "metrics/training.json", "curves/classifier"],
+        ["data/classifier", "curves/classifier"],
         "classifier-*/checkpoint.pt",
     ),
     "autoattack": (["stages/autoattack.py"], ["metrics/autoattack.json"], "autoattack_classifier-*/units/*.json"),

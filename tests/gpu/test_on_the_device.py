@@ -48,7 +48,7 @@ def trainer(tmp_path, dataset, make_params, make_classifier, device):
 
     def make(name, kind=RunFolder, **changes):
         params = make_params({
-            "train.epochs": 3, "train.batch_size": 8, "train.checkpoint_seconds": 0, "objective.classes_per_step": 2,
+            "train.epochs": 3, "train.batch_size": 8, "objective.classes_per_step": 2,
             "train.augmentation": "crop_flip", **{f"train.{key}": value for key, value in changes.items()},
         })  # fmt: skip
         draws = torch.Generator().manual_seed(1)
@@ -133,7 +133,7 @@ def test_a_channels_last_classifier_can_be_attacked(make_classifier, device):
     classifier = make_classifier().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     images = torch.rand(6, 1, 8, 8).to(device)
     labels = classifier(images).argmax(1)
-    require_fit_for_attack(classifier, images, labels)
+    require_fit_for_attack(classifier, images, labels, batch_size=6)
     found = attack_shard(
         classifier, images, labels, norm="Linf", radius=0.02, classes=3, version="standard", batch_size=4, seed=1
     )

@@ -113,9 +113,9 @@ def test_a_number_in_quotes_is_a_name(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["prepare", "masking", "pag_score", "figures"])
-def test_a_table_without_attacks_is_of_training_whatever_the_stages(tmp_path, stage):
+def test_a_table_without_attacks_is_of_validation_whatever_the_stages(tmp_path, stage):
     experiment = read(tmp_path, f"stages: [{stage}]\n" + SIZES + MODELS)
-    assert experiment.stages == ("train", stage) and "training" in metrics_paths(experiment, "cm")
+    assert experiment.stages == ("validation", stage) and "training" in metrics_paths(experiment, "cm")
 
 
 def test_a_radius_of_another_norm_takes_the_place_of_the_first(tmp_path):
@@ -154,8 +154,8 @@ def test_a_wrong_value_is_refused_before_anything_runs(tmp_path):
 
 
 def test_the_metrics_of_the_stages_that_are_wanted_are_taken():
-    """Also where nothing is attacked."""
-    for size, names in (("levels", ["training"]), ("full", ["autoattack", "pag_score"])):
+    """Those of validation images are wanted of every experiment: the page of all shows them."""
+    for size, names in (("levels", ["training"]), ("full", ["autoattack", "pag_score", "training"])):
         experiment = read_experiment(ROOT / "experiments/cifar10_16px.yaml", size, [])
         found = metrics_paths(experiment, next(iter(experiment.params)))
         assert sorted(found) == sorted(f"{place}{name}" for name in names for place in ("", "details/"))

@@ -78,28 +78,28 @@ BREACHES = {
 def test_every_breach_is_refused(breach):
     model = linear()
     images, labels = labelled_images(model, 5)
-    require_fit_for_attack(model, images, labels)
+    require_fit_for_attack(model, images, labels, batch_size=5)
     change, words = BREACHES[breach]
     with pytest.raises(EvaluationRefused, match=words):
-        require_fit_for_attack(*change(model, images, labels))
+        require_fit_for_attack(*change(model, images, labels), batch_size=5)
 
 
 def test_autocast_and_inference_mode_are_refused():
     model = linear()
     images, labels = labelled_images(model, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(EvaluationRefused, match="autocast"):
-        require_fit_for_attack(model, images, labels)
+        require_fit_for_attack(model, images, labels, batch_size=5)
     with torch.inference_mode(), pytest.raises(EvaluationRefused, match="inference mode"):
-        require_fit_for_attack(model, images, labels)
+        require_fit_for_attack(model, images, labels, batch_size=5)
     with torch.no_grad():
-        require_fit_for_attack(model, images, labels)
+        require_fit_for_attack(model, images, labels, batch_size=5)
 
 
 def test_products_that_are_rounded_are_refused(monkeypatch):
     monkeypatch.setattr("pag_core.evaluation.fitness.rounded_products", lambda device: [f"products on {device.type}"])
     model = linear()
     with pytest.raises(EvaluationRefused, match=r"products on cpu.*rounded.*float32"):
-        require_fit_for_attack(model, *labelled_images(model, 5))
+        require_fit_for_attack(model, *labelled_images(model, 5), batch_size=5)
 
 
 ROUNDED_PRODUCTS = """
@@ -113,7 +113,7 @@ def refused(device):
     with FakeTensorMode():
         images = torch.empty(5, 1, 4, 4, device=device)
     try:
-        require_fit_for_attack(torch.nn.Flatten().eval(), images, torch.zeros(5, dtype=torch.int64))
+        require_fit_for_attack(torch.nn.Flatten().eval(), images, torch.zeros(5, dtype=torch.int64), batch_size=5)
     except EvaluationRefused as error:
         print(error)
     except Exception as error:  # what has no content cannot be looked at any further
@@ -149,12 +149,32 @@ def test_every_switch_of_torch_that_rounds_products_is_seen():
     ]  # fmt: skip
 
 
-def test_correct_counts_over_batches(monkeypatch):
-    monkeypatch.setattr("pag_core.evaluation.fitness.IMAGES_AT_ONCE", 5)
-    model = linear()
-    images, labels = labelled_images(model, 23)
+def in_batches(model):
+    """The model, and a list of how many images it sees at once."""
+    sizes = []
+    return Changed(model, lambda logits, images: sizes.append(len(images)) or logits).eval(), sizes
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_correct_counts_over_batches(batch_size):
+    model, sizes = in_batches(linear())
+    images, labels = labelled_images(linear(), 23)
     labels[[2, 22]] = (labels[[2, 22]] + 1) % 3
     expected = torch.ones(23, dtype=torch.bool)
     expected[[2, 22]] = False
-    assert torch.equal(correct(model, images, labels), expected)
-    assert accuracy(model, images, labels) == 21 / 23
+    assert torch.equal(correct(model, images, labels, batch_size=batch_size), expected)
+    assert accuracy(model, images, labels, batch_size=batch_size) == 21 / 23
+    assert sum(sizes) == 2 * 23 and max(sizes) == min(batch_size, 23)
+
+
+def test_no_more_images_at_once_than_were_asked_for():
+    """Batches in which the model is sure of every image come first: their gradients are zero, those of the last are not."""
+    sure = linear(scale=1e4)
+    images, labels = labelled_images(sure, 12)
+    labels[11] = (labels[11] + 1) % 3
+    model, sizes = in_batches(sure)
+    require_fit_for_attack(model, images, labels, batch_size=5)
+    assert sizes == [5, 5, 5, 5, 2, 2, 5, 5, 2]
+    labels[11] = (labels[11] + 2) % 3
+    with pytest.raises(EvaluationRefused, match="zero for every image"):
+        require_fit_for_attack(model, images, labels, batch_size=5)

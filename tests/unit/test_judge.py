@@ -37,17 +37,26 @@ def levels(values):
 
 
 @pytest.mark.parametrize("at_once", [1, 500])
-def test_what_is_counted(monkeypatch, at_once):
+def test_what_is_counted(at_once):
     """Within L2 radius 0.2 the mean of four pixels moves by 0.1: to a neighbouring class and no further."""
-    monkeypatch.setattr("pag_core.evaluation.judge.IMAGES_AT_ONCE", at_once)
     images, labels = levels([0.0, 0.1, 0.2, 0.3]), torch.tensor([0, 1, 2, 3])
     judge = Judge(Nearest(), 1, 1, 1.0)
-    found = judged(judge, Brightness(4).eval(), images, labels, classes=4, norm="L2", radius=0.2, steps=40)
+    found = judged(
+        judge, Brightness(4).eval(), images, labels, classes=4, norm="L2", radius=0.2, steps=40, batch_size=at_once
+    )
     # 0 to 1; 1 to 0 and 2; 2 to 1 and 3; 3 to 2; of 4 x 3
     assert found == 6 / 12
     # an image of another label than it looks like: its own class is no target, whatever the judge sees
     wrong = judged(
-        judge, Brightness(4).eval(), images, torch.tensor([1, 0, 3, 2]), classes=4, norm="L2", radius=0.2, steps=40
+        judge,
+        Brightness(4).eval(),
+        images,
+        torch.tensor([1, 0, 3, 2]),
+        classes=4,
+        norm="L2",
+        radius=0.2,
+        steps=40,
+        batch_size=at_once,
     )
     # 0 to 0; 1 to 1 and 2; 2 to 1 and 2; none of 3, which its own class pushes on to 4
     assert wrong == 5 / 12
@@ -67,6 +76,7 @@ def test_mistakes_on_images_that_nobody_pushed():
         norm="L2",
         radius=0.2,
         steps=3,
+        batch_size=100,
     )
     assert flat == 2 / 12
 
@@ -80,10 +90,10 @@ def test_the_count_is_that_of_a_loop(dataset, make_classifier):
     classifier = make_classifier().eval().requires_grad_(False)
     judge = trained_judge(dataset.splits["train"], dataset.splits["test"], class_names=NAMES, images=1000)
     images, labels = dataset.splits["test"].pixels(slice(0, 5)), dataset.splits["test"].labels[:5]
-    found = judged(judge, classifier, images, labels, classes=3, norm="L2", radius=2.0, steps=10)
+    found = judged(judge, classifier, images, labels, classes=3, norm="L2", radius=2.0, steps=10, batch_size=7)
     hits = []
     for image, own in zip(images, labels, strict=True):
-        pushed = targeted_images(classifier, image[None], 3, norm="L2", radius=2.0, steps=10)[0]
+        pushed = targeted_images(classifier, image[None], 3, norm="L2", radius=2.0, steps=10, batch_size=7)[0]
         hits += [
             judge.machine.predict(pushed[target].reshape(1, -1).numpy())[0] == target
             for target in range(3)

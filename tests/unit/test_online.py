@@ -66,7 +66,7 @@ def online_store(tmp_path, dataset, teacher):
 @pytest.fixture
 def make_trainer(dataset, make_params, make_classifier):
     def make(store, folder, **changes):
-        options = {"train.epochs": 2, "train.batch_size": 8, "train.checkpoint_seconds": 0, **changes}
+        options = {"train.epochs": 2, "train.batch_size": 8, **changes}
         params = make_params({"objective.classes_per_step": 2, **options})
         term = AlignmentTerm(open_online(store, dataset, CPU), 2.0, params.objective)
         return Trainer(

@@ -24,23 +24,21 @@ class Stored:
         return self.gradients[image_indices[:, None], class_indices]
 
 
-@pytest.mark.parametrize("at_once", [400, 14, 1])
+@pytest.mark.parametrize("at_once", [400, 14, 3, 1])
 def test_the_score_of_a_model_against_its_own_gradients_is_one(at_once):
     model = linear(classes=4)
     images, _ = labelled_images(model, 7)
     own = softmax_gradients(model, images)
-    assert pag_score(model, images, Stored(5 * own), classes=4, gradients_at_once=at_once) == pytest.approx(1, abs=1e-5)
-    assert pag_score(model, images, Stored(-own), classes=4, gradients_at_once=at_once) == pytest.approx(-1, abs=1e-5)
+    assert pag_score(model, images, Stored(5 * own), classes=4, batch_size=at_once) == pytest.approx(1, abs=1e-5)
+    assert pag_score(model, images, Stored(-own), classes=4, batch_size=at_once) == pytest.approx(-1, abs=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [300, 12])
+@pytest.mark.parametrize("at_once", [300, 12, 2])
 def test_the_score_matches_loops(dataset, at_once):
     model = linear(classes=3, side=8, seed=2)
     representatives, test = torch.rand(3, 1, 8, 8), dataset.splits["test"]
     images = test.pixels(slice(0, 6))
-    found = pag_score(
-        model, images, RepresentativeGradients(representatives, test), classes=3, gradients_at_once=at_once
-    )
+    found = pag_score(model, images, RepresentativeGradients(representatives, test), classes=3, batch_size=at_once)
     cosines = []
     for image in images.double():
         weight = model.weight.double()

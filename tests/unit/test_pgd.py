@@ -6,9 +6,10 @@ from fractions import Fraction
 import pytest
 import torch
 
+from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.pgd import pgd_accuracy, pgd_images, targeted_images
 from tests.linear_models import Linear, linear
-from tests.samples import labelled_images
+from tests.samples import Changed, labelled_images
 
 
 def binary(seed=3):
@@ -29,7 +30,7 @@ def test_linf_pgd_on_a_linear_model_against_the_closed_form(radius):
     reach = eps * weight.abs().sum()
     assert ((margin - reach).abs() > 1e-4).all(), "an image at the very border would make the test a matter of rounding"
     robust = (margin > reach).double().mean().item()
-    found = pgd_accuracy(model, images, labels, radii={"Linf": [radius]}, steps=20, seed=1)
+    found = pgd_accuracy(model, images, labels, radii={"Linf": [radius]}, steps=20, seed=1, batch_size=70)
     assert found == {f"Linf {radius}": pytest.approx(robust, abs=1e-9)}
     if radius in ("0.01", "8/255"):
         assert 0 < robust < 1
@@ -42,10 +43,12 @@ def test_pgd_stays_inside_and_depends_on_the_seed_alone(norm):
 
     def attack(seed):
         torch.manual_seed(seed + 100)
-        return pgd_images(model, images, labels, norm=norm, radius="1/4", steps=3, seed=seed)
+        return pgd_images(model, images, labels, norm=norm, radius="1/4", steps=3, seed=seed, batch_size=5)
 
     first = attack(1)
     assert torch.equal(first, attack(1)) and not torch.equal(first, attack(2))
+    moved = first - images
+    assert not torch.allclose(moved[:5], moved[5:10], atol=1e-3), "each batch has draws of its own"
     size = (first - images).flatten(1).norm(dim=1) if norm == "L2" else (first - images).flatten(1).abs().amax(1)
     assert (size <= 0.25 + 1e-6).all() and (size > 0.05).all()
     assert first.min() >= 0 and first.max() <= 1
@@ -56,7 +59,7 @@ def test_targeted_images_reach_their_class_within_the_radius(norm):
     model = linear(classes=4, side=4, scale=2.0)
     images, _ = labelled_images(model, 5)
     radius = {"L2": 2.0, "Linf": 0.6}[norm]
-    pushed = targeted_images(model, images, 4, norm=norm, radius=radius, steps=30)
+    pushed = targeted_images(model, images, 4, norm=norm, radius=radius, steps=30, batch_size=100)
     assert pushed.shape == (5, 4, 1, 4, 4)
     order = 2 if norm == "L2" else math.inf
     before = model(images).log_softmax(1)
@@ -68,4 +71,23 @@ def test_targeted_images_reach_their_class_within_the_radius(norm):
         assert (model(moved).argmax(1) == label).all()
         assert (model(moved).log_softmax(1)[:, label] >= before[:, label]).all()
     # no random start: the same images again
-    assert torch.equal(pushed, targeted_images(model, images, 4, norm=norm, radius=radius, steps=30))
+    assert torch.equal(pushed, targeted_images(model, images, 4, norm=norm, radius=radius, steps=30, batch_size=100))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_no_more_images_are_attacked_at_once_than_were_asked_for(batch_size):
+    """What draws nothing gives the same images whatever their number."""
+    sizes, plain = [], linear(classes=4)
+    model = Changed(plain, lambda logits, batch: sizes.append(len(batch)) or logits).eval()
+    images, labels = labelled_images(plain, 8)
+    options = {"norm": "L2", "radius": 1.0, "steps": 4}
+    whole = targeted_images(plain, images, 4, **options, batch_size=32)
+    torch.testing.assert_close(targeted_images(model, images, 4, **options, batch_size=batch_size), whole)
+    assert max(sizes) == batch_size
+    sizes.clear()
+    radii = {"L2": ["0.1"]}
+    pgd_accuracy(model, images, labels, radii=radii, steps=2, seed=1, batch_size=batch_size)
+    assert max(sizes) == batch_size
+    sizes.clear()
+    apgd_accuracy(model, images, labels, radii=radii, classes=4, steps=2, seed=1, batch_size=batch_size)
+    assert max(sizes) == batch_size

@@ -1,7 +1,6 @@
 """Reduced precision in distillation: it is what it says, and what it changes is measured and bounded."""
 
 import os
-import os
 import subprocess
 import sys
 

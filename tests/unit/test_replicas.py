@@ -17,7 +17,6 @@ from tests.samples import ROOT
 CLASSIFIER = {
     "train.epochs": 2,
     "train.batch_size": 7,
-    "train.checkpoint_seconds": 0,
     "train.augmentation": "crop_flip",
     "train.optimizer": "sgd",
     "train.learning_rate": 0.02,
@@ -27,7 +26,6 @@ DIFFUSION = {
     "diffusion.steps": 4,
     "diffusion.batch_size": 7,
     "diffusion.channel_multipliers": [1],
-    "diffusion.checkpoint_seconds": 0,
     "diffusion.learning_rate": 0.05,
     "diffusion.ema_decay": 0.5,
 }

@@ -177,7 +177,7 @@ def test_every_feed_gives_the_rows_with_their_classes(tmp_path, five_classes, ru
 @pytest.fixture
 def make_trainer(five_classes, make_params, make_classifier):
     def make(store, folder, **changes):
-        options = {"train.epochs": 2, "train.batch_size": 8, "train.checkpoint_seconds": 0, **changes}
+        options = {"train.epochs": 2, "train.batch_size": 8, **changes}
         params = make_params({"objective.classes_per_step": 2, **options})
         term = AlignmentTerm(open_gradients(store, five_classes, "train", CPU), 2.0, params.objective)
         return Trainer(

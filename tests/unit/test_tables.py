@@ -35,7 +35,7 @@ def test_every_table_is_valid(file, size):
             assert inner["steps"] == 7 and steps * 7 == radius * fractions.Fraction(3, 2)
     gaps = markdown(experiment, {}).splitlines()
     rows = [line for line in gaps if "not run" in line]
-    assert len(rows) == (len(FOOLBOX_NAMES) if experiment.stages == ("foolbox",) else len(experiment.rows))
+    assert len(rows) == (len(FOOLBOX_NAMES) if experiment.stages == ("validation", "foolbox") else len(experiment.rows))
     if (file.stem, size) != ("table_2", "mini") and file.stem != "figure_8":
         # every row has its published numbers, one for each column
         assert all(row.published for row in experiment.rows)
@@ -165,7 +165,7 @@ def test_an_experiment_that_attacks_nothing_shows_what_validation_says(tmp_path)
     file = tmp_path / "study.yaml"
     file.write_text(
         "stages: [train]\nseeds: [1, 2]\nsizes: {full: {}}\n"
-        "params: {train: {validation_attacked: 7, validation_radii: {L2: [0.5, 1], Linf: [8/255]}}}\n"
+        "params: {validation: {images: 7, radii: {L2: [0.5, 1], Linf: [8/255]}}}\n"
         "classifiers: {cm: {source: cm}, nn: {source: nn}}\n"
     )
     experiment = read_experiment(file, "full", [])

@@ -1,0 +1,67 @@
+"""Measure the classifier, or the baseline, on the validation split: parameters are chosen by these numbers."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
+
+from typing import Annotated
+
+import typer
+
+from pag_core.classifiers.building import load_classifier
+from pag_core.datasets.prepared import read_dataset
+from pag_core.errors import ArtifactError
+from pag_core.evaluation.apgd import apgd_accuracy
+from pag_core.evaluation.fitness import batches_of, correct
+from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.places import DATA, classifier_place, dataset_place, write_metrics
+from pag_core.pipeline.stage import run, stage
+
+APGD_STEPS = 20
+
+
+def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the baseline.")] = False) -> None:
+    """Write metrics/training.json: clean accuracy, and that under a short APGD; or data/baseline_training.json.
+
+    The details have the last epoch of the training as well.
+    """
+    who = "baseline" if baseline else "classifier"
+    with stage(f"validation_{who}") as opened:
+        params, size = opened.params, opened.params.validation.batch_size
+        dataset = read_dataset(dataset_place(params.dataset))
+        validation = dataset.splits["validation"].to(opened.device)
+        attacked = validation.first(params.validation.images, "validation.images")
+        place = classifier_place(who)
+        classifier, saved = load_classifier(place, dataset, opened.device)
+        if "training" not in saved.card:
+            command = "stages/train.py --baseline" if baseline else "stages/train.py"
+            raise ArtifactError(
+                f"{place} does not say how its training ended, as of an earlier version; run {command} again"
+            )
+        proxy = apgd_accuracy(
+            classifier,
+            validation.pixels(attacked),
+            validation.labels[attacked],
+            radii=params.validation.radii,
+            classes=dataset.classes,
+            steps=APGD_STEPS,
+            seed=params.seed,
+            batch_size=size,
+        )
+        hits = [
+            correct(classifier, validation.pixels(rows), validation.labels[rows], batch_size=size)
+            for rows in batches_of(len(validation), size)
+        ]
+        clean = sum(int(batch.sum()) for batch in hits) / len(validation)
+        found = {"clean": clean, f"APGD-{APGD_STEPS} on {attacked.stop} images (fast proxy)": proxy}
+        record = opened.provenance("validation", inputs={"dataset": dataset.fingerprint, who: saved.fingerprint})
+        details = {"train": saved.card["training"], "validation": found, "provenance": record}
+        if baseline:
+            write_json(DATA / "baseline_training.json", details)
+        else:
+            write_metrics("training", details, {"validation": {"clean": clean}, "proxy": proxy})
+
+
+if __name__ == "__main__":
+    run(main)
