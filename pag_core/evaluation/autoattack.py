@@ -27,8 +27,6 @@ TOLERANCE = 1e-5
 # the share of a shard's images whose class may change with the batch size, as it does near a boundary where kernels sum in
 # another order; one image always may. A model beyond it gives no answer that could be attacked
 DISAGREEMENT_LIMIT = 0.01
-# of the recount
-IMAGES_AT_ONCE = 500
 
 
 @contextmanager
@@ -96,6 +94,23 @@ def library_seed(seed: int) -> int:
     return seed % 2**31
 
 
+def recount_size(images: int, batch_size: int) -> int | None:
+    """A batch size at which each of `images` has another number of images beside it than at `batch_size`; None for one image.
+
+    About half of `batch_size`; larger only where no smaller one will do, as for three images in batches of two.
+    """
+    smaller = sorted(range(1, batch_size), key=lambda size: abs(size - min(batch_size, images) / 2))
+    first = _beside_each(images, batch_size)
+    sizes = (*smaller, *range(batch_size + 1, images + 1))
+    return next((size for size in sizes if not (first == _beside_each(images, size)).any()), None)
+
+
+def _beside_each(images: int, batch_size: int) -> torch.Tensor:
+    """The size of the batch of each image: int64 [images]."""
+    numbers = torch.arange(images)
+    return (images - numbers // batch_size * batch_size).clamp(max=batch_size)
+
+
 def attack_shard(
     classifier: nn.Module,
     images: torch.Tensor,
@@ -112,7 +127,8 @@ def attack_shard(
 
     `clean` and `robust` have a 1 for each image that is classified correctly as it is and under attack, and a 0 for others.
     `robust` images are those that the library left unchanged and that are classified correctly again, in batches of another
-    size; `disagreements` are images about which the two differ. Distance and range of the images are checked too.
+    size; `disagreements` are images about which the two differ, None for one image, which has no other size of its batch.
+    Distance and range of the images are checked too.
     Raises EvaluationRefused if they differ about more than DISAGREEMENT_LIMIT of the images and more than one, and for images
     beyond the radius or [0, 1].
     """
@@ -129,15 +145,15 @@ def attack_shard(
         remaining = round(float(stated[name]) / 100 * len(images)) if name in stated else remaining
         after[name] = remaining
     # the library gives counts only; the images that it considers robust are those that it left unchanged
-    own = correct(classifier, images, labels, batch_size=batch_size) & (adversarial == images).flatten(1).all(1)
-    again = correct(classifier, adversarial, labels, batch_size=IMAGES_AT_ONCE)
+    own = clean & (adversarial == images).flatten(1).all(1)
+    other_size = recount_size(len(images), batch_size)
+    again = correct(classifier, adversarial, labels, batch_size=other_size or batch_size)
     disagreements = max(int((own != again).sum()), abs(int(own.sum()) - remaining))
     if disagreements > max(1, DISAGREEMENT_LIMIT * len(images)):
         raise EvaluationRefused(
             f"at {norm} {radius:g} AutoAttack and a recount differ on {disagreements} of {len(images)} images, more than "
-            f"{DISAGREEMENT_LIMIT:.0%}: the model gives other answers in batches of {batch_size} than of other sizes. "
-            f"Look for a layer that mixes the images of a batch; or set autoattack.batch_size: {IMAGES_AT_ONCE}, the "
-            "recount's own size"
+            f"{DISAGREEMENT_LIMIT:.0%}: the model gives other answers in batches of {min(batch_size, len(images))} than of "
+            f"{other_size}, so none is an image's own. Look for a layer that mixes the images of a batch, and replace it"
         )
     _require_within(adversarial - images, norm, radius)
     if adversarial.min() < 0 or adversarial.max() > 1:
@@ -148,7 +164,7 @@ def attack_shard(
     warnings = sorted({record.getMessage() for record in records if record.levelno >= logging.WARNING})
     return {
         "images": len(images), "clean": _verdicts(clean), "after": after, "robust": _verdicts(own & again),
-        "disagreements": disagreements, "warnings": warnings,
+        "disagreements": None if other_size is None else disagreements, "warnings": warnings,
     }  # fmt: skip
 
 
@@ -181,8 +197,9 @@ def run_autoattack(
     """AutoAttack at every radius of `params`: `clean` and one accuracy (fraction) for each `NORM RADIUS`.
 
     Beside them `verdicts` (for each of these a string: 1 for an image that stands, 0 for one that does not), `per_attack`
-    (accuracy after each attack of the sequence), `disagreements` (images that the library considers robust and a recount does
-    not, or the other way round; they count as not robust) and the library's `warnings`.
+    (accuracy after each attack of the sequence), `disagreements` (images that the library considers robust and a recount in
+    batches of another size does not, or the other way round; they count as not robust), `recounted` (the images of which that
+    could be told; disagreements are None where it is 0) and the library's `warnings`.
     Finished shards are kept in `folder`. Raises EvaluationRefused for a model that must not be evaluated.
     """
     require_fit_for_attack(classifier, images, labels, batch_size=params.batch_size)
@@ -209,7 +226,7 @@ def run_autoattack(
         for start in starts
     }
     done = finished_units(folder, work, processes=processes, what=f"AutoAttack on the {who}")
-    metrics: dict[str, Any] = {"verdicts": {}, "per_attack": {}, "disagreements": {}}
+    metrics: dict[str, Any] = {"verdicts": {}, "per_attack": {}, "disagreements": {}, "recounted": {}}
     warnings: set[str] = set()
     for norm, label in settings:
         shards = [done[_unit_name(norm, label, start)] for start in starts]
@@ -217,12 +234,18 @@ def run_autoattack(
             verdicts = "".join(shard[verdict] for shard in shards)
             metrics["verdicts"][name] = verdicts
             metrics[name] = verdicts.count("1") / len(images)
-        metrics["disagreements"][f"{norm} {label}"] = sum(shard["disagreements"] for shard in shards)
+        metrics["disagreements"][f"{norm} {label}"], metrics["recounted"][f"{norm} {label}"] = _recounted(shards)
         metrics["per_attack"][f"{norm} {label}"] = {
             name: sum(shard["after"][name] for shard in shards) / len(images) for name in shards[0]["after"]
         }
         warnings.update(f"{norm} {label}: {text}" for shard in shards for text in shard["warnings"])
     return {**metrics, "warnings": sorted(warnings)}
+
+
+def _recounted(shards: list[dict[str, Any]]) -> tuple[int | None, int]:
+    """The disagreements of those shards that could be recounted, None where none could, and how many images these have."""
+    found = [shard for shard in shards if shard["disagreements"] is not None]
+    return sum(shard["disagreements"] for shard in found) if found else None, sum(shard["images"] for shard in found)
 
 
 def headline(details: dict[str, Any]) -> dict[str, Any]:

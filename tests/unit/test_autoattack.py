@@ -9,7 +9,7 @@ from torch import nn
 
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation import autoattack as autoattack_module
-from pag_core.evaluation.autoattack import attack_name, attack_shard, run_autoattack
+from pag_core.evaluation.autoattack import attack_name, attack_shard, recount_size, run_autoattack
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.report.page import AUTOATTACK_SEQUENCES
 from tests.samples import Changed, labelled_images
@@ -119,43 +119,102 @@ def test_warnings_of_the_library_are_captured_and_its_logger_is_left_as_it_was(f
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
 
-def otherwise_in_large_batches(model, changed):
-    """The first `changed` images of a batch of more than ten get another class, as from kernels that sum in another order."""
+def otherwise_beside_others(model, images, size):
+    """These images get another class in batches of `size`, as from kernels that sum in another order."""
 
-    def change(logits, images):
-        if len(images) <= 10:
+    def change(logits, batch):
+        if len(batch) != size:
             return logits
-        return torch.cat([logits[:changed].roll(1, dims=1), logits[changed:]])
+        chosen = (batch[:, None] == images).flatten(2).all(2).any(1)
+        return torch.where(chosen[:, None], logits.roll(1, dims=1), logits)
 
     return Changed(model, change)
 
 
-def test_an_image_that_answers_otherwise_in_another_batch_is_not_robust(few_queries):
+FAINT = {"norm": "Linf", "radius": 0.002, "classes": 10, "version": "standard", "seed": 3}
+
+
+@pytest.mark.parametrize("batch_size", [5, 20, 200])
+def test_an_image_that_answers_otherwise_in_another_batch_is_not_robust(few_queries, batch_size):
     model = small_network(10)
     images, labels = labelled_images(model, 20, side=8)
-    options = {"norm": "Linf", "radius": 0.002, "classes": 10, "version": "standard", "batch_size": 5, "seed": 3}
-    plain = attack_shard(model, images, labels, **options)
+    plain = attack_shard(model, images, labels, **FAINT, batch_size=batch_size)
     assert plain["robust"] == "1" * 20 and plain["disagreements"] == 0
-    found = attack_shard(otherwise_in_large_batches(model, 1), images, labels, **options)
-    assert (found["robust"], found["disagreements"]) == ("0" + "1" * 19, 1)
-    assert found["after"] == plain["after"]
+    other = otherwise_beside_others(model, images[2:3], recount_size(20, batch_size))
+    found = attack_shard(other, images, labels, **FAINT, batch_size=batch_size)
+    assert (found["robust"], found["disagreements"]) == ("11" + "0" + "1" * 17, 1)
+    assert found["after"] == plain["after"] and found["clean"] == plain["clean"]
 
 
-def test_many_that_answer_otherwise_are_refused_with_a_remedy(few_queries):
+@pytest.mark.parametrize("batch_size", [5, 20, 200])
+def test_many_that_answer_otherwise_are_refused_with_a_remedy(few_queries, batch_size):
     model = small_network(10)
     images, labels = labelled_images(model, 20, side=8)
-    with pytest.raises(EvaluationRefused, match=r"differ on 2 of 20 images, more than 1%.*autoattack.batch_size"):
-        attack_shard(
-            otherwise_in_large_batches(model, 2),
-            images,
-            labels,
-            norm="Linf",
-            radius=0.002,
-            classes=10,
-            version="standard",
-            batch_size=5,
-            seed=3,
-        )
+    other = otherwise_beside_others(model, images[7:9], recount_size(20, batch_size))
+    words = rf"differ on 2 of 20 images, more than 1%.*batches of {min(batch_size, 20)} than of .*mixes the images"
+    with pytest.raises(EvaluationRefused, match=words):
+        attack_shard(other, images, labels, **FAINT, batch_size=batch_size)
+
+
+def test_a_network_that_mixes_the_images_of_its_batch_is_found_at_the_default(few_queries, tmp_path, make_params):
+    """As a batch-norm that takes the statistics of the batch; 30 images are one shard and one batch."""
+    model = Changed(small_network(10), lambda logits, _: (logits - logits.mean(0)) / logits.std(0, correction=0)).eval()
+    images, labels = labelled_images(model, 30, side=8)
+    params = make_params({"autoattack.radii": {"Linf": [0.0001]}}).autoattack
+    assert params.batch_size >= 30 <= params.images_per_shard
+    with pytest.raises(EvaluationRefused, match=r"differ on \d+ of 30 images, more than 1%.*mixes the images"):
+        run_autoattack(model, images, labels, classes=10, params=params, seed=5, folder=RunFolder(tmp_path), who="test")
+
+
+def batch_of_each_image(images, batch_size):
+    """The number of images in the batch of each."""
+    return [min(batch_size, images - number // batch_size * batch_size) for number in range(images)]
+
+
+@pytest.mark.parametrize("images", range(1, 41))
+def test_no_image_is_recounted_in_a_batch_of_the_same_size(images):
+    for batch_size in range(1, 45):
+        size = recount_size(images, batch_size)
+        if images == 1:
+            assert size is None
+            continue
+        first = batch_of_each_image(images, batch_size)
+
+        def differs(other, first=first):
+            return all(one != two for one, two in zip(first, batch_of_each_image(images, other), strict=True))
+
+        assert differs(size), (images, batch_size, size)
+        # no more memory than was granted, unless nothing else is left
+        assert size < batch_size or not any(differs(other) for other in range(1, batch_size))
+
+
+def test_the_network_sees_the_recount_in_batches_of_another_size(few_queries, monkeypatch):
+    model = small_network(10)
+    images, labels = labelled_images(model, 20, side=8)
+    sizes = []
+    seen = Changed(model, lambda logits, batch: sizes.append(len(batch)) or logits)
+    run = AutoAttack.run_standard_evaluation
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", lambda *a, **o: (run(*a, **o), sizes.clear())[0])
+    attack_shard(seen, images, labels, **FAINT, batch_size=200)
+    assert sizes == [20, 10, 10]
+
+
+def test_a_shard_of_one_image_says_that_there_was_no_recount(few_queries, tmp_path, make_params):
+    model = small_network(10)
+    images, labels = labelled_images(model, 3, side=8)
+    for shard, expected in ((1, None), (2, 0)):
+        params = make_params({"autoattack.radii": {"Linf": [0.002]}, "autoattack.images_per_shard": shard}).autoattack
+        options = {
+            "classes": 10,
+            "params": params,
+            "seed": 5,
+            "folder": RunFolder(tmp_path / str(shard)),
+            "who": "test",
+        }
+        found = run_autoattack(model, images, labels, **options)
+        assert found["disagreements"] == {"Linf 0.002": expected}
+        assert found["recounted"] == {"Linf 0.002": 0 if expected is None else 2}
+        assert found["Linf 0.002"] == 1
 
 
 def beside_the_range(side):
@@ -222,7 +281,9 @@ def test_run_autoattack_merges_shards_and_resumes(few_queries, tmp_path, make_pa
     every, calls = calls, []
     assert [size for _, _, size in every] == [3, 3, 1] * 2
     assert whole["clean"] == 6 / 7
-    assert whole.keys() == {"clean", "Linf 2/255", "L2 0.2", "verdicts", "per_attack", "disagreements", "warnings"}
+    assert whole.keys() == {
+        "clean", "Linf 2/255", "L2 0.2", "verdicts", "per_attack", "disagreements", "recounted", "warnings"
+    }  # fmt: skip
     assert whole["verdicts"].keys() == {"clean", "Linf 2/255", "L2 0.2"} and whole["verdicts"]["clean"] == "0111111"
     assert all(len(marks) == 7 and marks.count("1") / 7 == whole[name] for name, marks in whole["verdicts"].items())
     for name, after in whole["per_attack"].items():
