@@ -18,7 +18,7 @@ from pag_core.training.curves import Curves
 
 def main() -> None:
     """Write data/diffusion and curves/diffusion."""
-    with stage("diffusion", shared=True) as opened:
+    with stage("diffusion", shared=True, memory="diffusion.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
         shape = architecture(params.diffusion)

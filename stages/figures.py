@@ -73,7 +73,7 @@ def _targeted(params: Params, dataset: Dataset, device: torch.device) -> dict[st
 
 def main() -> None:
     """Write the folder figures."""
-    with stage("figures") as opened:
+    with stage("figures", memory="figures.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
         model = model_label(params.source, params.weight, params.method, params.control)

@@ -40,7 +40,7 @@ def main() -> None:
 
     Its details have the scores against a chosen reference and class means too, and how good the judge is.
     """
-    with stage("pag_score") as opened:
+    with stage("pag_score", memory="pag_score.batch_size") as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]

@@ -61,7 +61,7 @@ def main(
 ) -> None:
     """Write data/gradients/sbg.zarr (or sbg_online.zarr) and its metrics; a model that ignores its label is refused."""
     source = "sbg_online" if online else "sbg"
-    with stage(source, shared=True) as opened:
+    with stage(source, shared=True, memory="sbg.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
         if (kept := params.gradient_store.classes_per_image) is not None and kept > dataset.classes:

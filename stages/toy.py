@@ -63,7 +63,7 @@ def _over_seeds(found: list[dict[str, float]]) -> Found:
 
 def main() -> None:
     """Write metrics/toy.json and data/toy: the decision boundaries of the first seed (Fig. 4), and every seed's accuracies."""
-    with stage("toy") as opened:
+    with stage("toy", memory="toy.batch_size") as opened:
         params, device = opened.params, opened.device
         seeds = [params.seed + number for number in range(params.toy.seeds)]
         record = opened.provenance("toy", inputs={})

@@ -92,7 +92,7 @@ def main(
 ) -> None:
     """Write data/classifier (or data/baseline) and its curves; stages/validation.py measures it."""
     who = "baseline" if baseline else "classifier"
-    with stage(who, shared=True) as opened:
+    with stage(who, shared=True, memory="train.batch_size") as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
         provenance = _provenance(opened, dataset, baseline=baseline)

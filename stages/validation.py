@@ -27,7 +27,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
     The details have the last epoch of the training as well.
     """
     who = "baseline" if baseline else "classifier"
-    with stage(f"validation_{who}") as opened:
+    with stage(f"validation_{who}", memory="validation.batch_size") as opened:
         params, size = opened.params, opened.params.validation.batch_size
         dataset = read_dataset(dataset_place(params.dataset))
         validation = dataset.splits["validation"].to(opened.device)

@@ -135,7 +135,7 @@ def main(
     ] = None,
 ) -> None:
     """Take a diffusion model of C+1 labels from elsewhere, and measure on validation images whether its labels do anything."""
-    with stage("import_diffusion") as opened:
+    with stage("import_diffusion", memory="sbg.batch_size") as opened:
         options = {
             "timesteps": timesteps,
             "schedule": schedule,

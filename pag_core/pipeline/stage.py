@@ -15,6 +15,7 @@ import typer
 
 from pag_core.compute.device import prepare_device
 from pag_core.compute.interruption import Interrupted, interruptible
+from pag_core.compute.memory import is_out_of_memory, what_was_asked_for
 from pag_core.compute.processes import COMPANION, divide_cores
 from pag_core.errors import LaunchRefused, PagError
 from pag_core.params.reading import load_params
@@ -57,13 +58,15 @@ class OpenStage:
 
 
 @contextlib.contextmanager
-def stage(name: str, *, shared: bool = False) -> Iterator[OpenStage]:
+def stage(name: str, *, shared: bool = False, memory: str | None = None) -> Iterator[OpenStage]:
     """Run a stage's body; a PagError ends it with its message and exit code 1, without a traceback.
 
     SIGTERM and Ctrl-C end it with 143 and 130, after a checkpoint where it trains.
     Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run. Only a
-    `shared` stage, whose processes divide its work, may be one of several ranks of torchrun.
+    `shared` stage, whose processes divide its work, may be one of several ranks of torchrun. `memory` is the parameter
+    (`section.key`) that bounds what the stage holds in memory, which a message names where that ran out.
     """
+    opened = OpenStage()
     start = time.perf_counter()
     try:
         if not shared and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1":
@@ -71,7 +74,7 @@ def stage(name: str, *, shared: bool = False) -> Iterator[OpenStage]:
                 f"torchrun started {os.environ['WORLD_SIZE']} processes of a stage that runs in one; start it with python"
             )
         with interruptible(companion=COMPANION in os.environ):
-            yield OpenStage()
+            yield opened
     except Interrupted as signal:
         print(
             f"\n{name}: {signal}; the same command resumes from the last checkpoint or finished part",
@@ -82,8 +85,11 @@ def stage(name: str, *, shared: bool = False) -> Iterator[OpenStage]:
     except PagError as error:
         print(f"\n{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            print(f"\n{name}: {_out_of_memory(error, opened, memory)}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         print(
             f"\n{name}: the disk is full ({error}); finished work is kept in .cache, so free some space and run again",
@@ -92,6 +98,18 @@ def stage(name: str, *, shared: bool = False) -> Iterator[OpenStage]:
         )
         sys.exit(1)
     write_json(TIMINGS / f"{name}.json", {"seconds": round(time.perf_counter() - start, 3)})
+
+
+def _out_of_memory(error: BaseException, opened: OpenStage, parameter: str | None) -> str:
+    """One sentence on what ran out of memory, and the remedy."""
+    said = f"out of memory ({what_was_asked_for(error)})"
+    if parameter is None:
+        return f"{said}; end what else runs on this machine, or take one with more memory, and run again"
+    section, key = parameter.split(".")
+    value = getattr(getattr(opened.params, section), key)
+    if value == 1:
+        return f"{said}, although {parameter} is 1; take a device with more memory, or a smaller network or images"
+    return f"{said}; set {parameter}, which is {value}, lower in params.yaml and run again"
 
 
 def run(main: Callable[..., None]) -> None:
