@@ -135,7 +135,7 @@ def test_pushed_images_are_those_of_the_rows_networks(several, dataset, cpu):
     ]
     network, _ = pictures.load_classifier("t50-seed1/data/classifier", dataset, cpu)
     inputs = dataset.splits["test"].pixels(torch.tensor([2]))
-    expected = targeted_images(network, inputs, 3, norm="L2", radius=1.0, steps=2)
+    expected = targeted_images(network, inputs, 3, norm="L2", radius=1.0, steps=2, batch_size=3)
     np.testing.assert_allclose(images_of(drawn.figure)[1 + 2].get_array(), expected[0, 2, 0], atol=1e-6)
     caption = " ".join(drawn.caption)
     assert "seed 1; test images number 2." in caption and "200 test images, mean over seeds 1, 2, 3." in caption

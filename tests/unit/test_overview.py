@@ -227,8 +227,8 @@ def test_what_is_damaged_is_named(work, file, text, message):
 def test_results_of_a_run_by_hand_are_gathered_for_the_page(tmp_path, plain_params):
     runs = ByHand({**plain_params, "seed": 5}, tmp_path)
     for stage, path, content in (
-        ("train", "metrics/training.json", b'{"proxy": 0.5}'),
-        ("train", "metrics/details/training.json", b'{"proxy": 0.5, "more": 1}'),
+        ("validation", "metrics/training.json", b'{"proxy": 0.5}'),
+        ("validation", "metrics/details/training.json", b'{"proxy": 0.5, "more": 1}'),
         ("figures", "figures/targeted_pgd.png", png(30)),
     ):
         runs.folders[stage] = tmp_path / stage
@@ -241,4 +241,4 @@ def test_results_of_a_run_by_hand_are_gathered_for_the_page(tmp_path, plain_para
     (found,) = of_work(tmp_path)
     assert found.params["seed"] == 5 and found.metrics == {"training": {"proxy": 0.5}}
     assert found.figures == {"targeted_pgd": png(30)}
-    assert json.loads((tmp_path / "results/run/seconds.json").read_text()) == {"train": 1.5, "figures": 1.5}
+    assert json.loads((tmp_path / "results/run/seconds.json").read_text()) == {"validation": 1.5, "figures": 1.5}
