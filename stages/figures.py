@@ -5,10 +5,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import Dataset, read_dataset
+from pag_core.errors import ArtifactError
 from pag_core.evaluation.pgd import targeted_images
 from pag_core.figures.gradient_sources import gradient_sources
 from pag_core.figures.labels import baseline_label, model_label
@@ -20,7 +24,8 @@ from pag_core.gradient_store.store import TargetGradients, open_gradients
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.sections import Params
 from pag_core.params.values import radius_value
-from pag_core.pipeline.artifacts import read_json, replacing_folder
+from pag_core.pipeline.artifacts import digest, read_json, replacing_folder
+from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import (
     FIGURES,
     classifier_place,
@@ -29,8 +34,12 @@ from pag_core.pipeline.places import (
     details_place,
     gradients_place,
 )
+from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import run, stage
 from pag_core.training.curves import read_curves
+
+Found = dict[str, Any]
+Curve = dict[str, list[tuple[int, float]]]
 
 
 def _pictured(params: Params) -> slice:
@@ -50,13 +59,15 @@ def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
     return found
 
 
-def _targeted(params: Params, dataset: Dataset, device: torch.device) -> dict[str, torch.Tensor]:
+def _targeted(
+    params: Params, dataset: Dataset, networks: dict[str, nn.Module], device: torch.device
+) -> dict[str, torch.Tensor]:
     """The first test images pushed towards each class by the gradients of baseline and model."""
     images = dataset.splits["test"].pixels(_pictured(params)).to(device)
     ((norm, radius),) = params.figures.targeted_radius.items()
     return {
         name: targeted_images(
-            load_classifier(classifier_place(folder), dataset, device)[0],
+            networks[who],
             images,
             min(dataset.classes, MOST_CLASSES),
             norm=norm,
@@ -64,11 +75,39 @@ def _targeted(params: Params, dataset: Dataset, device: torch.device) -> dict[st
             steps=params.figures.targeted_steps,
             batch_size=params.figures.batch_size,
         )
-        for name, folder in (
+        for name, who in (
             (baseline_label(params.baseline_method), "baseline"),
             (model_label(params.source, params.weight, params.method, params.control), "classifier"),
         )
     }
+
+
+def _record(
+    params: Params,
+    dataset: Dataset,
+    networks: dict[str, SavedNetwork],
+    measured: dict[str, Found],
+    curves: dict[str, Curve],
+) -> Found:
+    """What the figures are drawn from; raises ArtifactError where the parts are not of the same networks and parameters."""
+    fingerprints = {who: saved.fingerprint for who, saved in networks.items()} | {"dataset": dataset.fingerprint}
+    for who, command in (("classifier", "train.py"), ("baseline", "train.py --baseline")):
+        card, remedy = networks[who].card, f"run python stages/{command} again"
+        require_of_now(classifier_place(who), card["provenance"], inputs={}, params=params, remedy=remedy)
+        if {name: curve[-1][1] for name, curve in curves[who].items()} != card.get("training"):
+            raise ArtifactError(f"{curves_place(who)} is of another training than {classifier_place(who)}; {remedy}")
+    autoattack = measured["autoattack"].get("provenance", {})
+    for name, who, record in (
+        ("masking", "classifier", measured["masking"].get("provenance")),
+        ("masking", "baseline", measured["masking"].get("provenance")),
+        ("autoattack", "classifier", autoattack.get("model")),
+        ("autoattack", "baseline", autoattack.get("baseline")),
+    ):
+        inputs = {what: fingerprints[what] for what in ("dataset", who)}
+        remedy = f"run dvc repro, or python stages/{name}.py again"
+        require_of_now(details_place(name), record, inputs=inputs, params=params, remedy=remedy)
+    digests = {name: digest(details) for name, details in measured.items()}
+    return {"params": {"figures": params.section("figures")["figures"]}, "inputs": fingerprints | digests}
 
 
 def main() -> None:
@@ -81,11 +120,14 @@ def main() -> None:
         test = dataset.splits["test"]
         rows = _pictured(params)
         ((norm, radius),) = params.figures.targeted_radius.items()
-        masking, autoattack = (read_json(details_place(name)) for name in ("masking", "autoattack"))
+        measured = {name: read_json(details_place(name)) for name in ("masking", "autoattack")}
+        curves = {who: read_curves(curves_place(who)) for who in ("classifier", "baseline")}
+        loaded = {who: load_classifier(classifier_place(who), dataset, opened.device) for who in curves}
+        record = _record(params, dataset, {who: saved for who, (_, saved) in loaded.items()}, measured, curves)
         figures = {
             "training_curves": training_curves(
-                read_curves(curves_place("classifier")),
-                read_curves(curves_place("baseline")),
+                curves["classifier"],
+                curves["baseline"],
                 model=model,
                 beside=beside,
             ),
@@ -93,17 +135,19 @@ def main() -> None:
             "targeted_pgd": targeted_pgd(
                 test.pixels(rows),
                 test.labels[rows],
-                _targeted(params, dataset, opened.device),
+                _targeted(params, dataset, {who: network for who, (network, _) in loaded.items()}, opened.device),
                 class_names=dataset.class_names,
                 norm=norm,
                 radius=radius,
                 steps=params.figures.targeted_steps,
             ),
-            "robustness_radius": robustness_radius(masking, autoattack, model=model, beside=beside),
+            "robustness_radius": robustness_radius(
+                measured["masking"], measured["autoattack"], model=model, beside=beside
+            ),
         }
         with replacing_folder(FIGURES) as folder:
             for name, figure in figures.items():
-                save_figure(figure, folder / f"{name}.png")
+                save_figure(figure, folder / f"{name}.png", record)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,20 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
+from typing import Any
+
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import Dataset, Split, read_dataset
 from pag_core.errors import ParamsError
 from pag_core.evaluation.judge import judged, judged_unpushed, trained_judge
 from pag_core.evaluation.pag_score import pag_score
+from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import RepresentativeGradients, TargetGradients, open_gradients
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.params.values import radius_value
+from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import classifier_place, dataset_place, gradients_place, write_metrics
+from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import OpenStage, run, stage
 
 MEANS = "class means"
@@ -35,6 +40,24 @@ def _targets(opened: OpenStage, dataset: Dataset, test: Split) -> dict[str, Targ
     return targets
 
 
+def _provenance(opened: OpenStage, dataset: Dataset, networks: dict[str, SavedNetwork]) -> dict[str, Any]:
+    """The record of the scores; raises ArtifactError if the classifier was trained with another store than that of now."""
+    params = opened.params
+    inputs = {"dataset": dataset.fingerprint} | {who: saved.fingerprint for who, saved in networks.items()}
+    for what, source in (("reference store", params.pag_score.reference), ("gradient store", params.source)):
+        if source != "none":
+            inputs[what] = read_manifest(gradients_place(source))["checksum"]
+    if params.source != "none":
+        own = {"gradient store": inputs["gradient store"]}
+        trained = networks["classifier"].card["provenance"]
+        remedy = "run python stages/train.py again"
+        require_of_now(classifier_place("classifier"), trained, inputs=own, remedy=remedy)
+    record = opened.provenance("source", "pag_score", inputs=inputs)
+    # of the figures it takes this alone
+    record["params"]["figures"] = {"targeted_steps": params.figures.targeted_steps}
+    return record
+
+
 def main() -> None:
     """Write metrics/pag_score.json: the score against the own source, and how often a judge sees the target class.
 
@@ -45,14 +68,16 @@ def main() -> None:
         dataset = read_dataset(dataset_place(params.dataset))
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
         targets = _targets(opened, dataset, test)
+        networks = ("classifier", "baseline")
+        loaded = {who: load_classifier(classifier_place(who), dataset, device) for who in networks}
+        record = _provenance(opened, dataset, {who: saved for who, (_, saved) in loaded.items()})
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
         judge = trained_judge(train, test, class_names=dataset.class_names, images=params.pag_score.judge_images)
         size = params.pag_score.batch_size
         ((norm, radius),) = params.pag_score.judged_radius.items()
         scores, seen = {}, {}
-        for who, place in (("model", "classifier"), ("baseline", "baseline")):
-            classifier, _ = load_classifier(classifier_place(place), dataset, device)
+        for who, (classifier, _) in zip(("model", "baseline"), loaded.values(), strict=True):
             scores[who] = {
                 source: pag_score(classifier, images, gradients, classes=dataset.classes, batch_size=size)
                 for source, gradients in targets.items()
@@ -90,6 +115,7 @@ def main() -> None:
                 "unpushed": judged_unpushed(judge, test.pixels(shown), test.labels[shown], classes=dataset.classes),
                 **seen,
             },
+            "provenance": record,
         }
         write_metrics("pag_score", details, headline)
 

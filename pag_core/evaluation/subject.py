@@ -10,13 +10,15 @@ import torch
 import typer
 from torch import nn
 
-from pag_core.classifiers.building import load_classifier
+from pag_core.classifiers.building import KIND, load_classifier
 from pag_core.compute.processes import process_count
 from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ArtifactError
 from pag_core.pipeline.artifacts import read_json, write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
+from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import DATA, classifier_place, dataset_place, write_metrics
+from pag_core.pipeline.saved_network import read_card
 from pag_core.pipeline.stage import OpenStage
 
 BaselineOption = Annotated[bool, typer.Option("--baseline", help="Attack the vanilla baseline.")]
@@ -43,8 +45,8 @@ class Subject:
 def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int) -> Iterator[Subject]:
     """The networks `who` (`classifier`, `baseline`) and the first `images` test images for the attack `name`.
 
-    Raises ParamsError if there are fewer images, ArtifactError before an attack on the classifier unless the baseline was
-    attacked in the same way.
+    Raises ParamsError if there are fewer images, ArtifactError before an attack on the classifier unless the baseline that
+    there is now was attacked in the same way.
     """
     params = opened.params
     dataset = read_dataset(dataset_place(params.dataset))
@@ -82,7 +84,7 @@ def keep_result(
 
     The details also hold the `provenance` of both, which says whose results they are. `head` describes the attack itself.
     `headline` picks what experiments are compared by from everything: `head`, `model` and `baseline`. Raises ArtifactError if
-    the baseline was attacked on other images or in another way.
+    the attacked baseline is not the one that there is now, or was attacked on other images or in another way.
     """
     place = baseline_place(name)
     if who == "baseline":
@@ -95,14 +97,16 @@ def keep_result(
 
 
 def _of_baseline(name: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What the same attack found about the baseline, on the same images; raises ArtifactError where there is no such."""
+    """What the same attack found about the baseline of now, on the same images; raises ArtifactError where there is no such."""
     place = baseline_place(name)
     baseline = read_json(place)
+    again = f"run python stages/{name}.py --baseline again"
     for what in ("params", "seed", "dataset"):
         theirs, ours = ({**record, **record["inputs"]}[what] for record in (baseline["provenance"], provenance))
         if theirs != ours:
             raise ArtifactError(
-                f"{place} is of an attack with {what} {theirs}, that on the classifier has {ours}; run python stages/{name}.py "
-                "--baseline again"
+                f"{place} is of an attack with {what} {theirs}, that on the classifier has {ours}; {again}"
             )
+    present = {"baseline": read_card(classifier_place("baseline"), KIND)["checksum"]}
+    require_of_now(place, baseline["provenance"], inputs=present, remedy=again)
     return baseline

@@ -3,11 +3,11 @@
 from typing import Any
 
 from pag_core.compute.device import described_threads
-from pag_core.errors import ArtifactError
 from pag_core.evaluation.autoattack import attack_name, library_seed, shard_seed
 from pag_core.evaluation.subject import baseline_place
 from pag_core.params.values import radius_value
 from pag_core.pipeline.artifacts import read_json
+from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import details_place
 
 Plain = dict[str, Any]
@@ -24,7 +24,10 @@ def measurements(who: str, fingerprint: str, dataset: str, classes: int) -> dict
     attacks["masking"] = _masking() if who == "classifier" else None
     for name, found in attacks.items():
         if found is not None:
-            _require_same(name, found, {who: fingerprint, "dataset": dataset})
+            remedy = f"measure this one (dvc repro, or stages/{name}.py), or remove the file to export without it"
+            require_of_now(
+                found["place"], found["provenance"], inputs={who: fingerprint, "dataset": dataset}, remedy=remedy
+            )
     attack = attacks["autoattack"]
     return {**attacks, "autoattack": attack and _repeatable(attack, classes)}
 
@@ -46,17 +49,6 @@ def _masking() -> Plain | None:
         return None
     details = read_json(place)
     return {"place": str(place), "result": {"verdict": details["verdict"]}, "provenance": details.get("provenance")}
-
-
-def _require_same(name: str, found: Plain, expected: dict[str, str]) -> None:
-    inputs = (found["provenance"] or {"inputs": {}})["inputs"]
-    for what, fingerprint in expected.items():
-        stated = inputs.get(what, "unknown")
-        if stated != fingerprint:
-            raise ArtifactError(
-                f"{found['place']} was measured on another {what} (fingerprint {stated[:12]}, not {fingerprint[:12]}): "
-                f"measure this one (dvc repro, or stages/{name}.py), or remove the file to export without it"
-            )
 
 
 def _repeatable(found: Plain, classes: int) -> Plain:

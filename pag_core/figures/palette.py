@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pag_core.figures.fonts import FONT, families_for
+from pag_core.figures.png_record import as_text
 from pag_core.pipeline.artifacts import replacing_file
 
 # Okabe and Ito's blue and vermilion; everything else is grey
@@ -83,10 +84,13 @@ def style(texts: Iterable[str] = ()) -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write `figure` as PNG, atomically; equal figures give equal bytes, because the file names no date and no software."""
+def save_figure(figure: Figure, path: Path, record: dict[str, Any] | None = None) -> None:
+    """Write `figure` as PNG, atomically; equal figures give equal bytes, because the file names no date and no software.
+
+    `record` says what it was drawn from (`record_of` reads it).
+    """
     with replacing_file(path) as partial, style():
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None, **as_text(record)})
 
 
 def pad(figure: Figure) -> None:

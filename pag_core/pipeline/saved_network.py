@@ -51,24 +51,38 @@ def save_network(folder: Path, tensors: dict[str, torch.Tensor], card: dict[str,
         write_sealed_json(partial / "card.json", body)
 
 
-def load_network(folder: Path, kind: str) -> SavedNetwork:
-    """Read a network that `save_network` wrote; raises WeightsError if it is missing, damaged or of another kind."""
+def read_card(folder: Path, kind: str) -> dict[str, Any]:
+    """The card of a network that `save_network` wrote, whose `checksum` is the network's fingerprint; the weights are not read.
+
+    Raises WeightsError if it is missing, damaged or of another kind.
+    """
     try:
         card = read_sealed_json(folder / "card.json")
-        found = file_digest(folder / "weights.safetensors")
     except FileNotFoundError as error:
         raise WeightsError(
             f"{folder} holds no saved network ({error.filename} is missing); run the stage that makes it"
         ) from error
     except ValueError as error:
         raise WeightsError(f"{folder / 'card.json'} is damaged ({error}); make the network again") from error
+    if card.get("kind") != kind:
+        raise WeightsError(f"{folder} holds a {card.get('kind')}, a {kind} is needed; name the folder of one")
+    return card
+
+
+def load_network(folder: Path, kind: str) -> SavedNetwork:
+    """Read a network that `save_network` wrote; raises WeightsError if it is missing, damaged or of another kind."""
+    card = read_card(folder, kind)
+    try:
+        found = file_digest(folder / "weights.safetensors")
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{folder} holds no saved network ({error.filename} is missing); run the stage that makes it"
+        ) from error
     if card.get("sha256") != found:
         raise WeightsError(
             f"{folder}/weights.safetensors is damaged: its SHA-256 is {found[:12]}, the card says "
             f"{str(card.get('sha256'))[:12]}; make it again"
         )
-    if card.get("kind") != kind:
-        raise WeightsError(f"{folder} holds a {card.get('kind')}, a {kind} is needed; name the folder of one")
     try:
         return SavedNetwork(card, load_file(folder / "weights.safetensors"))
     except SafetensorError as error:

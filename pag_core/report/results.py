@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pag_core.classifiers.building import KIND
 from pag_core.errors import ArtifactError
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import read_json
 from pag_core.pipeline.places import FIGURES as FIGURES_FOLDER
 from pag_core.pipeline.places import classifier_place, details_place, gradients_place
+from pag_core.pipeline.saved_network import read_card
+from pag_core.report.one_origin import require_one_origin
 
 # name of the picture, and the words below it
 FIGURES = {
@@ -51,20 +54,24 @@ class Results:
 def read_results(params: Params, root: Path = Path()) -> Results:
     """Read the results of the experiment in `root`.
 
-    Raises ArtifactError that names a file which is missing or damaged, and StoreError where the gradient store is.
+    Raises ArtifactError that names a file which is missing, damaged or not of the networks, data and parameters of now, and
+    WeightsError or StoreError where a network or the gradient store is missing or damaged.
     """
     manifest = read_manifest(root / gradients_place(params.source))
     details = {
         name: read_json(root / details_place(name))
         for name in ("autoattack", "foolbox", "masking", "pag_score", "training")
     }
+    figures = {name: _read(root / FIGURES_FOLDER / f"{name}.png") for name in FIGURES}
+    cards = {who: read_card(root / classifier_place(who), KIND) for who in ("classifier", "baseline")}
+    require_one_origin(params, cards, manifest, details, figures)
     return Results(
         params=params,
         **details,
         label_effect=manifest["measured"] if params.source in ("sbg", "sbg_online") else None,
-        card=read_json(root / classifier_place("classifier") / "card.json"),
+        card=cards["classifier"],
         manifest=manifest,
-        figures={name: _read(root / FIGURES_FOLDER / f"{name}.png") for name in FIGURES},
+        figures=figures,
     )
 
 

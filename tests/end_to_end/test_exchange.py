@@ -79,7 +79,7 @@ def test_results_of_another_classifier_are_refused(exported: tuple[ProjectCopy, 
     command = (sys.executable, "-m", "pag_core.exchange.export", "exports/stale")
     done = project.run(*command, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "metrics/details/autoattack.json was measured on another classifier" in done.stderr
+    assert "metrics/details/autoattack.json was made with another classifier" in done.stderr
     assert not (project.path / "exports/stale").exists()
     project.run(*command, "--baseline")
     assert (project.path / "exports/stale/measured.json").exists()

@@ -33,7 +33,10 @@ if "stages/validation.py" in sys.orig_argv:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
     """One project for the whole module: the tests below run in order, each going on from the last."""
-    yield ProjectCopy(tmp_path_factory.mktemp("project"), {**SMALL, "source": "none", "validation.images": 60})
+    yield ProjectCopy(
+        tmp_path_factory.mktemp("project"),
+        {**SMALL, "source": "none", "validation.images": 60, "validation.batch_size": 200},
+    )
 
 
 def test_a_validation_that_runs_out_of_memory_costs_no_training(

@@ -160,8 +160,8 @@ def test_a_network_that_mixes_the_images_of_its_batch_is_found_at_the_default(fe
     """As a batch-norm that takes the statistics of the batch; 30 images are one shard and one batch."""
     model = Changed(small_network(10), lambda logits, _: (logits - logits.mean(0)) / logits.std(0, correction=0)).eval()
     images, labels = labelled_images(model, 30, side=8)
-    params = make_params({"autoattack.radii": {"Linf": [0.0001]}}).autoattack
-    assert params.batch_size >= 30 <= params.images_per_shard
+    chosen = {"autoattack.radii": {"Linf": [0.0001]}, "autoattack.batch_size": 200, "autoattack.images_per_shard": 200}
+    params = make_params(chosen).autoattack
     with pytest.raises(EvaluationRefused, match=r"differ on \d+ of 30 images, more than 1%.*mixes the images"):
         run_autoattack(model, images, labels, classes=10, params=params, seed=5, folder=RunFolder(tmp_path), who="test")
 

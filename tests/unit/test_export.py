@@ -224,7 +224,7 @@ def test_robustbench_is_named_for_images_of_its_size_alone(shape, named):
 def test_a_measurement_of_something_else_is_refused(make_place, changed):
     make_place()
     measure("classifier", **{changed: "f" * 64})
-    with pytest.raises(ArtifactError, match=f"autoattack.json was measured on another {changed} .*ffffffffffff"):
+    with pytest.raises(ArtifactError, match=f"autoattack.json was made with another {changed} .*ffffffffffff"):
         export(Path("out"), "classifier", "digits")
     assert not Path("out").exists()
 
@@ -232,7 +232,7 @@ def test_a_measurement_of_something_else_is_refused(make_place, changed):
 def test_a_measurement_that_does_not_say_of_what_is_refused(make_place):
     make_place()
     write_json(details_place("foolbox"), {"model": FOOLBOX})
-    with pytest.raises(ArtifactError, match=r"foolbox.json was measured on another classifier \(fingerprint unknown"):
+    with pytest.raises(ArtifactError, match=r"foolbox.json was made with another classifier \(fingerprint unknown"):
         export(Path("out"), "classifier", "digits")
 
 

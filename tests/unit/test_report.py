@@ -2,17 +2,22 @@
 
 import base64
 import inspect
-import json
 import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from experiments import page as overview_page
 from pag_core.errors import PagError
+from pag_core.figures.palette import save_figure
+from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import SmallStore, write_small_store
+from pag_core.pipeline.artifacts import digest, write_json
+from pag_core.pipeline.saved_network import read_card, save_network
 from pag_core.report.page import AUTOATTACK_SEQUENCES, foolbox_tables, per_attack_rows, render_page
 from pag_core.report.results import FIGURES, Results, read_results
 from pag_core.report.verdict import alarms, percent, points, verdict
@@ -318,24 +323,144 @@ def test_percent_and_points():
     assert [points(value) for value in (0.452, -0.02, 0.0, -0.0001)] == ["+45.2", "\N{MINUS SIGN}2.0", "0.0", "0.0"]
 
 
-def test_results_are_read_from_the_folder(results, dataset, make_params, tmp_path):
-    params = make_params({"source": "none"})
-    origin = results.card["provenance"]
-    write_small_store(tmp_path / "data" / "gradients" / "none.zarr", dataset, "none", SmallStore("none"), origin)
-    written = {f"metrics/details/{name}.json": getattr(results, name) for name in
-               ("autoattack", "foolbox", "masking", "pag_score", "training")}  # fmt: skip
-    for name, content in {**written, "data/classifier/card.json": results.card}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    (tmp_path / "figures").mkdir()
-    for name, png in results.figures.items():
-        (tmp_path / "figures" / f"{name}.png").write_bytes(png)
+WHO = {"model": "classifier", "baseline": "baseline"}
+CHOSEN = {"source": "none", "lambda": 3.0, "train.epochs": 20, "autoattack.version": "standard"}
+
+
+def trained(root, who, params, inputs, weight=0.0):
+    """A network's folder as training leaves it; its fingerprint."""
+    params = {"lambda": params.weight, "train": params.section("train")["train"]} if who == "classifier" else {}
+    record = {"params": params, "seed": 1, "inputs": inputs, "versions": {}, "device": "Some CPU"}
+    card = {"kind": "classifier", "class_names": ["a", "b"], "provenance": record}
+    save_network(root / "data" / who, {"weight": torch.tensor(weight)}, card)
+    return read_card(root / "data" / who, "classifier")["checksum"]
+
+
+@pytest.fixture
+def folder(results, dataset, make_params, tmp_path):
+    """A folder with the results of an experiment, all of the same networks; `folder(**other)` with some of others.
+
+    Each of `other` is `dataset`, `classifier` or `baseline`, by the part of the results that is made from it.
+    """
+    params = make_params(CHOSEN)
+    store = tmp_path / "data/gradients/none.zarr"
+    origin = {"params": {}, "seed": 1, "inputs": {"dataset": dataset.fingerprint}, "versions": {}, "device": "Some CPU"}
+    write_small_store(store, dataset, "none", SmallStore("none"), origin)
+    of_data = {"dataset": dataset.fingerprint}
+    networks = of_data | {
+        "classifier": trained(
+            tmp_path, "classifier", params, of_data | {"gradient store": read_manifest(store)["checksum"]}
+        ),
+        "baseline": trained(tmp_path, "baseline", params, of_data),
+    }
+
+    def write(**other):
+        def record(part, *names):
+            inputs = {name: networks[name] for name in ("dataset", *names)}
+            changed = other.get(part, {})
+            values = {"autoattack": params.section("autoattack")["autoattack"]} if part.startswith("autoattack") else {}
+            return {"params": values | changed.get("params", {}), "inputs": inputs | changed.get("inputs", {})}
+
+        provenances = {
+            name: {who: record(f"{name} {who}", network) for who, network in WHO.items()}
+            for name in ("autoattack", "foolbox")
+        }
+        provenances |= {name: record(name, "classifier", "baseline") for name in ("masking", "pag_score")}
+        provenances |= {"training": record("training", "classifier")}
+        details = {name: {**getattr(results, name), "provenance": found} for name, found in provenances.items()}
+        for name, content in details.items():
+            write_json(tmp_path / f"metrics/details/{name}.json", content)
+        drawn = record("figures", "classifier", "baseline")
+        drawn["inputs"] |= {name: digest(details[name]) for name in ("masking", "autoattack")}
+        drawn["inputs"] |= other.get("figures", {}).get("inputs", {})
+        for name in FIGURES:
+            (tmp_path / "figures").mkdir(exist_ok=True)
+            save_figure(Figure(figsize=(1, 1)), tmp_path / "figures" / f"{name}.png", drawn)
+        return params
+
+    return write
+
+
+def test_results_are_read_from_the_folder(results, folder, tmp_path):
+    params = folder()
     found = read_results(params, tmp_path)
-    assert found.autoattack == results.autoattack and found.figures == results.figures and found.label_effect is None
-    assert "96.5" in render_page(found)
+    assert {key: found.autoattack[key] for key in results.autoattack} == results.autoattack
+    assert found.figures == {name: (tmp_path / f"figures/{name}.png").read_bytes() for name in FIGURES}
+    assert found.label_effect is None and "96.5" in render_page(found)
     (tmp_path / "metrics/details/masking.json").write_text("{", encoding="utf-8")
     with pytest.raises(PagError, match=r"masking\.json is damaged"):
         read_results(params, tmp_path)
     (tmp_path / "metrics/details/masking.json").unlink()
     with pytest.raises(PagError, match=r"masking\.json does not exist"):
+        read_results(params, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "network", "command"),
+    [
+        ("autoattack model", "classifier", "autoattack.py again"),
+        ("autoattack baseline", "baseline", "autoattack.py --baseline, and python stages/autoattack.py again"),
+        ("foolbox model", "dataset", "foolbox.py again"),
+        ("foolbox baseline", "baseline", "foolbox.py --baseline, and python stages/foolbox.py again"),
+        ("masking", "classifier", "masking.py again"),
+        ("masking", "baseline", "masking.py again"),
+        ("pag_score", "classifier", "pag_score.py again"),
+        ("training", "classifier", "validation.py again"),
+        ("figures", "classifier", "figures.py again"),
+        ("figures", "baseline", "figures.py again"),
+        ("figures", "masking", "figures.py again"),
+        ("figures", "autoattack", "figures.py again"),
+    ],
+)
+def test_what_is_of_another_network_or_result_is_refused_with_the_command(folder, tmp_path, part, network, command):
+    params = folder(**{part: {"inputs": {network: "9" * 64}}})
+    with pytest.raises(PagError, match=rf"another {network} \(fingerprint 9{{12}}\).*; run python stages/{command}$"):
+        read_results(params, tmp_path)
+
+
+def test_networks_that_were_trained_anew_after_the_attacks_are_refused(folder, dataset, tmp_path):
+    params = folder()
+    manifest = read_manifest(tmp_path / "data/gradients/none.zarr")
+    inputs = {"dataset": dataset.fingerprint, "gradient store": manifest["checksum"]}
+    trained(tmp_path, "classifier", params, inputs, weight=1.0)
+    with pytest.raises(
+        PagError, match=r"training.json was made with another classifier .*run python stages/validation.py"
+    ):
+        read_results(params, tmp_path)
+    trained(tmp_path, "classifier", params, inputs)
+    read_results(params, tmp_path)
+    trained(tmp_path, "baseline", params, {"dataset": "7" * 64})
+    with pytest.raises(
+        PagError, match=r"data/baseline was .*another dataset .*run python stages/train.py --baseline again"
+    ):
+        read_results(params, tmp_path)
+    trained(tmp_path, "classifier", params, {**inputs, "gradient store": "7" * 64})
+    with pytest.raises(
+        PagError, match=r"data/classifier was .*another gradient store .*run python stages/train.py again"
+    ):
+        read_results(params, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"lambda": 1.0},
+            r"data/classifier was made with lambda 3.0, and params.yaml has 1.0; run python stages/train.py",
+        ),
+        ({"train.epochs": 3}, r"data/classifier was made with train.epochs 20, and params.yaml has 3"),
+        ({"autoattack.version": "plus"}, r"autoattack.json was made with autoattack.version standard, and .* has plus"),
+    ],
+)
+def test_a_page_is_not_captioned_with_other_parameters(folder, make_params, tmp_path, changes, words):
+    folder()
+    with pytest.raises(PagError, match=words):
+        read_results(make_params({**CHOSEN, **changes}), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a PNG"])
+def test_a_figure_that_does_not_say_what_it_is_of_is_refused(folder, tmp_path, content):
+    params = folder()
+    (tmp_path / "figures/targeted_pgd.png").write_bytes(content)
+    with pytest.raises(PagError, match=r"targeted_pgd.png was .*\(fingerprint unknown\).*figures.py again"):
         read_results(params, tmp_path)

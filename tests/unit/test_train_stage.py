@@ -115,7 +115,7 @@ def received(train, place, dataset, plain_params, monkeypatch):
     monkeypatch.setattr(train, "read_dataset", read)
 
     def run(changes, *, baseline):
-        options = {"seed": SEED, "device": "cpu", **changes}
+        options = {"seed": SEED, "device": "cpu", "checkpoint_seconds": 7, **changes}
         (place / "params.yaml").write_text(yaml.safe_dump(changed(plain_params, options)), encoding="utf-8")
         with pytest.raises(Received) as caught:
             train.main(baseline=baseline)
@@ -138,4 +138,4 @@ def test_model_and_baseline_have_methods_of_their_own_and_the_model_alone_has_th
     # all else is one recipe
     assert model.form == baseline.form == params.objective and model.params == baseline.params
     assert model.seed == baseline.seed == SEED
-    assert model.checkpoint_seconds == baseline.checkpoint_seconds == params.checkpoint_seconds > 0
+    assert model.checkpoint_seconds == baseline.checkpoint_seconds == 7

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from pyautoattack.autopgd_base import APGDAttack
 
 from pag_core.classifiers.building import save_classifier
 from pag_core.compute.randomness import derived_seed
+from pag_core.pipeline.artifacts import write_sealed_json
 from pag_core.pipeline.places import classifier_place, dataset_place, details_place
 from tests.samples import ROOT, changed
 
@@ -36,7 +38,13 @@ def validation(tmp_path, monkeypatch, make_dataset, make_classifier, plain_param
         )  # fmt: skip
 
     def run(changes, *, baseline=False):
-        options = {"seed": 11, "device": "cpu", "validation.radii": {"L2": [0.5]}, **changes}
+        options = {
+            "seed": 11,
+            "device": "cpu",
+            "validation.radii": {"L2": [0.5]},
+            "validation.batch_size": 200,
+            **changes,
+        }
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed(plain_params, options)), encoding="utf-8")
         module.main(baseline=baseline)
         place = tmp_path / "data/baseline_training.json" if baseline else details_place("training")
@@ -103,12 +111,10 @@ def test_no_more_images_at_once_than_the_parameter_says(validation, monkeypatch)
 def test_refusals_leave_the_network_as_it_is(validation, capsys, tmp_path, changes, words):
     if changes.pop("earlier", False):
         content = {key: value for key, value in card("classifier").items() if key not in ("training", "checksum")}
-        from pag_core.pipeline.artifacts import write_sealed_json
-
         write_sealed_json(classifier_place("classifier") / "card.json", content)
     before = (classifier_place("classifier") / "weights.safetensors").read_bytes()
     with pytest.raises(SystemExit):
         validation(changes)
-    assert __import__("re").search(words, capsys.readouterr().err)
+    assert re.search(words, capsys.readouterr().err)
     assert (classifier_place("classifier") / "weights.safetensors").read_bytes() == before
     assert not (tmp_path / "metrics").exists()
