@@ -13,9 +13,10 @@ from experiments.described_stages import PARAMS, Plain
 from experiments.lock_files import LOCKS, locked_stages, outdated
 from experiments.repository import has_commits, stored
 from pag_core.errors import ArtifactError
+from pag_core.figures.png_record import record_of
 from pag_core.params.reading import plain_params
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import FIGURES, METRICS, details_place
+from pag_core.pipeline.places import FIGURES, METRICS, classifier_place, details_place
 from pag_core.report.overview import Listed
 
 DETAILS = str(details_place("autoattack"))
@@ -61,7 +62,8 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
     """An experiment whose params.yaml, metrics and figures are at the root of `files`.
 
     What DVC's lock file records of other parameters or inputs (the last run stopped at an earlier stage) is left out with a
-    remark, and so is a figure that is not in DVC's cache. Raises ArtifactError or ParamsError that names what is damaged.
+    remark, and so is what is of another network than is there (stages ran one by one), and a figure that is not in DVC's
+    cache. Raises ArtifactError or ParamsError that names what is damaged.
     """
     place = f"{name} ({origin})"
     content = _content(files, PARAMS)
@@ -72,6 +74,7 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
     params = plain_params(content, f"{PARAMS} of {place}")
     locks = {f"{path} of {place}": lock for path in LOCKS if (lock := _content(files, path)) is not None}
     old = outdated(locked_stages(locks), params)
+    old |= _of_other_networks(files, place)
     metrics: dict[str, Plain] = {}
     figures: dict[str, bytes] = {}
     for path in _names(files, METRICS, ".json"):
@@ -82,14 +85,39 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
         png = _content(files, path)
         if png is None:
             _remark(f"{path} of {place} is not in DVC's cache (dvc fetch, or dvc exp run again)")
-        elif str(FIGURES) not in old:
+        elif not {str(FIGURES), path} & old:
             figures[PurePosixPath(path).stem] = png
     if left_out := sorted(
-        path for path in old if path == str(FIGURES) or PurePosixPath(path).parent == PurePosixPath(METRICS)
+        path for path in old if path == str(FIGURES) or str(PurePosixPath(path).parent) in (str(METRICS), str(FIGURES))
     ):
         _remark(f"{place}: left out, since made with other parameters or inputs: {', '.join(left_out)}")
     verdicts, attacked = _verdicts(files, place) if DETAILS not in old else ({}, "")
     return Listed(name, origin, params, metrics, figures, verdicts, attacked)
+
+
+def _of_other_networks(files: AbstractFileSystem, place: str) -> set[str]:
+    """The metrics, details and figures that say that they are of another classifier or baseline than is there."""
+    networks: dict[str, str] = {}
+    for who in ("classifier", "baseline"):
+        path = f"{classifier_place(who)}/card.json"
+        card = _content(files, path)
+        if card is not None:
+            networks[who] = _parsed(card, f"{path} of {place}").get("checksum", "")
+    found: set[str] = set()
+    for path in _names(files, details_place("").parent, ".json"):
+        details = _content(files, path)
+        record = {} if details is None else _parsed(details, f"{path} of {place}").get("provenance", {})
+        if any(_differ(part, networks) for part in (record, record.get("model"), record.get("baseline"))):
+            found |= {path, str(METRICS / PurePosixPath(path).name)}
+    for path in _names(files, FIGURES, ".png"):
+        if (png := _content(files, path)) is not None and _differ(record_of(png), networks):
+            found.add(path)
+    return found
+
+
+def _differ(record: Plain | None, networks: dict[str, str]) -> bool:
+    inputs = (record or {}).get("inputs", {})
+    return any(inputs.get(who, fingerprint) != fingerprint for who, fingerprint in networks.items())
 
 
 def _verdicts(files: AbstractFileSystem, place: str) -> tuple[dict[str, str], str]:

@@ -83,3 +83,14 @@ def test_results_of_another_classifier_are_refused(exported: tuple[ProjectCopy, 
     assert not (project.path / "exports/stale").exists()
     project.run(*command, "--baseline")
     assert (project.path / "exports/stale/measured.json").exists()
+
+
+def test_an_attack_beside_another_baseline_is_refused(exported: tuple[ProjectCopy, Path]) -> None:
+    project, _ = exported
+    before = project.metrics_bytes()
+    project.stage("train", "--baseline")
+    done = project.stage("autoattack", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "data/attacks/baseline_autoattack.json was made with another baseline" in done.stderr
+    assert "run python stages/autoattack.py --baseline again" in done.stderr
+    assert project.metrics_bytes() == before

@@ -11,12 +11,14 @@ import pytest
 import typer
 import yaml
 from fsspec.implementations.dirfs import DirFileSystem
+from matplotlib.figure import Figure
 from PIL import Image, ImageFile
 
 from experiments import page
 from experiments.by_hand import ByHand, gather
 from experiments.collection import listed, of_work
 from pag_core.errors import ArtifactError, PagError
+from pag_core.figures.palette import save_figure
 from pag_core.report.overview import Listed, render_overview, table
 from tests.results_folders import autoattack, png, write_results
 
@@ -242,3 +244,44 @@ def test_results_of_a_run_by_hand_are_gathered_for_the_page(tmp_path, plain_para
     assert found.params["seed"] == 5 and found.metrics == {"training": {"proxy": 0.5}}
     assert found.figures == {"targeted_pgd": png(30)}
     assert json.loads((tmp_path / "results/run/seconds.json").read_text()) == {"validation": 1.5, "figures": 1.5}
+
+
+def test_what_is_of_another_network_than_is_there_is_left_out(tmp_path, plain_params, capsys):
+    """Stages ran one by one: the classifier was trained again, and of what was measured only some."""
+
+    def record(**networks):
+        return {"params": {}, "inputs": {"dataset": "d", **networks}}
+
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(plain_params), encoding="utf-8")
+    contents = {
+        "data/classifier/card.json": {"checksum": "new"},
+        "data/baseline/card.json": {"checksum": "b"},
+        "metrics/training.json": {"proxy": 0.5},
+        "metrics/details/training.json": {"provenance": record(classifier="new")},
+        "metrics/foolbox.json": {"Foolbox": 0.5},
+        "metrics/details/foolbox.json": {
+            "provenance": {"model": record(classifier="new"), "baseline": record(baseline="former")}
+        },
+        "metrics/autoattack.json": {"model": {"clean": 1.0}},
+        "metrics/details/autoattack.json": {
+            "model": {"verdicts": {"clean": "1"}},
+            "provenance": {"model": record(classifier="former"), "baseline": record(baseline="b")},
+        },
+        "metrics/pag_score.json": {"PAG": 0.5},
+        "metrics/details/pag_score.json": {"model": {}},
+    }
+    for path, content in contents.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "figures").mkdir()
+    save_figure(Figure(figsize=(1, 1)), tmp_path / "figures/targeted_pgd.png", record(classifier="new", baseline="b"))
+    save_figure(Figure(figsize=(1, 1)), tmp_path / "figures/training_curves.png", record(classifier="former"))
+    found = listed(DirFileSystem(str(tmp_path)), "workspace", "as it is")
+    # what says nothing, as of an earlier version, stays
+    assert found.metrics == {"training": {"proxy": 0.5}, "pag_score": {"PAG": 0.5}} and found.verdicts == {}
+    assert found.figures.keys() == {"targeted_pgd"}
+    remark = "figures/training_curves.png, metrics/autoattack.json, metrics/foolbox.json"
+    assert (
+        f"workspace (as it is): left out, since made with other parameters or inputs: {remark}"
+        in capsys.readouterr().err
+    )
