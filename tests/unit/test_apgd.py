@@ -9,7 +9,6 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pag_core.evaluation.apgd import apgd_accuracy, apgd_attacks, standing_accuracy
 from pag_core.evaluation.fitness import correct
 from tests.linear_models import linear
-from tests.samples import labelled_images
 
 CPU = torch.device("cpu")
 # the norm that measures how far a linear logit moves within a ball of the key
@@ -51,5 +50,61 @@ def test_a_targeted_attack_follows_where_cross_entropy_has_no_gradient(sure, nor
     first, *further = apgd_attacks(model, **options, device=CPU)
     alone = standing_accuracy(model, images, labels, [first], batch_size=len(images))
     assert len(further) == 1 and 0.1 < expected < alone - 0.2, (expected, alone)
-    found = apgd_accuracy(model, images, labels, radii={norm: [radius]}, classes=6, steps=20, seed=3, batch_size=len(images))
+    found = apgd_accuracy(
+        model, images, labels, radii={norm: [radius]}, classes=6, steps=20, seed=3, batch_size=len(images)
+    )
     assert found == {f"{norm} {radius}": expected}
+
+
+class Recorded:
+    """An attack that is asked with images, and gives what `moved` makes of them."""
+
+    def __init__(self, moved):
+        self.moved, self.asked = moved, []
+
+    def perturb(self, images, labels):
+        self.asked.append(images)
+        return self.moved(images)
+
+
+def test_each_attack_meets_what_still_stands(sure):
+    """In batches; what is wrong from the first stays so, also where an attack would make it right."""
+    model, images, labels = sure
+    images, labels = images[:12], labels[:12].clone()
+    other = images[int((labels != labels[0]).nonzero()[0])]
+    labels[[2, 7]] = (labels[[2, 7]] + 1) % 6
+    # the first fools three of the five images of each batch at most, the second none
+    first = Recorded(lambda batch: torch.cat([other.expand(min(3, len(batch)), -1, -1, -1), batch[3:]]))
+    second = Recorded(lambda batch: batch)
+    found = standing_accuracy(model, images, labels, [first, second], batch_size=5)
+    right = [number for number in range(12) if number not in (2, 7)]
+    assert [len(batch) for batch in first.asked] == [5, 5]
+    assert torch.equal(torch.cat(first.asked), images[right])
+    fooled = [*right[:3], *right[5:8]]
+    stands = [number for number in right if number not in fooled or labels[number] == model(other[None]).argmax()]
+    assert torch.equal(torch.cat(second.asked), images[stands]) and max(map(len, second.asked)) <= 5
+    assert found == len(stands) / 12
+
+
+def test_settings_have_draws_of_their_own(sure):
+    def seeds(norm="L2", radius="0.5", seed=3):
+        attacks = apgd_attacks(sure[0], norm=norm, radius=radius, classes=6, steps=2, seed=seed, device=CPU)
+        assert [type(attack) for attack in attacks] == [APGDAttack, APGDAttack_targeted]
+        (found,) = {attack.seed for attack in attacks}
+        return found
+
+    assert len({seeds(), seeds(norm="Linf"), seeds(radius="0.75"), seeds(seed=4)}) == 4 and seeds() == seeds()
+
+
+def test_fewer_than_four_classes_have_no_targeted_attack():
+    """The targeted loss needs the third and fourth largest logits."""
+    for classes, expected in ((2, 1), (3, 1), (4, 2)):
+        options = {"norm": "L2", "radius": "0.5", "steps": 2, "seed": 3, "device": CPU}
+        assert len(apgd_attacks(linear(classes=classes), classes=classes, **options)) == expected
+
+
+def test_what_counts_as_right_is_asked_of_the_model(sure):
+    model, images, labels = sure
+    assert standing_accuracy(model, images, labels, [], batch_size=7) == 1
+    assert standing_accuracy(model, images, (labels + 1) % 6, [Recorded(lambda batch: batch)], batch_size=7) == 0
+    assert correct(model, images, labels, batch_size=7).all()

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from pag_core.errors import EvaluationRefused
+from pag_core.evaluation.apgd import apgd_accuracy
+from pag_core.evaluation.autoattack import run_autoattack
 from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
+from pag_core.evaluation.foolbox_suite import run_foolbox
+from pag_core.evaluation.masking import masking_checks
+from pag_core.evaluation.pgd import pgd_accuracy
+from pag_core.pipeline.checkpoint import RunFolder
 from tests.linear_models import linear
 from tests.samples import ROOT, Changed, labelled_images
 
@@ -107,6 +113,8 @@ import torch
 from torch import backends
 from torch._subclasses.fake_tensor import FakeTensorMode
 from pag_core.errors import EvaluationRefused
+from pag_core.evaluation.apgd import apgd_accuracy
+from pag_core.evaluation.autoattack import run_autoattack
 from pag_core.evaluation.fitness import require_fit_for_attack
 
 def refused(device):
@@ -178,3 +186,26 @@ def test_no_more_images_at_once_than_were_asked_for():
     labels[11] = (labels[11] + 2) % 3
     with pytest.raises(EvaluationRefused, match="zero for every image"):
         require_fit_for_attack(model, images, labels, batch_size=5)
+
+
+@pytest.mark.parametrize("evaluation", ["apgd", "pgd", "autoattack", "foolbox", "masking"])
+def test_every_evaluation_refuses_an_unfit_model_before_it_attacks(evaluation, make_params, tmp_path, monkeypatch):
+    """One that gives other answers each time, which no attack by itself would notice."""
+    plain = linear(classes=4)
+    images, labels = labelled_images(plain, 5)
+    model = Changed(plain, lambda logits, _: logits + 1e-3 * torch.randn_like(logits)).eval()
+    params, folder = make_params({"source": "none"}), RunFolder(tmp_path)
+    options = {"seed": 1, "folder": folder, "who": "test"}
+    radii = {"radii": {"L2": ["0.1"]}, "seed": 1, "steps": 1, "batch_size": 5}
+    evaluations = {
+        "apgd": lambda: apgd_accuracy(model, images, labels, classes=4, **radii),
+        "pgd": lambda: pgd_accuracy(model, images, labels, **radii),
+        "autoattack": lambda: run_autoattack(model, images, labels, classes=4, params=params.autoattack, **options),
+        "foolbox": lambda: run_foolbox(model, images, labels, params=params.foolbox, **options),
+        "masking": lambda: masking_checks(
+            model, plain, images, labels, classes=4, params=params.masking, seed=1, folder=folder
+        ),
+    }
+    with pytest.raises(EvaluationRefused, match="two forward passes differ"):
+        evaluations[evaluation]()
+    assert not list(tmp_path.iterdir())
