@@ -298,3 +298,60 @@ def test_run_autoattack_merges_shards_and_resumes(few_queries, tmp_path, make_pa
     resumed = run_autoattack(model, images, labels, folder=RunFolder(tmp_path / "run"), **options)
     assert resumed == whole
     assert calls == every[3:]
+
+
+def test_what_a_shard_is_given(tmp_path, make_params, monkeypatch):
+    """Draws of its own, also beside others of its setting; and the parameters."""
+    model = small_network(10)
+    images, labels = labelled_images(model, 7, side=8)
+    chosen = {
+        "autoattack.radii": {"Linf": ["2/255"], "L2": [0.2]}, "autoattack.images_per_shard": 3,
+        "autoattack.batch_size": 2, "autoattack.version": "plus",
+    }  # fmt: skip
+    given = []
+
+    def shard(classifier, part, part_labels, **settings):
+        given.append(settings)
+        assert torch.equal(part_labels, labels[3 * ((len(given) - 1) % 3) :][: len(part)])
+        marks = "1" * len(part)
+        return {
+            "images": len(part), "clean": marks, "robust": marks, "after": {"square": len(part)}, "disagreements": 0,
+            "warnings": ["flat"],
+        }  # fmt: skip
+
+    monkeypatch.setattr(autoattack_module, "attack_shard", shard)
+    params = make_params(chosen).autoattack
+    options = {"classes": 10, "params": params, "seed": 5, "folder": RunFolder(tmp_path), "who": "test"}
+    found = run_autoattack(model, images, labels, **options)
+    assert len({settings.pop("seed") for settings in given}) == 6
+    common = {"classes": 10, "version": "plus", "batch_size": 2}
+    assert given == [
+        {"norm": norm, "radius": radius, **common}
+        for norm, radius in (("Linf", 2 / 255), ("L2", 0.2))
+        for _ in range(3)
+    ]
+    assert found["warnings"] == ["L2 0.2: flat", "Linf 2/255: flat"] and found["recounted"] == {
+        "L2 0.2": 7,
+        "Linf 2/255": 7,
+    }
+
+
+def test_a_count_of_the_library_that_its_images_do_not_bear_out_is_a_disagreement(few_queries, monkeypatch):
+    model = small_network(10)
+    images, labels = labelled_images(model, 20, side=8)
+    run = AutoAttack.run_standard_evaluation
+
+    def counted_otherwise(share):
+        def evaluate(self, *arguments, **options):
+            found = run(self, *arguments, **options)
+            logging.getLogger("auto-attack").info(f"robust accuracy after SQUARE: {share}% (total time 0 s)")
+            return found
+
+        return evaluate
+
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", counted_otherwise("95.00"))
+    found = attack_shard(model, images, labels, **FAINT, batch_size=20)
+    assert found["disagreements"] == 1 and found["after"]["square"] == 19
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", counted_otherwise("80.00"))
+    with pytest.raises(EvaluationRefused, match="differ on 4 of 20 images"):
+        attack_shard(model, images, labels, **FAINT, batch_size=20)
