@@ -2,17 +2,20 @@
 
 import pytest
 import torch
+from foolbox import distances
 from foolbox.attacks import L1FMNAttack
 
 from pag_core.evaluation.foolbox_suite import (
+    FromTwoStarts,
     _median,
     accuracy_at,
+    headline,
     run_foolbox,
     smallest_distances,
     table_6_attacks,
 )
 from pag_core.pipeline.checkpoint import RunFolder
-from tests.linear_models import linear
+from tests.linear_models import Linear, linear
 from tests.samples import labelled_images
 
 
@@ -108,3 +111,87 @@ def test_foolbox_suite_keeps_finished_attacks(tmp_path, make_params, monkeypatch
         assert curve == sorted(curve, reverse=True) and max(curve) <= 0.8
     monkeypatch.setattr("pag_core.evaluation.foolbox_suite.smallest_distances", None)
     assert run_foolbox(model, images, labels, folder=RunFolder(tmp_path / "run"), **options) == whole
+
+
+class Moving:
+    """In place of an attack of Foolbox: adds `change` to the images; with starting points `further` instead."""
+
+    def __init__(self, change, further=None):
+        self.change, self.further = change, further
+
+    def __call__(self, model, images, labels, *, epsilons):
+        assert epsilons is None, "bounded, its distances would not be its own"
+        return self.run(model, images, labels), None, None
+
+    def run(self, model, images, labels, starting_points=None):
+        return images + (self.change if starting_points is None else self.further)
+
+
+def two_sided():
+    """A model of two classes by the mean pixel, below and above one half; and four images of a pixel."""
+    model = Linear(torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, -0.5])).eval()
+    return model, torch.tensor([0.375, 0.25, 0.75, 0.125]).reshape(4, 1, 1, 1)
+
+
+def test_what_is_wrong_anyway_has_no_distance_and_what_is_not_fooled_has_none():
+    model, images = two_sided()
+    labels = torch.tensor([0, 0, 0, 0])  # the third is wrong
+    found = smallest_distances(model, images, labels, norm="L2", attack=Moving(0.2), seed=1)
+    assert found == [pytest.approx(0.2, abs=1e-6), None, 0.0, None]
+
+
+def test_the_second_start_counts_where_it_fools_the_model_and_is_closer():
+    """First moved by 0.3; from the second start, which fools it, by 0.15, which is closer and no longer does."""
+    model, images = two_sided()
+    images, labels = images[1:2], torch.tensor([0])
+    for further, expected in ((0.15, 0.3), (0.275, 0.275), (0.4, 0.3)):
+        attack = FromTwoStarts(Moving(0.3, further), Moving(0.5), distances.l2)
+        moved, _, _ = attack(model, images, labels, epsilons=None)
+        assert moved.item() == pytest.approx(0.25 + expected), further
+
+
+def test_the_headline_is_the_mean_over_attacks_of_each_ones_mean():
+    def found(shift):
+        return {
+            "clean": 1.0,
+            "A": {"L2 1": 0.5 - shift, "L2 2": 0.25 - shift, "None": 0.0, "median_distance": 9.0},
+            "B": {"L0 1": 1.0 - shift, "None": 0.5, "median_distance": None},
+        }
+
+    assert headline({"model": found(0.0), "baseline": found(0.125)}) == {
+        "Foolbox": 0.6875, "Foolbox of baseline": 0.5625
+    }  # fmt: skip
+
+
+def test_each_batch_of_an_attack_has_draws_of_its_own(tmp_path, make_params, monkeypatch):
+    model = linear(classes=3)
+    images, labels = labelled_images(model, 5)
+    given = []
+
+    def recorded(classifier, part, part_labels, *, norm, attack, seed):
+        given.append((norm, attack, len(part), seed))
+        return [0.5] * len(part)
+
+    monkeypatch.setattr("pag_core.evaluation.foolbox_suite.smallest_distances", recorded)
+    monkeypatch.setattr(
+        "pag_core.evaluation.foolbox_suite.table_6_attacks", lambda params: {"A": ("L2", "a"), "B": ("L0", "b")}
+    )
+    chosen = {"foolbox.batch_size": 2, "foolbox.grid": {"L2": [0.25, 1], "L0": [1], "L1": [1]}}
+    found = run_foolbox(
+        model, images, labels, params=make_params(chosen).foolbox, seed=1, folder=RunFolder(tmp_path), who="test"
+    )
+    assert [each[:3] for each in given] == [
+        (*attack, size) for attack in (("L2", "a"), ("L0", "b")) for size in (2, 2, 1)
+    ]
+    assert len({seed for *_, seed in given}) == 6
+    assert found["A"] == {"L2 0.25": 1.0, "L2 1": 0.0, "None": 0.0, "median_distance": 0.5}
+
+
+def test_the_attacks_take_their_parameters(make_params):
+    chosen = {"foolbox.ead_steps": 3, "foolbox.search_steps": 11, "foolbox.salt_and_pepper_repeats": 2}
+    attacks = {name: attack for name, (_, attack) in table_6_attacks(make_params(chosen).foolbox).items()}
+    assert attacks["EADAttack"].steps == 3
+    blended = (attacks["LinearSearchBlendedUniformNoiseAttack"], attacks["L1FMNAttack"].start)
+    assert {attacks["GaussianBlurAttack"].steps, *(each.steps for each in blended)} == {11}
+    assert {each.directions for each in blended} == {11}
+    assert attacks["SaltAndPepperNoiseAttack"].times == 2 and attacks["SaltAndPepperNoiseAttack"].attack.steps == 11
