@@ -178,18 +178,21 @@ def _figure_order(name: str) -> tuple[int, str]:
 
 
 def _pictures(experiments: list[Listed]) -> tuple[list[str], list[dict[str, int]]]:
-    """Each different picture once, as a data URL, and for each experiment the number of its picture by the figure's name."""
+    """Each different picture once, as a data URL, and for each experiment the number of its picture by the figure's name.
+
+    Pictures of the same pixels are one, whatever their files say they were drawn from.
+    """
     numbers: dict[bytes, int] = {}
-    pictures: list[str] = []
+    pictures: dict[str, int] = {}
     places: list[dict[str, int]] = []
     for experiment in experiments:
         places.append({})
         for name, png in sorted(experiment.figures.items()):
             if png not in numbers:
-                numbers[png] = len(pictures)
-                pictures.append(_as_url(png, f"figures/{name}.png of {experiment.name}"))
+                url = _as_url(png, f"figures/{name}.png of {experiment.name}")
+                numbers[png] = pictures.setdefault(url, len(pictures))
             places[-1][name] = numbers[png]
-    return pictures, places
+    return list(pictures), places
 
 
 def _as_url(png: bytes, place: str) -> str:

@@ -285,3 +285,19 @@ def test_what_is_of_another_network_than_is_there_is_left_out(tmp_path, plain_pa
         f"workspace (as it is): left out, since made with other parameters or inputs: {remark}"
         in capsys.readouterr().err
     )
+
+
+def test_equal_pictures_of_several_networks_are_on_the_page_once(tmp_path, plain_params):
+    def figure(name, width):
+        save_figure(Figure(figsize=(width, 1)), tmp_path / name, {"inputs": {"classifier": name}})
+        return (tmp_path / name).read_bytes()
+
+    first, second, other = figure("first.png", 1), figure("second.png", 1), figure("other.png", 2)
+    assert first != second
+    for name, picture in (("a", first), ("b", second), ("c", other)):
+        write_results(
+            tmp_path, name, plain_params, {}, {"autoattack": autoattack(0.9, 0.5)}, {"gradient_sources": picture}
+        )
+    content = content_of(render_overview(of_work(tmp_path)))
+    assert [found["figures"] for found in content["experiments"]] == [{"gradient_sources": n} for n in (0, 0, 1)]
+    assert len(content["pictures"]) == 2
