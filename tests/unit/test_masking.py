@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pag_core.evaluation.masking import masking_checks, masking_verdict
-from pag_core.evaluation.pgd import pgd_images
+from pag_core.evaluation.masking import _Attacks, masking_checks, masking_verdict
+from pag_core.evaluation.pgd import pgd_accuracy, pgd_images
 from pag_core.pipeline.checkpoint import RunFolder
 from tests.linear_models import linear
 from tests.samples import Killed, labelled_images
@@ -25,7 +25,7 @@ class Masked(nn.Module):
 def masking_params(make_params):
     return make_params(
         {
-            "masking.radii": {"Linf": [0.05, 0.5]},
+            "masking.radii": {"Linf": ["8/255", 0.5]},
             "masking.transfer_radii": {"Linf": ["0.1"]},
             "masking.steps": 10,
             "masking.square_queries": 100,
@@ -55,8 +55,14 @@ def test_an_open_model_passes(tmp_path, make_params):
         model, baseline, images, labels, classes=3, params=params, seed=1, folder=RunFolder(tmp_path)
     )
     assert result["verdict"] == {"reaches_zero": True, "transfer_weaker": True, "square_weaker": True}
-    assert list(result["curve"]["model"]) == ["Linf 0.05", "Linf 0.5"]
-    assert result["curve"]["model"]["Linf 0.05"] > result["curve"]["model"]["Linf 0.5"] == 0
+    # by its value 8/255 is the smaller radius, as a word the larger
+    assert list(result["curve"]["model"]) == ["Linf 8/255", "Linf 0.5"]
+    assert result["curve"]["model"]["Linf 8/255"] > result["curve"]["model"]["Linf 0.5"] == 0
+    right = (baseline(images).argmax(1) == labels).double().mean().item()
+    assert result["clean"] == {"model": 1.0, "baseline": right} and right < 1
+    options = {"radii": {"Linf": ["8/255", "0.5"]}, "steps": 10, "seed": 1, "batch_size": 200}
+    assert result["curve"]["baseline"] == pgd_accuracy(baseline, images, labels, **options)
+    assert result["curve"]["baseline"]["Linf 8/255"] < result["curve"]["model"]["Linf 8/255"]
     # on a linear model no attack is stronger than a step along the sign of the gradient of each margin
     weight = model.weight if hasattr(model, "weight") else next(model.parameters())
     logits, rows = model(images), torch.arange(40)
@@ -121,3 +127,27 @@ def test_one_setting_is_enough_for_a_sign_of_masking(group, setting, accuracy, s
     accuracies[group][setting] = accuracy
     expected = {check: check != sign for check in ("reaches_zero", "transfer_weaker", "square_weaker")}
     assert masking_verdict(accuracies, ["L2 4", "Linf 0.3"]) == expected
+
+
+def test_square_is_given_the_radius_and_its_budget(make_params, monkeypatch):
+    given = []
+
+    class Square:
+        def __init__(self, network, **options):
+            given.append(options)
+
+        def perturb(self, images, labels):
+            return images
+
+    monkeypatch.setattr("pag_core.evaluation.masking.SquareAttack", Square)
+    model = linear(classes=3, side=6)
+    images, labels = labelled_images(model, 4, side=6)
+    attacks = _Attacks(model, model, images, labels, 3, masking_params(make_params), 1)
+    settings = [("Linf", "8/255"), ("Linf", "0.5"), ("L2", "0.5")]
+    assert [attacks.square(*setting) for setting in settings] == [
+        {f"{norm} {radius}": 1.0} for norm, radius in settings
+    ]
+    assert [(each["norm"], each["eps"], each["n_queries"]) for each in given] == [
+        ("Linf", 8 / 255, 100), ("Linf", 0.5, 100), ("L2", 0.5, 100)
+    ]  # fmt: skip
+    assert len({each["seed"] for each in given}) == 3
