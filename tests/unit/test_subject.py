@@ -5,10 +5,15 @@ import json
 import pytest
 import torch
 
+from pag_core.classifiers.building import save_classifier
+from pag_core.datasets.labelled_images import LabelledImages
+from pag_core.datasets.prepared import write_dataset
 from pag_core.errors import ArtifactError
-from pag_core.evaluation.subject import baseline_place, keep_result
-from pag_core.pipeline.places import METRICS, classifier_place, details_place
+from pag_core.evaluation.subject import baseline_place, keep_result, open_subject
+from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.places import METRICS, classifier_place, dataset_place, details_place
 from pag_core.pipeline.saved_network import read_card, save_network
+from pag_core.pipeline.stage import OpenStage
 
 RECORD = {"params": {"autoattack": {"images": 10, "radii": {"L2": ["1"]}}}, "seed": 1, "inputs": {"dataset": "a" * 64}}
 
@@ -75,3 +80,57 @@ def test_an_attack_on_another_baseline_than_there_is_now_is_refused(baseline):
     assert not METRICS.exists()
     train_baseline(1.0)
     keep("model", RECORD, 0.5)
+
+
+@pytest.fixture
+def opened(dataset, make_classifier, make_params, cpu):
+    """A stage after training and an attack on the baseline, whose fingerprint is `opened.beside`."""
+    splits = {name: LabelledImages(part.images.numpy(), part.labels.numpy()) for name, part in dataset.splits.items()}
+    write_dataset(dataset_place("digits"), dataset.class_names, splits, {})
+    for seed, who in enumerate(("classifier", "baseline")):
+        options = {"width": 4, "activation": None}
+        network = make_classifier(seed=seed)
+        save_classifier(
+            classifier_place(who), network, arch="small_resnet", options=options, dataset=dataset, provenance={}
+        )
+    opened = OpenStage()
+    opened.params = make_params({"seed": 1, "dataset": "digits", "autoattack.images": 4, "processes": 3})
+    opened.device = cpu
+    opened.beside = read_card(classifier_place("baseline"), "classifier")["checksum"]
+    attacked(opened, dataset, opened.beside)
+    return opened
+
+
+def attacked(opened, dataset, fingerprint):
+    record = {
+        "params": opened.params.section("autoattack"), "seed": 1,
+        "inputs": {"dataset": dataset.fingerprint, "baseline": fingerprint},
+    }  # fmt: skip
+    write_json(baseline_place("autoattack"), {"result": 0.25, "provenance": record})
+
+
+def test_what_an_attack_is_given(opened, dataset, make_classifier):
+    """The record does not tell how many processes shared the work; the folder in which they share it does."""
+    network = make_classifier(seed=0).eval()
+    with open_subject(opened, "autoattack", ("classifier",), 4) as subject:
+        assert torch.equal(subject.images, dataset.splits["test"].images[:4].float() / 255)
+        assert torch.equal(subject.labels, dataset.splits["test"].labels[:4])
+        torch.testing.assert_close(subject.networks["classifier"](subject.images), network(subject.images))
+        assert subject.provenance["inputs"] == {
+            "dataset": dataset.fingerprint, "classifier": read_card(classifier_place("classifier"), "classifier")["checksum"]
+        }  # fmt: skip
+        assert (subject.classes, subject.processes) == (3, 3) and "processes" not in subject.provenance
+        several = subject.folder.path
+    opened.params = opened.params.model_copy(update={"processes": 2})
+    with open_subject(opened, "autoattack", ("classifier",), 4) as subject:
+        assert subject.folder.path != several
+
+
+def test_a_stale_attack_on_the_baseline_is_refused_before_that_on_the_classifier(opened, dataset):
+    attacked(opened, dataset, "9" * 64)
+    words = rf"another baseline \(fingerprint 9{{12}}\) than .* \({opened.beside[:12]}\)"
+    with pytest.raises(ArtifactError, match=words), open_subject(opened, "autoattack", ("classifier",), 4):
+        pytest.fail("the attack has begun")
+    # the baseline itself can be attacked again
+    with open_subject(opened, "autoattack", ("baseline",), 4) as subject:
+        assert subject.provenance["inputs"]["baseline"] == opened.beside
