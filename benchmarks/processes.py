@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from benchmarks.interleaved import Rounds
 from benchmarks.measurement import TIMES_AS_FAST, Measurement, report
 from pag_core.compute.processes import usable_cores
+from pag_core.params.yaml_text import read_yaml, written_yaml
 from pag_core.pipeline.stage import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ class Workplace:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+        self.content = read_yaml(PARAMS.read_text(encoding="utf-8"))
 
     def set(self, values: dict[str, Any]) -> None:
         """Change parameters, `section.key` by name."""
@@ -82,7 +82,7 @@ class Workplace:
             if key not in place:
                 raise KeyError(f"params.yaml has no {name}")
             place[key] = value
-        (self.path / "params.yaml").write_text(yaml.safe_dump(self.content, sort_keys=False), encoding="utf-8")
+        (self.path / "params.yaml").write_text(written_yaml(self.content), encoding="utf-8")
 
     def stage(self, name: str, *arguments: str) -> float:
         """Run a stage; its wall time in seconds. Raises RuntimeError with its last words where it fails."""

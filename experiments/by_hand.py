@@ -28,7 +28,7 @@ from experiments.programs import run_program
 from experiments.results import Measured
 from pag_core.datasets.image_files import files_below
 from pag_core.errors import ParamsError
-from pag_core.params.reading import written_params
+from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import digest, file_digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
 from pag_core.pipeline.locks import holding
@@ -134,7 +134,7 @@ class ByHand:
         print(f"\n=== {name}: {self.stages[name]['cmd']}", flush=True)
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PARAMS).write_text(written_params(self.params), encoding="utf-8")
+        (folder / PARAMS).write_text(written_yaml(self.params), encoding="utf-8")
         taken = {path: self.folder(maker) / path for path, maker in inputs_of(self.stages, name).items()}
         # a path of the user's is relative to the checkout, as DVC has it
         taken |= {
@@ -177,7 +177,7 @@ def run_by_hand(experiment: Experiment, work: Path) -> Measured:
 
 def gather(stages: ByHand, place: Path) -> None:
     """Copy into `place` what there is of a run: parameters, metrics, figures if they were wanted, and durations."""
-    (place / PARAMS).write_text(written_params(stages.params), encoding="utf-8")
+    (place / PARAMS).write_text(written_yaml(stages.params), encoding="utf-8")
     for name, content in stages.measured().items():
         write_json(place / f"metrics/{name}.json", content)
     if "figures" in stages.made:

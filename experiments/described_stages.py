@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.places import CODE, METRICS
 
@@ -25,15 +24,26 @@ def described_stages(params: Plain) -> dict[str, Plain]:
     """The stages of both dvc.yaml files with the values of `params` filled in; one of a matrix stands for each value."""
     found: dict[str, Plain] = {}
     for file in ("dvc.yaml", "stages/gradients/dvc.yaml"):
-        for name, stage in yaml.safe_load((CHECKOUT / file).read_text(encoding="utf-8"))["stages"].items():
+        for name, stage in read_yaml((CHECKOUT / file).read_text(encoding="utf-8"))["stages"].items():
             if name == "code":  # the fingerprints are taken here
                 continue
             ((key, values),) = stage.get("matrix", {"": [""]}).items()
             for value in values:
-                whole = yaml.safe_dump(stage).replace(f"${{item.{key}}}", value)
-                text = re.sub(r"\$\{([\w.]+)\}", lambda match: str(value_at(params, match[1])), whole)
-                found[f"{name}@{value}" if key else name] = yaml.safe_load(text)
+                found[f"{name}@{value}" if key else name] = _filled_in(stage, {**params, "item": {key: value}})
     return found
+
+
+def _filled_in(described: Any, params: Plain) -> Any:
+    """`described` with the values of `${KEY}`, which stay the words that they are whatever is in them."""
+    match described:
+        case str():
+            return re.sub(r"\$\{([\w.]+)\}", lambda found: str(value_at(params, found[1])), described)
+        case list():
+            return [_filled_in(part, params) for part in described]
+        case dict():
+            return {_filled_in(key, params): _filled_in(part, params) for key, part in described.items()}
+        case _:
+            return described
 
 
 def outputs_of(stage: Plain) -> list[str]:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 
 from experiments.described_stages import PARAMS, Plain, described_stages
 from experiments.description_file import DescribedRow, Setup, layers, read_description, refused
 from pag_core.figures.labels import baseline_label
 from pag_core.params.reading import parse_params, plain_params
-from pag_core.params.values import UniqueKeyLoader
+from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import CHECKOUT
 
 BASE = CHECKOUT / PARAMS
@@ -171,7 +170,7 @@ def _rows(file: Path, own: Setup, params: dict[str, Plain]) -> tuple[Row, ...]:
         label = "vanilla" if method == "standard" else baseline_label(method)
         baseline = {label: DescribedRow(of=first, baseline=True)}
         rows = {**(baseline if _attacks(stages) else {}), **{name: DescribedRow(of=name) for name in params}}
-    published = _by_place(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")))
+    published = _by_place(read_yaml(PUBLISHED.read_text(encoding="utf-8")))
     found = []
     for label, row in rows.items():
         if row.of not in params:
@@ -218,6 +217,6 @@ def _set(params: dict[str, Plain], change: str) -> None:
         if not separator or not isinstance(place, dict) or last not in place:
             raise typer.BadParameter(f"{change}: no such parameter (SECTION.KEY=VALUE)", param_hint="--set")
         try:
-            place[last] = yaml.load(value, Loader=UniqueKeyLoader)
-        except (yaml.YAMLError, ValueError) as error:
+            place[last] = read_yaml(value)
+        except ValueError as error:
             raise typer.BadParameter(f"{change}: the value is not YAML: {error}", param_hint="--set") from None

@@ -22,7 +22,7 @@ from pag_core.params.reading import plain_params
 
 
 def _name(value: Any) -> Any:
-    """YAML reads 1e-1 and 0.10 as the same number, where they are names, and yes as true."""
+    """YAML reads 1e-1 and 0.10 as the same number, where they are names."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not a name, which is a word; write it in quotes")
     return value

@@ -5,12 +5,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.described_stages import PARAMS, Plain, described_stages, given_to, inputs_of, outputs_of, value_at
 from experiments.images import is_arranged
 from pag_core.errors import ArtifactError
-from pag_core.params.values import UniqueKeyLoader
+from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import CHECKOUT, code_record
 from pag_core.pipeline.places import CODE
 
@@ -22,8 +20,8 @@ def locked_stages(locks: dict[str, bytes]) -> Plain:
     stages: Plain = {}
     for place, lock in locks.items():
         try:
-            stages |= yaml.load(lock, Loader=UniqueKeyLoader)["stages"]
-        except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+            stages |= read_yaml(lock.decode("utf-8"))["stages"]
+        except (TypeError, KeyError, ValueError) as error:
             raise ArtifactError(
                 f"{place} is damaged ({error!r}); restore it (git checkout), or run dvc repro again"
             ) from None

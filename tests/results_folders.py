@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
+from pag_core.params.yaml_text import written_yaml
 from tests.samples import changed
 
 
@@ -43,7 +43,7 @@ def write_results(
     """Write WORK/results/NAME, with `changes` laid over `params`, and return it."""
     place = work / "results" / name
     (place / "metrics/details").mkdir(parents=True)
-    (place / "params.yaml").write_text(yaml.safe_dump(changed(params, changes), sort_keys=False), encoding="utf-8")
+    (place / "params.yaml").write_text(written_yaml(changed(params, changes)), encoding="utf-8")
     for file, content in {"details/autoattack": {}, **metrics}.items():
         (place / "metrics" / f"{file}.json").write_text(json.dumps(content), encoding="utf-8")
     for figure, content in (figures or {}).items():

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 
 from pag_core.datasets.labelled_images import LabelledImages
+from pag_core.params.yaml_text import read_yaml
 from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.gradients.score_based import averaged_batches
 from pag_core.objective.pag import AlignedBatch, pag_objective
@@ -37,7 +37,7 @@ FOLDER = {part: {"ant": [(6, 6)] * count, "bee": [(6, 6)] * count} for part, cou
 
 def plain_params():
     """The parameters of the tests as plain data, free to be changed."""
-    return yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    return read_yaml(PARAMS.read_text(encoding="utf-8"))
 
 
 def changed(content, changes):

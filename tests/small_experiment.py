@@ -6,10 +6,10 @@ import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
-import yaml
 from PIL import Image
 
 from experiments.description import laid_over
+from pag_core.params.yaml_text import written_yaml
 from tests.samples import ROOT, make_labelled, plain_params
 
 NAMES = ("cat", "dog", "eel")
@@ -61,7 +61,7 @@ def run(tmp_path, images, *arguments):
     """What the command printed and returned that runs DESCRIPTION in `tmp_path`, with the pictures in `images`."""
     # this checkout's params.yaml lies below it, in which the user may have set anything
     described = {**DESCRIPTION, "params": laid_over(plain_params(), DESCRIPTION["params"])}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(written_yaml(described), encoding="utf-8")
     return subprocess.run(
         [
             sys.executable, str(ROOT / "experiments/run.py"), "tiny.yaml", "--images", str(images), "--work", "work",

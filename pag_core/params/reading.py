@@ -4,12 +4,11 @@ import difflib
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from pag_core.errors import ParamsError
 from pag_core.params.sections import Params
-from pag_core.params.values import QuotingDumper, UniqueKeyLoader
+from pag_core.params.yaml_text import read_yaml
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -27,18 +26,12 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 def plain_params(text: bytes, place: str) -> dict[str, Any]:
     """The keys and values in YAML, not validated; raises ParamsError that names `place` if it holds anything else."""
     try:
-        content = yaml.load(text.decode("utf-8"), Loader=UniqueKeyLoader)
-    # ValueError: bytes that are no UTF-8, and dates that the calendar does not have
-    except (yaml.YAMLError, ValueError) as error:
+        content = read_yaml(text.decode("utf-8"))
+    except ValueError as error:  # also of bytes that are no UTF-8
         raise ParamsError(f"{place} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{place} must hold keys and values, not {type(content).__name__}")
     return content
-
-
-def written_params(content: dict[str, Any]) -> str:
-    """Keys and values as YAML, in their order, which `plain_params` reads as they were."""
-    return yaml.dump(content, Dumper=QuotingDumper, sort_keys=False)
 
 
 def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:

@@ -1,10 +1,8 @@
 """Values of params.yaml: names, numbers with bounds, radii kept as they are written; and what all its sections have."""
 
 import fractions
-import re
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
@@ -70,36 +68,6 @@ def _radius_label(value: Any) -> str:
 RadiusLabel = Annotated[str, BeforeValidator(_radius_label)]
 Radii = Annotated[tuple[RadiusLabel, ...], Field(min_length=1)]
 LargeRadius = Annotated[dict[Literal["L2", "Linf"], RadiusLabel], Field(min_length=1, max_length=1)]
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML would silently take the last, and reads 1e-05 as a number.
-
-    A key beside `<<` may be among those that are merged; it takes the place of that one. 1e-05 is a word in YAML 1.1, which
-    PyYAML reads, and a number in YAML 1.2, which DVC reads and writes.
-    """
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        """A mapping as it is written; when it is constructed, merged keys stand in it like its own."""
-        node = super().compose_mapping_node(anchor)
-        keys = [
-            "<<" if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key, deep=True)
-            for key, _ in node.value
-        ]
-        if repeated := [number for number, key in enumerate(keys) if key in keys[:number]]:
-            mark = node.value[repeated[0]][0].start_mark
-            raise yaml.constructor.ConstructorError(None, None, f"the key {keys[repeated[0]]!r} is given twice", mark)
-        return node
-
-
-class QuotingDumper(yaml.SafeDumper):
-    """YAML that `UniqueKeyLoader` reads as it was: a word such as "1e-05" in quotes."""
-
-
-for _kind in (UniqueKeyLoader, QuotingDumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
 
 
 def _one_or_several(value: Any) -> Any:

@@ -4,8 +4,6 @@ import base64
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from pag_core.errors import ArtifactError
 from pag_core.figures.labels import (
     METHODS,
@@ -16,6 +14,7 @@ from pag_core.figures.labels import (
     settings_by_norm,
 )
 from pag_core.gradients.sources import SOURCES
+from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.places import details_place
 from pag_core.report.results import FIGURES, Results
 from pag_core.report.templates import rendered
@@ -94,14 +93,17 @@ def render_page(results: Results) -> str:
             for name, caption in FIGURES.items()
         ],
         # where it ran is not part of the experiment, and the card below names the device of training
-        parameters=_yaml(
+        parameters=written_yaml(
             params.model_dump(
                 mode="json", by_alias=True, exclude={"device", "processes", "threads", "checkpoint_seconds"}
-            )
+            ),
+            in_rows=True,
         ),
         origins=origin_rows(results),
-        classifier_card=_yaml(results.card),
-        store_manifest=_yaml({key: value for key, value in results.manifest.items() if key != "files"}),
+        classifier_card=written_yaml(results.card, in_rows=True),
+        store_manifest=written_yaml(
+            {key: value for key, value in results.manifest.items() if key != "files"}, in_rows=True
+        ),
     )
 
 
@@ -241,7 +243,3 @@ def _cosine(value: float) -> str:
 
 def _distance(median: float | None) -> str:
     return "never" if median is None else f"{median:.3g}"
-
-
-def _yaml(content: dict[str, Any]) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)

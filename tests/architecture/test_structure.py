@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 
 from pag_core.figures.labels import METHODS
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.sections import Params, SourceDefaults
 from pag_core.params.values import MethodName, Section, Source
+from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import file_fingerprints, imported_modules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,10 +22,10 @@ PIPELINES = (*EXPERIMENT, "stages/toy/dvc.yaml")
 STAGES = [
     pytest.param(name, stage, id=name)
     for path in PIPELINES
-    for name, stage in yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))["stages"].items()
+    for name, stage in read_yaml((ROOT / path).read_text(encoding="utf-8"))["stages"].items()
     if name != "code"  # it makes the fingerprints that the others depend on
 ]
-GRADIENTS = yaml.safe_load((ROOT / PIPELINES[1]).read_text(encoding="utf-8"))["stages"]
+GRADIENTS = read_yaml((ROOT / PIPELINES[1]).read_text(encoding="utf-8"))["stages"]
 HEURISTIC = GRADIENTS["heuristic"]["matrix"]["source"]
 PROGRAMS = sorted(
     path for folder in ("pag_core", "stages", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
@@ -68,9 +68,7 @@ def test_dvc_depends_on_the_fingerprint_of_a_stages_code(name: str, stage: dict[
 
 
 def test_the_fingerprints_are_made_anew_after_an_edit_of_any_program() -> None:
-    (code,) = (
-        stage for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items() if name == "code"
-    )
+    (code,) = (stage for name, stage in read_yaml((ROOT / "dvc.yaml").read_text())["stages"].items() if name == "code")
     programs = {f"stages/{path.name}" for path in (ROOT / "stages").glob("*.py")}
     assert set(code["deps"]) == programs | {"pag_core"} and len(code["deps"]) == len(programs) + 1
 
@@ -206,6 +204,18 @@ def test_stages_import_no_stage() -> None:
 def test_every_stage_file_has_its_stage() -> None:
     named = {program_of(param.values[1]).name for param in STAGES} | {"code.py"}  # type: ignore[arg-type]
     assert named == {path.name for path in (ROOT / "stages").glob("*.py")}
+
+
+def test_yaml_has_one_reader() -> None:
+    """A second parser reads 0123 or yes otherwise than DVC does."""
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for path in [*PROGRAMS, *(ROOT / "tests").rglob("*.py")]
+        for name in imported_modules(path.read_text(encoding="utf-8"))
+        if name.split(".")[0] in ("yaml", "ruamel")
+    }
+    # the tests change params.yaml as a user does, comments and layout kept
+    assert readers == {"pag_core/params/yaml_text.py", "tests/project_copy.py"}
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))

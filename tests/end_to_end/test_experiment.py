@@ -7,11 +7,11 @@ import sys
 import time
 
 import pytest
-import yaml
 
 from experiments.by_hand import ByHand
 from experiments.collection import of_work
 from experiments.description import base_params
+from pag_core.params.yaml_text import written_yaml
 from tests.project_copy import ProjectCopy, stages_run
 from tests.samples import ROOT
 from tests.small_experiment import DESCRIPTION, archived, as_folders, in_two_threads, run
@@ -98,7 +98,7 @@ def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
 @pytest.mark.slow
 def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
     project = ProjectCopy(tmp_path / "project", {})
-    (project.path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
+    (project.path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
     command = [
         sys.executable,
         "experiments/run.py",

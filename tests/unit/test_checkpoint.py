@@ -9,12 +9,12 @@ from typing import get_args
 
 import pytest
 import torch
-import yaml
 
 from experiments.described_stages import value_at
 from pag_core.compute import processes as processes_module
 from pag_core.errors import TrainingDiverged
 from pag_core.params.values import MethodName
+from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline import checkpoint
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.loop import CheckpointClock, LossWatch
@@ -229,7 +229,7 @@ def test_a_training_is_known_by_every_parameter_that_its_stage_depends_on(
     opened.params = make_params({"baseline_method": method, "method": method, "feed.window_shards": 3})
     record = train._provenance(opened, dataset, baseline=baseline)
     known = record["params"] | {"seed": record["seed"]}
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_yaml((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     described = stages["baseline" if baseline else "train"]["params"]
     # the dataset by its content, defaults by the values that they stand for
     keys = [key for key in described if key not in ("dataset", "source_defaults.${source}")]

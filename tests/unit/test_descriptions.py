@@ -2,7 +2,6 @@
 
 import pytest
 import typer
-import yaml
 
 from experiments import figure
 from experiments.described_stages import described_stages, outputs_of
@@ -11,6 +10,7 @@ from experiments.results import markdown
 from experiments.with_dvc import metrics_paths, overrides
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params, plain_params
+from pag_core.params.yaml_text import written_yaml
 from tests.samples import ROOT
 from tests.small_experiment import DESCRIPTION
 
@@ -29,7 +29,7 @@ from tests.small_experiment import DESCRIPTION
     ],
 )
 def test_a_change_of_no_parameter_is_refused(tmp_path, wrong, words):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
     with pytest.raises(typer.BadParameter, match=words):
         read_experiment(tmp_path / "tiny.yaml", "tiny", [wrong])
 
@@ -62,7 +62,7 @@ TABLE_5 = ", ".join(f"table_5/{network}" for network in ("vgg16/vanilla", "vgg16
         (SIZES + MODELS + "stages: train\n", "stages: 'train' is refused: .*list"),
         (SIZES + MODELS + "stages: []\n", r"stages: \[\] is refused: .*at least 1"),
         (STAGES + SIZES + "classifiers: {}\n", "classifiers: {} is refused: .*at least 1"),
-        (STAGES + SIZES + "classifiers: {on: {}}\n", "classifiers: .*True is not a name, .*in quotes"),
+        (STAGES + SIZES + "classifiers: {true: {}}\n", "classifiers: .*True is not a name, .*in quotes"),
         (STAGES + SIZES + "classifiers: {1e-1: {}}\n", "classifiers: .*0.1 is not a name, .*in quotes"),
         (WHOLE + "classes: [001, 2]\n", "classes: 0: 1 is .*not a name, .*in quotes"),
         (WHOLE + "params: [1]\n", r"params: \[1\] is refused: .*dictionary"),
@@ -146,7 +146,7 @@ def test_a_figure_of_a_folder_of_images_asks_for_it(tmp_path):
 
 
 def test_a_wrong_value_is_refused_before_anything_runs(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DESCRIPTION), encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
     with pytest.raises(ParamsError, match=r"tiny\.yaml \(tiny, cm\).*\n.*train\.epochs: 0 is refused"):
         read_experiment(tmp_path / "tiny.yaml", "tiny", ["cm:train.epochs=0"])
     with pytest.raises(typer.BadParameter, match="huge is not one of: tiny"):
@@ -187,7 +187,7 @@ def test_overrides_are_read_as_they_were_meant(tmp_path, value):
 
     base = {"section": {"key": 1, "other": 2, "gone": 3}, "plain": 5}
     file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(base))
+    file.write_text(written_yaml(base))
     wanted = {"section": {"key": value, "other": 2}, "plain": 5, "new": value}
     apply_overrides(file, overrides(wanted, base))
     assert plain_params(file.read_bytes(), "params.yaml") == wanted

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import typer
-import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
@@ -21,6 +20,7 @@ from pag_core.figures.model_marks import Kind, legend_marks
 from pag_core.figures.palette import save_figure
 from pag_core.figures.targeted_blocks import targeted_blocks
 from pag_core.params.values import MethodName, Source
+from pag_core.params.yaml_text import written_yaml
 from tests.samples import ROOT
 from tests.unit.test_figures import overlapping_texts, pictures, texts
 
@@ -43,7 +43,7 @@ MODELS = 3 * 8  # of three seeds: six classifiers, and the vanilla ones of two a
 
 def described(tmp_path, name="made_up", **changes):
     file = tmp_path / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({**DESCRIPTION, **changes}, sort_keys=False), encoding="utf-8")
+    file.write_text(written_yaml({**DESCRIPTION, **changes}), encoding="utf-8")
     return read_experiment(file, "full", [])
 
 

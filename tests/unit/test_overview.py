@@ -9,7 +9,6 @@ import struct
 
 import pytest
 import typer
-import yaml
 from fsspec.implementations.dirfs import DirFileSystem
 from matplotlib.figure import Figure
 from PIL import Image, ImageFile
@@ -19,6 +18,7 @@ from experiments.by_hand import ByHand, gather
 from experiments.collection import listed, of_work
 from pag_core.errors import ArtifactError, PagError
 from pag_core.figures.palette import save_figure
+from pag_core.params.yaml_text import read_yaml, written_yaml
 from pag_core.report.overview import Listed, render_overview, table
 from tests.results_folders import autoattack, png, write_results
 
@@ -140,7 +140,7 @@ def test_a_value_of_any_kind_can_be_shown(plain_params):
         "yes": True,
         "list": [1, "ü"],
         "empty": {},
-        "day": yaml.safe_load("2026-11-25"),
+        "day": read_yaml("2026-11-25"),
     }
     _, (row,) = shown([Listed("x", "y", {"odd": odd}, {"m": {"gone": None, "whole": 3}}, {})])
     wanted = {"odd.none": "null", "odd.infinite": "Infinity", "odd.yes": "true", "odd.list": '[1, "ü"]', "m.whole": 3}
@@ -148,7 +148,7 @@ def test_a_value_of_any_kind_can_be_shown(plain_params):
 
 
 def lock(stages):
-    return yaml.safe_dump({"schema": "2.0", "stages": stages}).encode()
+    return written_yaml({"schema": "2.0", "stages": stages}).encode()
 
 
 @pytest.mark.parametrize("content", [b"", b"<<<<<<< HEAD\nstages: {}\n=======", b"schema: '2.0'", b"\xff"])

@@ -5,10 +5,9 @@ from typing import get_args
 
 import pydantic
 import pytest
-import yaml
 
 from pag_core.errors import ParamsError
-from pag_core.params.reading import load_params, parse_params, written_params
+from pag_core.params.reading import load_params, parse_params
 from pag_core.params.reading import plain_params as read_plain
 from pag_core.params.sections import Params
 from pag_core.params.values import Source, radius_value
@@ -196,13 +195,12 @@ def test_radii_are_kept_as_written(make_params):
     assert values == pytest.approx([8 / 255, 0.03, 1, 0.01], rel=1e-15)
 
 
-def test_exponents_without_a_point_are_numbers(plain_params, tmp_path):
+def test_exponents_without_a_point_are_numbers(tmp_path):
     """YAML 1.1 reads 1e-3 as text."""
     path = tmp_path / "params.yaml"
     text = PARAMS.read_text()
     assert "weight_decay: 1.0e-4" in text
     path.write_text(text.replace("weight_decay: 1.0e-4", "weight_decay: 1e-4"))
-    assert isinstance(yaml.safe_load(path.read_text())["train"]["weight_decay"], str)
     assert load_params(path).train.weight_decay == 1e-4
 
 
@@ -325,7 +323,9 @@ other: &other {y: 2, z: 2}
 @pytest.mark.parametrize("line", ["a: {x: 1, x: 1}", "a: {<<: *base, x: 2, x: 3}", "a: {<<: *base, <<: *other}"])
 def test_a_key_written_twice_is_refused_wherever_it_stands(line):
     repeated = "'<<'" if "x" not in line else "'x'"
-    with pytest.raises(ParamsError, match=rf"here is not YAML: the key {repeated} is given twice\n.* line 4, column"):
+    with pytest.raises(
+        ParamsError, match=rf"here is not YAML: the key {repeated} is given twice \(line 4, column \d+\)"
+    ):
         read_plain(f"{ANCHORED}{line}\n".encode(), "here")
 
 
@@ -339,21 +339,10 @@ top: {<<: *own, y: 4}
 both: {<<: [*base, *other]}
 """
     )
-    assert read_plain(text.encode(), "here") == yaml.safe_load(text)
-    assert yaml.safe_load(text) == {
+    assert read_plain(text.encode(), "here") == {
         "base": {"x": 1, "y": 1},
         "other": {"y": 2, "z": 2},
         "deep": {"down": {"below": {"x": 3, "y": 1}}},
         "top": {"x": 3, "y": 4},
         "both": {"x": 1, "y": 1, "z": 2},
     }
-
-
-@pytest.mark.parametrize(
-    "value", ["1e-3", "1E5", ".5e+1", "8/255", "on", "1_000", 1e-05, 0.001, 3, None, True, [1, "2"]]
-)
-def test_params_are_read_as_they_were_written(value):
-    """A word that would read as a number is in quotes."""
-    content = {"section": {"key": value}, "plain": value}
-    found = read_plain(written_params(content).encode(), "params.yaml")
-    assert found == content and type(found["plain"]) is type(value)

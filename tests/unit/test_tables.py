@@ -5,11 +5,11 @@ import fractions
 
 import pytest
 import typer
-import yaml
 
 from experiments.described_stages import described_stages
 from experiments.description import base_params, read_experiment
 from experiments.results import as_csv, cells, markdown
+from pag_core.params.yaml_text import read_yaml, written_yaml
 from pag_core.report.page import FOOLBOX_NAMES
 from tests.samples import ROOT
 
@@ -48,7 +48,7 @@ OTHERS = [path for path in sorted((ROOT / "experiments").glob("*.yaml")) if path
 
 @pytest.mark.parametrize(
     ("file", "size"),
-    [(path, size) for path in OTHERS for size in yaml.safe_load(path.read_text(encoding="utf-8"))["sizes"]],
+    [(path, size) for path in OTHERS for size in read_yaml(path.read_text(encoding="utf-8"))["sizes"]],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_every_other_description_is_valid(file, size):
@@ -207,7 +207,7 @@ DESCRIPTION = {
 
 def described(tmp_path, changes=(), **other):
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump({**DESCRIPTION, **other}, sort_keys=False))
+    file.write_text(written_yaml({**DESCRIPTION, **other}))
     return read_experiment(file, "full", list(changes))
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 
 from pag_core.compute.randomness import generator
 from pag_core.errors import ParamsError
@@ -14,6 +13,7 @@ from pag_core.gradient_store.controls import OfAnotherClass, OfAnotherImage, OfS
 from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
 from pag_core.gradient_store.targets import DenseGradients, RepresentativeGradients
 from pag_core.objective.methods import build_method
+from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.places import dataset_place, gradients_place
 from pag_core.pipeline.stage import OpenStage
@@ -116,7 +116,7 @@ def received(train, place, dataset, plain_params, monkeypatch):
 
     def run(changes, *, baseline):
         options = {"seed": SEED, "device": "cpu", "checkpoint_seconds": 7, **changes}
-        (place / "params.yaml").write_text(yaml.safe_dump(changed(plain_params, options)), encoding="utf-8")
+        (place / "params.yaml").write_text(written_yaml(changed(plain_params, options)), encoding="utf-8")
         with pytest.raises(Received) as caught:
             train.main(baseline=baseline)
         return SimpleNamespace(**caught.value.args[0])
