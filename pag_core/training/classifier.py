@@ -20,6 +20,7 @@ from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.training.batches import Batch, Batches
 from pag_core.training.curves import Curves
 from pag_core.training.optimization import build_optimizer, build_schedule
+from pag_core.training.smallest_batch import require_smallest_batch
 from pag_core.training.step import AlignmentTerm, Objective
 
 STEPS_BETWEEN_READS = 100  # at most this many steps run before their losses are brought back and checked
@@ -50,6 +51,13 @@ class Trainer:
     form: ObjectiveParams | None = None
 
     def __post_init__(self) -> None:
+        require_smallest_batch(
+            self.classifier,
+            tuple(self.train.images.shape[1:]),
+            images=len(self.train),
+            batch_size=self.params.batch_size,
+            processes=self.processes,
+        )
         self.batches = Batches(
             self.train,
             classes=self.classes,
