@@ -17,6 +17,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 .DEFAULT_GOAL := repro
 
 repro: repository
+	$(PYTHON_HERE) -m pag_core.params
 	$(PYTHON_HERE) -m dvc repro
 	@echo "The page: $(CURDIR)/report.html"
 

@@ -86,8 +86,10 @@ class Experiment:
 
 
 def base_params() -> Plain:
-    """params.yaml as plain data."""
-    return plain_params(BASE.read_bytes(), PARAMS)
+    """params.yaml as plain data; raises ParamsError for what is refused in it, before descriptions are laid over it."""
+    found = plain_params(BASE.read_bytes(), PARAMS)
+    parse_params(found, PARAMS)
+    return found
 
 
 def laid_over(params: Plain, *layers: Plain) -> Plain:

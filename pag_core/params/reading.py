@@ -42,7 +42,13 @@ def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
     try:
         parsed = Params.model_validate(without_auto(content))
     except ValidationError as error:
-        lines = [_explained(dict(problem), content) for problem in error.errors()]
+        # an auto that is left stands for what could not be looked up, of which another line tells
+        problems = [
+            dict(problem)
+            for problem in error.errors()
+            if (problem["loc"], problem["input"]) != (("lambda",), "auto") or error.error_count() == 1
+        ]
+        lines = [_explained(problem, content) for problem in problems]
         raise ParamsError(f"{place}:\n" + "\n".join(f"  {line}" for line in lines)) from None
     return parsed
 

@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from experiments import figure
+from experiments import description, figure
 from experiments.described_stages import described_stages, outputs_of
 from experiments.description import base_params, read_experiment
 from experiments.results import markdown
@@ -223,3 +223,15 @@ def test_stages_are_described_with_their_values():
     assert "data/gradients/nn.zarr" in stages["train"]["deps"] and "source_defaults.nn" in stages["train"]["params"]
     assert outputs_of(stages["heuristic@nn"]) == ["data/gradients/nn.zarr"] and "code" not in stages
     assert stages["heuristic@nn"]["cmd"] == "python stages/heuristic.py nn" and "nn" in stages["heuristic@nn"]["params"]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [("source", "sgb", "did you mean 'sbg'"), ("lamda", 1, "'lambda'")])
+def test_a_mistake_in_params_yaml_is_refused_before_a_description_is_laid_over_it(
+    plain_params, tmp_path, monkeypatch, key, value, words
+):
+    """Also of a value that the description has otherwise; the message names the file that it is in."""
+    (tmp_path / "params.yaml").write_text(written_yaml({**plain_params, key: value}), encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
+    monkeypatch.setattr(description, "CHECKOUT", tmp_path)
+    with pytest.raises(ParamsError, match=rf"^params\.yaml:\n  {key}.*{words}"):
+        read_experiment(tmp_path / "tiny.yaml", "tiny", [])

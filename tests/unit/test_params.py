@@ -7,10 +7,12 @@ import pydantic
 import pytest
 
 from pag_core.errors import ParamsError
+from pag_core.params.__main__ import main as check_file
 from pag_core.params.reading import load_params, parse_params
 from pag_core.params.reading import plain_params as read_plain
 from pag_core.params.sections import Params
 from pag_core.params.values import Source, radius_value
+from pag_core.params.yaml_text import written_yaml
 from tests.samples import PARAMS, ROOT, changed
 
 
@@ -346,3 +348,26 @@ both: {<<: [*base, *other]}
         "top": {"x": 3, "y": 4},
         "both": {"x": 1, "y": 1, "z": 2},
     }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("source: sbg", "source: sgb", ["bad.yaml", "source: 'sgb'", "did you mean 'sbg'"]),
+        ("lambda: auto", "lamda: auto", ["lambda is missing", "lamda is an unknown key", "did you mean 'lambda'"]),
+        ("seed: 1", "seed: [1", ["is not YAML"]),
+    ],
+)
+def test_a_file_of_parameters_is_checked_by_a_command(plain_params, tmp_path, capsys, old, new, words):
+    """Of these DVC says that a file is missing, or a parameter."""
+    text = written_yaml({**plain_params, "source": "sbg", "lambda": "auto", "seed": 1})
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    check_file(file)
+    assert capsys.readouterr() == ("", "")
+    file.write_text(text.replace(f"\n{old}\n", f"\n{new}\n"))
+    with pytest.raises(SystemExit) as ended:
+        check_file(file)
+    message = capsys.readouterr().err
+    assert ended.value.code == 1 and message.startswith("ParamsError: ") and all(word in message for word in words)
+    assert "sgb" not in new or "lambda" not in message  # what cannot be looked up is no mistake of its own
