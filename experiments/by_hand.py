@@ -18,7 +18,9 @@ from experiments.described_stages import (
     described_stages,
     given_to,
     inputs_of,
+    made_from,
     metrics_of,
+    needed_for,
     outputs_of,
     value_at,
 )
@@ -32,7 +34,7 @@ from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import digest, file_digest, read_json, replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, code_fingerprint
 from pag_core.pipeline.locks import holding
-from pag_core.pipeline.places import FIGURES
+from pag_core.pipeline.places import CHECKED, FIGURES, WANTED
 
 ENDED = "ended.json"
 
@@ -46,10 +48,12 @@ class ByHand:
         work: Path,
         fingerprint: Callable[[Path], str] = code_fingerprint,
         contents: dict[str, str] | None = None,
+        wanted: tuple[str, ...] | None = None,
     ) -> None:
         """`fingerprint` gives that of a program's code; it is asked before each stage, as the code may have changed.
 
-        `contents` are the fingerprints of what the user gave, by path, for the runs of one command to share.
+        `contents` are the fingerprints of what the user gave, by path, for the runs of one command to share. `wanted` are the
+        stages that will be made, None is any of them: the stage `check` looks at what these ask for.
         """
         self.params = params
         self.fingerprint = fingerprint
@@ -59,6 +63,7 @@ class ByHand:
         self.folders: dict[str, Path] = {}
         self.contents = {} if contents is None else contents
         self.made: set[str] = set()
+        self.wanted = list(self.stages) if wanted is None else needed_for(self.stages, wanted)
 
     def make(self, name: str) -> None:
         """Run the stage `name` after all that it needs, unless it has run; ends the program where one fails."""
@@ -120,12 +125,14 @@ class ByHand:
         tracked = {
             str(key): value_at(self.params, key) if isinstance(key, str) else self.params for key in stage["params"]
         }
+        if str(CHECKED) in outputs_of(stage):
+            options += self.wanted
         given = {path: self._content(path) for path in given_to(self.stages, name, self.params)}
         return {
             "code": self.fingerprint(CHECKOUT / script),
             "options": options,
             "params": tracked,
-            "inputs": {path: self.folder(maker).name for path, maker in inputs_of(self.stages, name).items()}
+            "inputs": {path: self.folder(maker).name for path, maker in made_from(self.stages, name).items()}
             | {path: content for path, content in given.items() if content is not None},
         }
 
@@ -152,7 +159,8 @@ class ByHand:
                 link.symlink_to(place)
         identity, start = self._identity(name), time.perf_counter()
         # checkpoints of all stages in one place, as under DVC
-        code = run_program([sys.executable, str(CHECKOUT / script), *options], folder, DVC_ROOT=str(self.work))
+        environment = {"DVC_ROOT": str(self.work), WANTED: " ".join(self.wanted)}
+        code = run_program([sys.executable, str(CHECKOUT / script), *options], folder, **environment)
         if code:
             print(f"{name} ended with exit code {code}; the same command resumes from here", file=sys.stderr)
             sys.exit(code)
@@ -164,7 +172,7 @@ def run_by_hand(experiment: Experiment, work: Path) -> Measured:
     found: Measured = {}
     contents: dict[str, str] = {}
     for run, params in experiment.params.items():
-        stages = ByHand(params, work, contents=contents)
+        stages = ByHand(params, work, contents=contents, wanted=experiment.stages)
         for stage in experiment.stages:
             stages.make(stage)
         found[run] = stages.measured()

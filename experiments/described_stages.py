@@ -1,12 +1,13 @@
 """The stages that dvc.yaml describes, as data, for parameters of one's own."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import CODE, METRICS
+from pag_core.pipeline.places import CHECKED, CODE, METRICS
 
 Plain = dict[str, Any]
 PARAMS = "params.yaml"
@@ -61,6 +62,22 @@ def inputs_of(stages: dict[str, Plain], name: str) -> dict[str, str]:
         for output in outputs_of(stage)
         if any(Path(output).is_relative_to(path) for path in deps)
     }
+
+
+def made_from(stages: dict[str, Plain], name: str) -> dict[str, str]:
+    """As `inputs_of`, without what a stage only waits for."""
+    return {path: maker for path, maker in inputs_of(stages, name).items() if Path(path) != CHECKED}
+
+
+def needed_for(stages: dict[str, Plain], wanted: Iterable[str]) -> list[str]:
+    """The stages `wanted` and all before them, in the order of their descriptions."""
+    found = set(wanted)
+    waiting = list(found)
+    while waiting:
+        new = set(inputs_of(stages, waiting.pop()).values()) - found
+        found |= new
+        waiting += new
+    return [name for name in stages if name in found]
 
 
 def given_to(stages: dict[str, Plain], name: str, params: Plain) -> list[str]:

@@ -5,12 +5,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from experiments.described_stages import PARAMS, Plain, described_stages, given_to, inputs_of, outputs_of, value_at
+from experiments.described_stages import PARAMS, Plain, described_stages, given_to, made_from, outputs_of, value_at
 from experiments.images import is_arranged
 from pag_core.errors import ArtifactError
 from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import CHECKOUT, code_record
-from pag_core.pipeline.places import CODE
+from pag_core.pipeline.places import CHECKED, CODE
 
 LOCKS = ("dvc.lock", "stages/gradients/dvc.lock", "stages/toy/dvc.lock")
 
@@ -35,7 +35,11 @@ def outdated(stages: Plain, params: Plain) -> set[str]:
     @functools.cache
     def current(name: str) -> bool:
         tracked = stages[name].get("params", {}).get(PARAMS, {})
-        inputs = [(dep["md5"], *makers[dep["path"]]) for dep in stages[name].get("deps", []) if dep["path"] in makers]
+        inputs = [
+            (dep["md5"], *makers[dep["path"]])
+            for dep in stages[name].get("deps", [])
+            if dep["path"] in makers and Path(dep["path"]) != CHECKED
+        ]
         return all(_holds(params, key, value) for key, value in tracked.items()) and all(
             used == made and current(maker) for used, maker, made in inputs
         )
@@ -59,7 +63,7 @@ def is_of_now(stages: Plain, params: Plain, wanted: tuple[str, ...]) -> bool:
             and _as_described(stages[name], described[name])
             and all(dep["md5"] == code_md5(Path(dep["path"]).stem) for dep in _code_of(stages[name]))
             and all(is_arranged(CHECKOUT / path) for path in given_to(described, name, params))
-            and all(holds(maker) for maker in inputs_of(described, name).values())
+            and all(holds(maker) for maker in made_from(described, name).values())
         )
 
     return all(holds(name) for name in wanted)

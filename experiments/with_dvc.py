@@ -10,7 +10,7 @@ from typing import Any
 from dvc.repo import Repo
 from fsspec import AbstractFileSystem
 
-from experiments.described_stages import Plain, described_stages, metrics_of
+from experiments.described_stages import Plain, described_stages, metrics_of, needed_for
 from experiments.description import Experiment, base_params
 from experiments.lock_files import LOCKS, is_of_now, locked_stages, outdated
 from experiments.programs import run_program
@@ -18,6 +18,7 @@ from experiments.repository import require_commits, require_committer, stored
 from experiments.results import Measured
 from pag_core.errors import ArtifactError
 from pag_core.pipeline.code_identity import CHECKOUT
+from pag_core.pipeline.places import WANTED
 
 
 def overrides(params: Plain, base: Plain, before: str = "") -> list[str]:
@@ -70,7 +71,7 @@ def run_with_dvc(experiment: Experiment) -> Measured:
         _run("dvc", "exp", "run", "--queue", "--name", name, *settings, *experiment.stages)
     if names:
         # its exit code does not report a failure
-        _run("dvc", "exp", "run", "--run-all", "--jobs", "1")
+        _run("dvc", "exp", "run", "--run-all", "--jobs", "1", **{WANTED: " ".join(_needed(experiment))})
         revisions = finished_revisions(experiment, all_commits=False)
     for run, name in names.items():
         if run not in revisions:
@@ -190,8 +191,14 @@ def _committed(revision: str) -> int:
     return int(_printed("git", "show", "--no-patch", "--format=%ct", revision))
 
 
-def _run(*command: str) -> None:
-    code = run_program([sys.executable, "-m", *command], CHECKOUT)
+def _needed(experiment: Experiment) -> list[str]:
+    """Every stage that one of the runs needs."""
+    found = [needed_for(described_stages(params), experiment.stages) for params in experiment.params.values()]
+    return sorted({name for names in found for name in names})
+
+
+def _run(*command: str, **environment: str) -> None:
+    code = run_program([sys.executable, "-m", *command], CHECKOUT, **environment)
     if code in (130, 143):
         print(
             "\nWhat DVC's queue has begun goes on; dvc queue status names it, dvc queue kill ends it", file=sys.stderr

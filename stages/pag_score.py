@@ -9,9 +9,8 @@ from typing import Any
 
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import Dataset, Split, read_dataset
-from pag_core.errors import ParamsError
 from pag_core.evaluation.judge import judged, judged_unpushed, trained_judge
-from pag_core.evaluation.pag_score import pag_score
+from pag_core.evaluation.pag_score import pag_score, require_held_gradients
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import RepresentativeGradients, TargetGradients, open_gradients
 from pag_core.gradients.class_mean import class_mean_representatives
@@ -25,18 +24,12 @@ MEANS = "class means"
 
 
 def _targets(opened: OpenStage, dataset: Dataset, test: Split) -> dict[str, TargetGradients]:
-    """Class means, and those of the own source and the reference; raises ParamsError if a store holds too few images."""
+    """Class means, and those of the own source and the reference."""
     params, device = opened.params, opened.device
     means = class_mean_representatives(dataset.splits["train"], dataset.classes, factor=1.0).to(device)
     targets: dict[str, TargetGradients] = {MEANS: RepresentativeGradients(means, test)}
     for source in {params.source, params.pag_score.reference} - {"none"}:
         targets[source] = open_gradients(gradients_place(source), dataset, "test", device)
-    held = params.gradient_store.held_out_images
-    if {"sbg", "sbg_online"} & targets.keys() and params.pag_score.images > held:
-        raise ParamsError(
-            f"params.yaml: pag_score.images is {params.pag_score.images}, but score-based gradients are held of "
-            f"gradient_store.held_out_images test images, {held}; set the one lower or the other higher"
-        )
     return targets
 
 
@@ -67,6 +60,7 @@ def main() -> None:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
+        require_held_gradients(params)
         targets = _targets(opened, dataset, test)
         networks = ("classifier", "baseline")
         loaded = {who: load_classifier(classifier_place(who), dataset, device) for who in networks}

@@ -11,9 +11,14 @@ import typer
 
 from pag_core.compute.processes import this_process
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
-from pag_core.errors import ParamsError
-from pag_core.gradients.distillation import Distillation, distill, distilling_processes, shards_of
+from pag_core.diffusion.network import NoisePredictor, load_noise_predictor, require_trained_for
+from pag_core.gradients.distillation import (
+    Distillation,
+    distill,
+    distilling_processes,
+    require_kept_classes,
+    shards_of,
+)
 from pag_core.gradients.distillation_precision import direction_check, in_precision, require_direction
 from pag_core.gradients.label_effect import label_effect, over_levels, require_label_effect
 from pag_core.params.sections import Params
@@ -64,20 +69,10 @@ def main(
     with stage(source, shared=True, memory="sbg.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
-        if (kept := params.gradient_store.classes_per_image) is not None and kept > dataset.classes:
-            raise ParamsError(
-                f"params.yaml: gradient_store.classes_per_image is {kept}, the dataset has {dataset.classes} classes; set it "
-                "to at most that, or null for all"
-            )
+        require_kept_classes(params.gradient_store, dataset.classes)
         checkpoint = Path(params.diffusion_checkpoint)
         predictor, saved = load_noise_predictor(checkpoint, dataset, opened.device)
-        low, high = predictor.timesteps
-        for timestep in params.sbg.timesteps:
-            if not low <= timestep <= high:
-                raise ParamsError(
-                    f"params.yaml: sbg.timestep is {timestep}, {checkpoint} was trained for timesteps {low} to {high}; set "
-                    "one of these, or train it for others (diffusion.timestep_window)"
-                )
+        require_trained_for(params.sbg.timesteps, predictor.card, checkpoint)
         if saved.card["dataset"] is None:
             print(f"{checkpoint} comes from elsewhere: the images that it was trained on are not known")
         elif saved.card["dataset"] != dataset.fingerprint:

@@ -13,8 +13,7 @@ from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.errors import ParamsError
-from pag_core.gradient_store.controls import exchanged
+from pag_core.gradient_store.controls import exchanged, require_exchangeable
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradients.online import open_online
@@ -51,18 +50,9 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
     """The second term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
     params = opened.params
     control = params.control
+    require_exchangeable(params)
     if params.source == "none" or params.weight == 0:
-        if control is not None:
-            raise ParamsError(
-                f"params.yaml: control is {control}, but source {params.source} and lambda {params.weight:g} have no target "
-                "gradients to exchange; set control: null, or a source and a lambda"
-            )
         return None
-    if control is not None and (params.source == "sbg_online" or params.feed.window_shards is not None):
-        raise ParamsError(
-            f"params.yaml: control is {control}, which takes target gradients out of a store in any order; it works "
-            "neither with source sbg_online nor with feed.window_shards"
-        )
     if params.source == "sbg_online":
         teacher = open_online(gradients_place(params.source), dataset, opened.device)
         return AlignmentTerm(teacher, params.weight, params.objective)

@@ -1,6 +1,8 @@
 """An experiment on a handful of pictures: its description, the pictures, and the command that runs it."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -57,18 +59,33 @@ def archived(folder):
     return folder
 
 
-def run(tmp_path, images, *arguments):
-    """What the command printed and returned that runs DESCRIPTION in `tmp_path`, with the pictures in `images`."""
+def _command(tmp_path, images, *arguments):
     # this checkout's params.yaml lies below it, in which the user may have set anything
     described = {**DESCRIPTION, "params": laid_over(plain_params(), DESCRIPTION["params"])}
     (tmp_path / "tiny.yaml").write_text(written_yaml(described), encoding="utf-8")
-    return subprocess.run(
-        [
-            sys.executable, str(ROOT / "experiments/run.py"), "tiny.yaml", "--images", str(images), "--work", "work",
-            "--size", "tiny", *arguments,
-        ],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return [
+        sys.executable, str(ROOT / "experiments/run.py"), "tiny.yaml", "--images", str(images), "--work", "work",
+        "--size", "tiny", *arguments,
+    ]  # fmt: skip
+
+
+def run(tmp_path, images, *arguments):
+    """What the command printed and returned that runs DESCRIPTION in `tmp_path`, with the pictures in `images`."""
+    command = _command(tmp_path, images, *arguments)
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def killed_in(stage, tmp_path, images, *arguments):
+    """What the same command printed until it was killed, as it began `stage`."""
+    options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    said = []
+    with subprocess.Popen(_command(tmp_path, images, *arguments), cwd=tmp_path, **options) as process:
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith(f"=== {stage}:"):
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    return "".join(said)
 
 
 def in_two_threads(function):

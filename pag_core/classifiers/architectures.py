@@ -4,7 +4,7 @@ from torch import nn
 
 from pag_core.classifiers.activations import ACTIVATIONS
 from pag_core.classifiers.normalization import NormalizedClassifier
-from pag_core.classifiers.small_resnet import small_resnet
+from pag_core.classifiers.small_resnet import require_stages, small_resnet
 from pag_core.classifiers.wide_resnet import wide_resnet
 from pag_core.errors import ParamsError
 
@@ -66,6 +66,7 @@ def _network(
     channels = image_shape[0]
     match arch:
         case "small_resnet":
+            require_stages(given.get("depth"), image_shape)
             return small_resnet(channels=channels, classes=classes, activation=activation, **given)
         case "resnet18":
             from pag_core.classifiers.resnet18 import resnet18

@@ -7,6 +7,8 @@ alignment term, which a piecewise linear network cannot do everywhere.
 import torch
 from torch import nn
 
+from pag_core.errors import ParamsError
+
 BLOCKS_PER_STAGE = 1
 
 
@@ -27,6 +29,16 @@ class ResidualBlock(nn.Module):
         residual = self.second(self.activation(self.first(self.activation(features))))
         total: torch.Tensor = self.skip(features) + self.gain * residual
         return total
+
+
+def require_stages(depth: int | None, image_shape: tuple[int, int, int]) -> None:
+    """Raise ParamsError for more stages than images of `image_shape` [C, H, W] can be halved to a single pixel."""
+    most = 1 + (max(image_shape[1:]) - 1).bit_length()
+    if depth is not None and depth > most:
+        raise ParamsError(
+            f"params.yaml: classifier.depth is {depth}; each stage of small_resnet after the first halves the image, and "
+            f"{image_shape[1]}x{image_shape[2]} pixels are a single one after {most - 1} of them: set it to at most {most}"
+        )
 
 
 def small_resnet(

@@ -1,7 +1,9 @@
 """The prepared dataset on disk: a Zarr v3 group per split, with class names and a content fingerprint."""
 
+import contextlib
 import hashlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,25 +114,47 @@ def write_dataset(
         consolidate_metadata(partial)
 
 
-def read_dataset(path: Path) -> Dataset:
-    """Read a prepared dataset into memory and check it against its fingerprint.
-
-    Raises DatasetError if it is missing, unreadable or changed since it was made.
-    """
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The group of a prepared dataset; what goes wrong in the body is its damage."""
     try:
-        root = zarr.open_group(path, mode="r", use_consolidated=True)
-        raw = {
-            name: LabelledImages(np.asarray(root[f"{name}/images"]), np.asarray(root[f"{name}/labels"]))
-            for name in SPLITS
-        }
-        class_names = tuple(str(name) for name in root.attrs["class_names"])  # type: ignore[union-attr]
-        stated = str(root.attrs["fingerprint"])
+        yield zarr.open_group(path, mode="r", use_consolidated=True)
     except FileNotFoundError as error:
         raise DatasetError(
             f"{path} does not hold a prepared dataset; run the prepare stage (dvc repro prepare)"
         ) from error
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise DatasetError(f"{path} is damaged ({error}); remove it and run the prepare stage again") from error
+
+
+def read_labels(path: Path) -> Dataset:
+    """A prepared dataset with its labels and shapes alone, which takes no time: its images are on the device `meta`.
+
+    What it holds is not checked against its fingerprint. Raises DatasetError if it is missing or unreadable.
+    """
+    with _opened(path) as root:
+        splits = {
+            name: Split(
+                torch.empty(root[f"{name}/images"].shape, dtype=torch.uint8, device="meta"),
+                torch.from_numpy(np.asarray(root[f"{name}/labels"])),
+            )
+            for name in SPLITS
+        }
+        return Dataset(tuple(map(str, root.attrs["class_names"])), str(root.attrs["fingerprint"]), splits)
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read a prepared dataset into memory and check it against its fingerprint.
+
+    Raises DatasetError if it is missing, unreadable or changed since it was made.
+    """
+    with _opened(path) as root:
+        raw = {
+            name: LabelledImages(np.asarray(root[f"{name}/images"]), np.asarray(root[f"{name}/labels"]))
+            for name in SPLITS
+        }
+        class_names = tuple(str(name) for name in root.attrs["class_names"])
+        stated = str(root.attrs["fingerprint"])
     found = fingerprint(class_names, raw)
     if found != stated:
         raise DatasetError(

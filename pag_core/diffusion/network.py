@@ -90,20 +90,18 @@ def architecture(params: DiffusionParams) -> dict[str, Any]:
     return {key: plain[key] for key in CARD_KEYS}
 
 
-def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """guided_diffusion's U-Net with C+1 labels; label C stands for "no class" (Appendix G.2).
-
-    Takes images float [B, C, H, W] in [-1, 1] with noise, timesteps and labels [B]; returns the predicted noise, with
-    as many channels again for the variance where `learn_sigma`. Raises ParamsError for an image that is not square or that
-    it cannot halve, and for attention that does not fit.
+def require_fitting(card: dict[str, Any], image_shape: tuple[int, int, int]) -> None:
+    """Raise ParamsError for images of `image_shape` [C, H, W] that the U-Net of `card` cannot halve, and for attention that
+    does not fit.
     """
     card = OWN_FORM | card
-    channels, height, width = image_shape
+    _, height, width = image_shape
     halvings = len(card["channel_multipliers"]) - 1
     if height != width:
         raise ParamsError(
-            f"the diffusion model takes square images, and these are {width}x{height} pixels (width x height); set "
-            "prepare.image_size, to which the shorter side is scaled and the centre cropped"
+            f"the diffusion model of the sources sbg and sbg_online takes square images, and these are {width}x{height} pixels "
+            "(width x height); set prepare.image_size, to which the shorter side is scaled and the centre cropped, or another "
+            "source"
         )
     if height % 2**halvings:
         raise ParamsError(
@@ -127,6 +125,17 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
                 f"diffusion.{chosen}, which does not divide the {attending[side]} channels at {side} pixels; set "
                 "another divisor, or other diffusion.channels"
             )
+
+
+def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """guided_diffusion's U-Net with C+1 labels; label C stands for "no class" (Appendix G.2).
+
+    Takes images float [B, C, H, W] in [-1, 1] with noise, timesteps and labels [B]; returns the predicted noise, with
+    as many channels again for the variance where `learn_sigma`. Raises ParamsError as `require_fitting` does.
+    """
+    card = OWN_FORM | card
+    channels, height, _ = image_shape
+    require_fitting(card, image_shape)
     network: nn.Module = _UNet(
         image_size=height,
         in_channels=channels,
@@ -135,8 +144,8 @@ def build_network(card: dict[str, Any], image_shape: tuple[int, int, int], class
         num_res_blocks=card["residual_blocks"],
         # the library names the levels that attend by their reduction factor, params.yaml by their side in pixels
         attention_resolutions=tuple(height // side for side in card["attention_resolutions"]),
-        num_heads=heads,
-        num_head_channels=head_channels or -1,
+        num_heads=card["attention_heads"],
+        num_head_channels=card["head_channels"] or -1,
         dropout=card["dropout"],
         channel_mult=tuple(card["channel_multipliers"]),
         num_classes=classes + 1,
@@ -156,6 +165,23 @@ def build_noising(card: dict[str, Any]) -> GaussianDiffusion:
         loss_type=LossType.RESCALED_MSE if card["learn_sigma"] else LossType.MSE,
         rescale_timesteps=(OWN_FORM | card)["rescale_timesteps"],
     )
+
+
+def trained_timesteps(card: dict[str, Any]) -> tuple[int, int]:
+    """The first and last timestep that a model of `card` is trained for."""
+    low, high = card["timestep_window"] or (0, card["timesteps"] - 1)
+    return low, high
+
+
+def require_trained_for(timesteps: tuple[int, ...], card: dict[str, Any], place: Path) -> None:
+    """Raise ParamsError where one of `sbg.timestep` lies outside those that the model of `card`, in `place`, is trained for."""
+    low, high = trained_timesteps(card)
+    for timestep in timesteps:
+        if not low <= timestep <= high:
+            raise ParamsError(
+                f"params.yaml: sbg.timestep is {timestep}, {place} is trained for timesteps {low} to {high}; set one of these, "
+                "or train it for others (diffusion.timestep_window)"
+            )
 
 
 def to_diffusion_range(images: torch.Tensor) -> torch.Tensor:
@@ -180,8 +206,7 @@ class NoisePredictor:
     @property
     def timesteps(self) -> tuple[int, int]:
         """The first and last timestep that the model was trained for."""
-        low, high = self.card["timestep_window"] or (0, self.card["timesteps"] - 1)
-        return low, high
+        return trained_timesteps(self.card)
 
     def noised(self, images: torch.Tensor, timestep: int, noise: torch.Tensor) -> torch.Tensor:
         """x_t of images float [B, C, H, W] in [0, 1] with standard normal `noise` of their shape."""

@@ -13,8 +13,8 @@ from sklearn.svm import SVC
 from torch import nn
 
 from pag_core.datasets.prepared import Split
-from pag_core.errors import ParamsError
 from pag_core.evaluation.fitness import batches_of
+from pag_core.evaluation.pag_score import require_known_classes
 from pag_core.evaluation.pgd import targeted_images
 
 # the usual 1 leaves 0.5 to 1 point behind on the validation images of digits
@@ -42,12 +42,8 @@ def trained_judge(train: Split, test: Split, *, class_names: Sequence[str], imag
     the square of the number of images, which is why there is a limit. Raises ParamsError unless each of the classes is
     among them: one that the judge does not know it never sees.
     """
+    require_known_classes(train, class_names=class_names, images=images)
     trained, tested = (slice(0, min(images, len(split))) for split in (train, test))
-    if unknown := set(range(len(class_names))) - set(train.labels[trained].tolist()):
-        raise ParamsError(
-            f"params.yaml: pag_score.judge_images is {images}, and none of that many training images is of the class "
-            f"{class_names[min(unknown)]!r}; set it higher"
-        )
     machine = SVC(kernel="rbf", gamma="scale", C=PENALTY)
     machine.fit(train.pixels(trained).flatten(1).cpu().numpy(), train.labels[trained].cpu().numpy())
     seen = machine.predict(test.pixels(tested).flatten(1).cpu().numpy())

@@ -4,13 +4,37 @@ The paper has no quantitative measure of perceptual alignment; this one is this 
 test images and all classes, between the input-gradients of the log-probabilities and target gradients that training never saw.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from pag_core.datasets.prepared import Split
+from pag_core.errors import ParamsError
 from pag_core.evaluation.fitness import batches_of
 from pag_core.gradient_store.store import TargetGradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 from pag_core.objective.input_gradient import input_gradients
+from pag_core.params.sections import Params
+
+
+def require_held_gradients(params: Params) -> None:
+    """Raise ParamsError if a score against score-based gradients takes more images than there are gradients held of."""
+    held = params.gradient_store.held_out_images
+    if {"sbg", "sbg_online"} & {params.source, params.pag_score.reference} and params.pag_score.images > held:
+        raise ParamsError(
+            f"params.yaml: pag_score.images is {params.pag_score.images}, but score-based gradients are held of "
+            f"gradient_store.held_out_images test images, {held}; set the one lower or the other higher"
+        )
+
+
+def require_known_classes(train: Split, *, class_names: Sequence[str], images: int) -> None:
+    """Raise ParamsError unless each class is among the first `images` of the training split: what a judge learns."""
+    if unknown := set(range(len(class_names))) - set(train.labels[:images].tolist()):
+        raise ParamsError(
+            f"params.yaml: pag_score.judge_images is {images}, and none of that many training images is of the class "
+            f"{class_names[min(unknown)]!r}; set it higher"
+        )
 
 
 def pag_score(

@@ -6,7 +6,9 @@ import torch
 
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
+from pag_core.errors import ParamsError
 from pag_core.gradient_store.targets import GradientBatch, TargetGradients
+from pag_core.params.sections import Params
 from pag_core.params.values import Control
 
 
@@ -74,6 +76,23 @@ def other_images(labels: torch.Tensor, *, seed: int) -> torch.Tensor:
         ring = members[torch.randperm(len(members), generator=draws)]
         others[ring] = ring.roll(1)
     return others
+
+
+def require_exchangeable(params: Params) -> None:
+    """Raise ParamsError for a `control` of target gradients that there are not, or that come in an order of their own."""
+    control = params.control
+    if control is None:
+        return
+    if params.source == "none" or params.weight == 0:
+        raise ParamsError(
+            f"params.yaml: control is {control}, but source {params.source} and lambda {params.weight:g} have no target "
+            "gradients to exchange; set control: null, or a source and a lambda"
+        )
+    if params.source == "sbg_online" or params.feed.window_shards is not None:
+        raise ParamsError(
+            f"params.yaml: control is {control}, which takes target gradients out of a store in any order; it works "
+            "neither with source sbg_online nor with feed.window_shards"
+        )
 
 
 def exchanged(targets: TargetGradients, control: Control, split: Split, *, classes: int, seed: int) -> TargetGradients:

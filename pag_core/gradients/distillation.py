@@ -11,6 +11,7 @@ from pag_core.compute.processes import companions, process_count, this_process
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import NoisePredictor
+from pag_core.errors import ParamsError
 from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.gradients.score_based import averaged_batches
 from pag_core.params.sections import GradientStoreParams, ScoreBasedParams
@@ -104,6 +105,15 @@ def open_writer(folder: RunFolder, dataset: Dataset, work: Distillation, *, lead
     return GradientWriter(
         folder.path / "store", dataset, images=images_of(dataset, work), params=work.store, leads=leads
     )
+
+
+def require_kept_classes(store: GradientStoreParams, classes: int) -> None:
+    """Raise ParamsError where more classes are to be kept of an image than the dataset has."""
+    if (kept := store.classes_per_image) is not None and kept > classes:
+        raise ParamsError(
+            f"params.yaml: gradient_store.classes_per_image is {kept}, the dataset has {classes} classes; set it to at most "
+            "that, or null for all"
+        )
 
 
 def stored_classes(labels: torch.Tensor, classes: int, kept: int, draws: torch.Generator) -> torch.Tensor:

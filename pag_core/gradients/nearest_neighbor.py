@@ -26,6 +26,16 @@ def class_samples(train: Split, classes: int, *, samples_per_class: int, seed: i
     )
 
 
+def require_neighbours(train: Split, class_names: Sequence[str]) -> None:
+    """Raise DatasetError for a class of one training image, which has no neighbour in it other than itself (Eq. 6)."""
+    counts = torch.bincount(train.labels, minlength=len(class_names)).tolist()
+    if lonely := [name for name, count in zip(class_names, counts, strict=True) if count < 2]:
+        raise DatasetError(
+            f"source nn needs two training images of each class, and there is one of {lonely[0]!r}; give it more images, or "
+            "choose another source"
+        )
+
+
 def nearest_neighbor_indices(
     images: torch.Tensor, train: Split, samples: torch.Tensor, class_names: Sequence[str] | None = None
 ) -> torch.Tensor:

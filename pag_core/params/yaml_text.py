@@ -48,7 +48,7 @@ def written_yaml(content: Any, *, in_rows: bool = False) -> str:
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None if in_rows else False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 100
     text = io.StringIO()
     yaml.dump(content, text)

@@ -187,14 +187,16 @@ class Trainer:
 
 def _drawn(term: AlignmentTerm, classes: int) -> int | None:
     """How many of an image's target gradients a step draws; None is all."""
-    drawn, slots = term.form.classes_per_step, term.targets.slots(classes)
-    if drawn == "all":
-        return None
-    if drawn > slots:
+    require_drawn_classes(term.form, classes=classes, slots=term.targets.slots(classes))
+    return None if term.form.classes_per_step == "all" else term.form.classes_per_step
+
+
+def require_drawn_classes(form: ObjectiveParams, *, classes: int, slots: int) -> None:
+    """Raise ParamsError where a step draws more target gradients than the `slots` that there are of an image."""
+    if form.classes_per_step != "all" and form.classes_per_step > slots:
         held = f"the dataset has {classes} classes"
         if slots < classes:
             held = f"the store keeps {slots} classes of an image (gradient_store.classes_per_image)"
         raise ParamsError(
-            f"params.yaml: objective.classes_per_step is {drawn}, {held}; set it to at most {slots}, or all"
+            f"params.yaml: objective.classes_per_step is {form.classes_per_step}, {held}; set it to at most {slots}, or all"
         )
-    return drawn

@@ -53,7 +53,7 @@ class Objective(nn.Module):
         """`form` is how the method's own input-gradient is computed; a method without one needs none."""
         super().__init__()
         require_precision(params.precision, device, "train.precision")
-        _require_form(classifier, term, params, method, form)
+        require_form(classifier, term.form if term else None, params, method=method, form=form, several=shares_batch())
         self.method = method
         self.form = form
         self.classifier = classifier
@@ -100,20 +100,26 @@ class Objective(nn.Module):
         return terms.total, terms.classification, terms.alignment, terms.logits
 
 
-def _require_form(
+def require_form(
     classifier: nn.Module,
-    term: AlignmentTerm | None,
+    aligned: ObjectiveParams | None,
     params: TrainParams,
+    *,
     method: Method,
     form: ObjectiveParams | None,
+    several: bool,
 ) -> None:
+    """Raise ParamsError for what torch.compile, or `several` processes that share a batch, cannot do.
+
+    `aligned` is the form of the alignment term, None without one, `form` that of the method's own input-gradient.
+    """
     if params.compile and method is not STANDARD:
         raise ParamsError("params.yaml: train.compile works with `method: standard` only; set one of the two otherwise")
-    if not shares_batch():
+    if not several:
         return
     if params.compile:
         raise ParamsError("params.yaml: train.compile works in one process only; set it to false, or processes: 1")
-    forms = [term.form] if term else []
+    forms = [aligned] if aligned else []
     if method.wants_gradient and form is not None:
         forms.append(form)
     if any(used.differentiation == "autograd" for used in forms) and training_batch_norms(classifier):

@@ -73,6 +73,37 @@ def test_the_fingerprints_are_made_anew_after_an_edit_of_any_program() -> None:
     assert set(code["deps"]) == programs | {"pag_core"} and len(code["deps"]) == len(programs) + 1
 
 
+def test_whatever_runs_long_waits_for_the_check() -> None:
+    """By what it takes, or by what a stage before it takes."""
+    stages: dict[str, Any] = {}
+    for path in EXPERIMENT:
+        stages |= read_yaml((ROOT / path).read_text(encoding="utf-8"))["stages"]
+    waiting = {name for name, stage in stages.items() if "data/check.txt" in stage["deps"]}
+    found = set(waiting)
+    while (
+        new := {
+            name
+            for name, stage in stages.items()
+            if set(stage["deps"]) & {out for one in found for out in outs(stages[one])}
+        }
+        - found
+    ):
+        found |= new
+    assert set(stages) - found == {"code", "prepare", "check"}
+    # and DVC, which goes through the stages in their order, comes to it before any of them
+    assert list(stages).index("check") < min(map(list(stages).index, found))
+
+
+def outs(stage: dict[str, Any]) -> list[str]:
+    return [next(iter(out)) if isinstance(out, dict) else out for out in [*stage["outs"], *stage.get("metrics", [])]]
+
+
+def test_make_repro_checks_the_parameters_before_dvc_reads_them() -> None:
+    printed = subprocess.run(["make", "-n", "repro"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = [line for line in printed.splitlines() if line.endswith(("pag_core.params", "dvc repro"))]
+    assert [line.split()[-1] for line in commands] == ["pag_core.params", "repro"]
+
+
 def test_the_experiment_is_short() -> None:
     assert sum((ROOT / path).read_text(encoding="utf-8").count("\n") for path in EXPERIMENT) <= 260
 

@@ -14,7 +14,7 @@ from experiments.description import base_params
 from pag_core.params.yaml_text import written_yaml
 from tests.project_copy import ProjectCopy, stages_run
 from tests.samples import ROOT
-from tests.small_experiment import DESCRIPTION, archived, as_folders, in_two_threads, run
+from tests.small_experiment import DESCRIPTION, archived, as_folders, in_two_threads, killed_in, run
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,13 @@ def archives(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory, archives):
-    """The folder in which the experiment ran by hand, and what it printed: broken off by a wrong value, shown, and whole."""
+    """The folder in which the experiment ran by hand, and what it printed: refused, killed, shown, and whole."""
     folder = tmp_path_factory.mktemp("by_hand")
-    failed = run(folder, archives, "--by-hand", "--set", "autoattack.images=1000")
+    refused = run(folder, archives, "--by-hand", "--set", "autoattack.images=1000")
+    killed = killed_in("baseline_autoattack", folder, archives, "--by-hand")
     shown = run(folder, archives, "--by-hand", "--show")
     whole = run(folder, archives, "--by-hand", "--output", "tables")
-    return folder, failed, shown, whole
+    return folder, refused, killed, shown, whole
 
 
 def ran(output):
@@ -39,13 +40,15 @@ def ran(output):
 
 @pytest.mark.slow
 def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
-    folder, failed, shown, whole = by_hand
+    folder, refused, killed, shown, whole = by_hand
 
     def again_by_hand(*arguments):
         return run(folder, archives, "--by-hand", *arguments)
 
-    assert failed.returncode == 1 and "autoattack.images is 1000" in failed.stderr
-    assert ran(failed.stdout) == ["prepare", "heuristic@cm", "train", "validation", "baseline", "baseline_autoattack"]
+    # nothing has run but what shows it; masking and others, for which there are too few images too, are not wanted
+    assert refused.returncode == 1 and "autoattack.images is 1000" in refused.stderr and "masking" not in refused.stderr
+    assert ran(refused.stdout) == ["prepare", "check"]
+    assert ran(killed) == ["check", "heuristic@cm", "train", "validation", "baseline", "baseline_autoattack"]
 
     # what was not run is a gap
     assert "| class means | not run | 81.93 |  | not run | 42.03 |  |" in shown.stdout and ran(shown.stdout) == []
@@ -59,12 +62,17 @@ def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
     row = f"| class means | {clean:.1f} | 81.93 | {clean - 81.93:+.1f} | {robust:.1f} | 42.03 | {robust - 42.03:+.1f} |"
     assert row in whole.stdout and "| vanilla |" in whole.stdout and "2 test images; one seed." in whole.stdout
     written = (folder / "tables/tiny-tiny.csv").read_text(encoding="utf-8").splitlines()
-    # the description was written with sorted keys
-    assert len(written) == 1 + 4 and written[1].startswith(f"tiny-tiny,class means,clean,{clean:.2f},")
+    # vanilla first, as the description has its rows
+    assert len(written) == 1 + 4 and [line.split(",")[1] for line in written[1:]] == [
+        "vanilla",
+        "vanilla",
+        *["class means"] * 2,
+    ]
+    assert written[3].startswith(f"tiny-tiny,class means,clean,{clean:.2f},")
     assert row in (folder / "tables/tiny-tiny.md").read_text(encoding="utf-8")
     assert (results / "metrics/details/training.json").exists() and len(
         json.loads((results / "seconds.json").read_text())
-    ) == 9
+    ) == 10
 
     (results / "metrics/of_an_earlier_run.json").touch()
 
@@ -83,12 +91,12 @@ def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
     shutil.rmtree(train / "data/classifier")
     again = again_by_hand()
     assert again_by_hand("--show").stdout.strip() == again.stdout[again.stdout.index("tiny\n") :].strip()
-    assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 8
+    assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 9
 
     # lambda changes one classifier; everything before it stays
     changed = again_by_hand("--set", "cm:lambda=0.5")
     assert (
-        ran(changed.stdout) == ["train", "validation", "autoattack", "pag_score"]
+        ran(changed.stdout) == ["check", "train", "validation", "autoattack", "pag_score"]
         and changed.stdout.count("done before") == 5
     )
     (listed,) = of_work(folder / "work")

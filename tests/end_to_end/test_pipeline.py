@@ -21,7 +21,7 @@ AFTER_TRAINING = {"train", "validation", "autoattack", "foolbox", "masking", "pa
 # many images for the judge that it sees more in one model than in the other
 QUICK = {**SMALL, "autoattack.radii": {"L2": [3], "Linf": [0.6]}, "pag_score.judged_images": 20}
 HEADLINES = ("training", "autoattack", "foolbox", "masking", "pag_score", "diffusion")
-BEFORE = {"code", "prepare", "baseline", "baseline_validation", "baseline_autoattack", "baseline_foolbox"}
+BEFORE = {"code", "prepare", "check", "baseline", "baseline_validation", "baseline_autoattack", "baseline_foolbox"}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_second_run_does_nothing(project: ProjectCopy) -> None:
 def test_lambda_rebuilds_training_and_what_follows(project: ProjectCopy) -> None:
     before = project.metrics_bytes()
     done = project.run("dvc", "exp", "run", "-S", "lambda=0.1")
-    assert set(stages_run(done.stdout)) == AFTER_TRAINING
+    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {"check"}
     # of stores that nobody asked for
     assert "No file hash info" not in done.stdout + done.stderr
     changed = {name for name, content in project.metrics_bytes().items() if content != before[name]}
@@ -110,6 +110,20 @@ def test_lambda_rebuilds_training_and_what_follows(project: ProjectCopy) -> None
     metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
     assert metrics.keys() <= {f"metrics/{name}.json" for name in HEADLINES}
     assert sum(len(values) for values in metrics.values()) <= 12
+
+
+def test_what_does_not_fit_the_data_stops_all_that_runs_long(project: ProjectCopy) -> None:
+    """All at once, before the training that `lambda` asks for; and what is mistyped is named, not what DVC misses for it."""
+    kept = (project.path / "params.yaml").read_text(encoding="utf-8")
+    project.set({"lambda": 0.2, "masking.images": 99999, "train.validation_attacked": 88888})
+    done = project.run("dvc", "repro", check=False)
+    assert done.returncode != 0 and stages_run(done.stdout) == ["check"]
+    assert "masking.images is 99999" in done.stderr and "train.validation_attacked is 88888" in done.stderr
+    for old, new, words in (("source: sbg", "source: sgb", "did you mean 'sbg'"), ("lambda:", "lamda:", "'lambda'")):
+        (project.path / "params.yaml").write_text(kept.replace(f"\n{old}", f"\n{new}"), encoding="utf-8")
+        mistyped = project.run("dvc", "repro", check=False)
+        assert mistyped.returncode != 0 and words in mistyped.stderr
+    (project.path / "params.yaml").write_text(kept, encoding="utf-8")
 
 
 def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> None:
@@ -123,7 +137,7 @@ def test_going_back_takes_everything_from_the_cache(project: ProjectCopy) -> Non
 
 def test_class_means_need_no_diffusion(project: ProjectCopy) -> None:
     done = project.run("dvc", "exp", "run", "-S", "source=cm")
-    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {"heuristic@cm"}
+    assert set(stages_run(done.stdout)) == AFTER_TRAINING | {"check", "heuristic@cm"}
     assert set(project.metrics("details/pag_score")["model"]) == {"class means", "cm"}
     card = json.loads((project.path / "data/classifier/card.json").read_text(encoding="utf-8"))
     assert card["provenance"]["params"]["lambda"] == 1.5
@@ -135,7 +149,7 @@ def test_other_sources_need_no_diffusion(project: ProjectCopy, source: str) -> N
     project.set({"source": source})
     made = set(stages_run(project.run("dvc", "repro", "train").stdout))
     # the store of vanilla training exists already: pag_score.reference is none
-    assert made == {f"heuristic@{source}", "train"} - {"heuristic@none"}
+    assert made == {"check", f"heuristic@{source}", "train"} - {"heuristic@none"}
     listed = project.run("dvc", "repro", "--dry").stdout
     assert set(stages_run(listed)) == AFTER_TRAINING - {"train"}, listed
 
@@ -143,7 +157,7 @@ def test_other_sources_need_no_diffusion(project: ProjectCopy, source: str) -> N
 def test_reference_scores_a_heuristic_against_sbg(project: ProjectCopy) -> None:
     project.set({"source": "cm", "pag_score.reference": "sbg"})
     done = project.run("dvc", "repro", "pag_score")
-    assert set(stages_run(done.stdout)) == {"pag_score"}
+    assert set(stages_run(done.stdout)) == {"check", "pag_score"}
     assert {"class means", "cm", "sbg"} == set(project.metrics("details/pag_score")["model"])
 
 
@@ -195,5 +209,5 @@ def test_a_diffusion_model_from_elsewhere_takes_the_place_of_ours(project: Proje
     project.run("dvc", "import-url", str(tmp_path / "elsewhere"), "data/pretrained")
     project.set({"diffusion.steps": 7})  # ours would have to be trained anew
     listed = project.run("dvc", "exp", "run", "-S", "diffusion_checkpoint=data/pretrained", SBG)
-    assert stages_run(listed.stdout) == ["sbg"]
+    assert stages_run(listed.stdout) == ["check", "sbg"]
     assert "data/pretrained.dvc" in project.git("status", "--porcelain", "--untracked-files=all", "data")

@@ -10,7 +10,7 @@ from tests.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow
 
-MADE = {"code", "prepare", "train", "baseline", "pag_score", "heuristic@none", "diffusion"}
+MADE = {"code", "prepare", "check", "train", "baseline", "pag_score", "heuristic@none", "diffusion"}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def test_the_teacher_is_asked_in_the_step(project: ProjectCopy) -> None:
 def test_another_teacher_trains_anew(project: ProjectCopy) -> None:
     project.set({"diffusion.steps": 121})
     listed = project.run("dvc", "repro", "pag_score")
-    assert set(stages_run(listed.stdout)) == {"diffusion", "sbg_online", "train", "pag_score"}
+    assert set(stages_run(listed.stdout)) == {"check", "diffusion", "sbg_online", "train", "pag_score"}
 
 
 def test_some_classes_of_each_image_at_an_address(project: ProjectCopy, tmp_path: Path) -> None:
     changes = {"gradient_store.classes_per_image": 4, "gradient_store.address": f"file://{tmp_path}/bucket"}
     project.set({"source": "sbg", **changes})
     done = project.run("dvc", "repro", "pag_score")
-    assert set(stages_run(done.stdout)) == {"sbg", "train", "pag_score"}
+    assert set(stages_run(done.stdout)) == {"check", "sbg", "train", "pag_score"}
     assert "resident in host memory" in done.stdout and "and 4 classes each" in done.stdout
     made = manifest(project, "sbg")
     assert made["kind"] == "sparse" and made["address"].startswith(f"file://{tmp_path}/bucket/sbg-")
@@ -58,5 +58,5 @@ def test_some_classes_of_each_image_at_an_address(project: ProjectCopy, tmp_path
     whole = project.metrics_bytes()
     # a copy here gives the same training, to the byte
     project.set({"gradient_store.address": None})
-    assert set(stages_run(project.run("dvc", "repro", "pag_score").stdout)) == {"sbg", "train", "pag_score"}
+    assert set(stages_run(project.run("dvc", "repro", "pag_score").stdout)) == {"check", "sbg", "train", "pag_score"}
     assert project.metrics_bytes() == whole

@@ -112,10 +112,34 @@ def test_a_link_of_another_checkout_is_made_anew(opened, ran, tmp_path, monkeypa
         stages = opened(diffusion_checkpoint="data/pretrained")
         stages.make("sbg")
         assert (stages.folder("sbg") / "data/pretrained").readlink() == checkout / "data/pretrained"
-    assert len({*ran}) == 2
+    assert len({*ran}) == 3
 
 
 def test_a_path_that_leads_out_of_the_folder_of_a_stage_is_refused(opened, ran):
     with pytest.raises(ParamsError, match=r"\.\./pretrained leads out of .* an absolute path: /"):
         opened(diffusion_checkpoint="../pretrained").make("sbg")
-    assert [folder.name.split("-")[0] for folder in ran] == ["prepare"]
+    assert [folder.name.split("-")[0] for folder in ran] == ["prepare", "check"]
+
+
+def test_a_parameter_that_a_stage_does_not_read_runs_the_check_alone_again(opened, tmp_path):
+    """The check reads them all, but nothing is made from what it writes; what it looked at depends on what is wanted."""
+    params = base_params()
+    runs = [
+        opened(),
+        opened(figures={**params["figures"], "images": 1}),
+        ByHand(opened().params, tmp_path / "work", lambda program: "code", wanted=("train",)),
+    ]
+    for stage in ("prepare", "diffusion", "sbg", "train", "autoattack", "baseline_autoattack"):
+        assert len({run.folder(stage) for run in runs}) == 1
+    assert len({run.folder("check") for run in runs}) == 3
+
+
+def test_the_check_runs_before_all_that_runs_long_and_knows_what_is_wanted(opened, ran, monkeypatch, tmp_path):
+    told = []
+    start = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda *given, **options: told.append(options["env"]) or start(*given, **options)
+    )
+    ByHand(opened().params, tmp_path / "work", lambda program: "code", wanted=("train",)).make("train")
+    assert [folder.name.split("-")[0] for folder in ran] == ["prepare", "check", "diffusion", "sbg", "train"]
+    assert {told["PAG_STAGES"] for told in told} == {"prepare check train diffusion sbg"}

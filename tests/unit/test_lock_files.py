@@ -33,6 +33,23 @@ def test_what_dvc_made_with_other_parameters_is_outdated():
     assert outdated({**stages, "heuristic@cm": anew}, params) == after_training
 
 
+def test_the_check_is_outdated_by_any_parameter_and_nothing_behind_it_is():
+    """It reads them all, and writes the same where they fit."""
+
+    def entry(path):
+        return {"path": path, "md5": "m"}
+
+    check = {"params": {"params.yaml": {"seed": 1, "device": "cpu"}}, "deps": [], "outs": [entry("data/check.txt")]}
+    train = {
+        "params": {"params.yaml": {"seed": 1}},
+        "deps": [entry("data/check.txt")],
+        "outs": [entry("data/classifier")],
+    }
+    stages = {"check": check, "train": train}
+    assert outdated(stages, {"seed": 1, "device": "cuda"}) == {"data/check.txt"}
+    assert outdated(stages, {"seed": 2, "device": "cpu"}) == {"data/check.txt", "data/classifier"}
+
+
 @pytest.mark.parametrize("written", ["1e-05", "0.00001", "1.0e-5", "1E-5"])
 @pytest.mark.parametrize("locked", ["1e-05", "1.0e-05"])
 def test_small_numbers_are_the_same_however_they_are_written(written, locked):
@@ -97,7 +114,8 @@ def test_a_stage_that_is_described_otherwise_runs_again(locked, stage, changed):
 
 
 def test_stages_that_are_not_needed_may_be_old(locked):
-    for stage in ("report", "heuristic@cm", "foolbox"):
+    """So may the check, which nothing is made from."""
+    for stage in ("report", "heuristic@cm", "foolbox", "check"):
         locked[stage]["cmd"] = "python old.py"
     assert is_of_now(locked, base_params(), WANTED)
     assert not is_of_now(locked, base_params(), ("report",))

@@ -1,0 +1,174 @@
+"""Check that what is asked for fits the data, before anything that runs long; all that does not is named at once."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from pag_core.classifiers.architectures import build_classifier
+from pag_core.compute.precision import require_precision
+from pag_core.compute.processes import replica_count
+from pag_core.datasets.prepared import Dataset, read_labels
+from pag_core.diffusion.network import (
+    architecture,
+    load_noise_predictor,
+    require_fitting,
+    require_trained_for,
+)
+from pag_core.errors import PagError, ParamsError
+from pag_core.evaluation.pag_score import require_held_gradients, require_known_classes
+from pag_core.gradient_store.controls import require_exchangeable
+from pag_core.gradients.distillation import require_kept_classes
+from pag_core.gradients.nearest_neighbor import require_neighbours
+from pag_core.objective.adjoint.compilation import require_compiler
+from pag_core.objective.methods import build_method
+from pag_core.params.sections import Params
+from pag_core.pipeline.artifacts import replacing_file
+from pag_core.pipeline.places import CHECKED, DIFFUSION, WANTED, dataset_place
+from pag_core.pipeline.stage import run, stage
+from pag_core.training.classifier import require_drawn_classes
+from pag_core.training.smallest_batch import require_smallest_batch
+from pag_core.training.step import require_form
+
+# a rule raises where it is broken
+Rule = Callable[[], object]
+# always the same, so that DVC runs nothing again where parameters have changed and still fit
+CONTENT = "What params.yaml asks for fits the data.\n"
+
+
+def _wanted(name: str) -> bool:
+    return name in os.environ.get(WANTED, name).split()
+
+
+def counts(params: Params, dataset: Dataset) -> list[Rule]:
+    """Numbers of images against what the splits have."""
+    validation, train, test = (dataset.splits[name] for name in ("validation", "train", "test"))
+    asked = {
+        "validation": [(validation, params.validation.images, "validation.images")],
+        "autoattack": [(test, params.autoattack.images, "autoattack.images")],
+        "foolbox": [(test, params.foolbox.images, "foolbox.images")],
+        "masking": [(test, params.masking.images, "masking.images")],
+        "pag_score": [
+            (test, params.pag_score.images, "pag_score.images"),
+            (test, params.pag_score.judged_images, "pag_score.judged_images"),
+        ],
+    }
+    rules: list[Rule] = [
+        partial(split.first, count, key)
+        for name, counted in asked.items()
+        if _wanted(name)
+        for split, count, key in counted
+    ]
+    if _wanted("pag_score"):
+        rules += [
+            partial(require_known_classes, train, class_names=dataset.class_names, images=params.pag_score.judge_images),
+            partial(require_held_gradients, params),
+        ]
+    return rules
+
+
+def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule]:
+    """The sources that are asked for, and the classes that are taken of each image's gradients."""
+    sources = {params.source}
+    if _wanted("pag_score") or _wanted("figures"):
+        sources.add(params.pag_score.reference)
+    rules: list[Rule] = [partial(require_exchangeable, params)]
+    if "nn" in sources:
+        rules.append(partial(require_neighbours, dataset.splits["train"], dataset.class_names))
+    if {"sbg", "sbg_online"} & sources:
+        rules += [
+            partial(require_kept_classes, params.gradient_store, dataset.classes),
+            partial(require_precision, params.sbg.precision, device, "sbg.precision"),
+            partial(_teacher, params, dataset, device),
+        ]
+    if params.source != "none" and params.weight > 0:
+        kept = params.gradient_store.classes_per_image if params.source == "sbg" else None
+        slots = min(kept or dataset.classes, dataset.classes)
+        rules.append(partial(require_drawn_classes, params.objective, classes=dataset.classes, slots=slots))
+    return rules
+
+
+def _teacher(params: Params, dataset: Dataset, device: torch.device) -> None:
+    """The diffusion model: the one that will be trained, or one from elsewhere if it is there already."""
+    checkpoint = Path(params.diffusion_checkpoint)
+    if checkpoint != DIFFUSION:
+        if checkpoint.exists():
+            predictor, _ = load_noise_predictor(checkpoint, dataset, torch.device("cpu"))
+            require_trained_for(params.sbg.timesteps, predictor.card, checkpoint)
+        return
+    card = architecture(params.diffusion)
+    require_fitting(card, dataset.image_shape)
+    require_precision(params.diffusion.precision, device, "diffusion.precision")
+    require_trained_for(params.sbg.timesteps, card, checkpoint)
+
+
+def network(params: Params, dataset: Dataset, device: torch.device) -> None:
+    """The classifier, built and tried: its architecture against the images, its smallest batch, and its methods."""
+    classifier = build_classifier(
+        params.arch, **params.classifier.model_dump(), image_shape=dataset.image_shape, classes=dataset.classes
+    )
+    processes = replica_count(params.processes)
+    aligned = params.objective if params.source != "none" and params.weight > 0 else None
+    trained = {"train": (params.method, aligned), "baseline": (params.baseline_method, None)}
+    for name, (method, form) in trained.items():
+        if _wanted(name):
+            require_form(
+                classifier,
+                form,
+                params.train,
+                method=build_method(method, params),
+                form=params.objective,
+                several=processes > 1,
+            )
+    require_precision(params.train.precision, device, "train.precision")
+    if params.train.compile:
+        require_compiler(device)
+    require_smallest_batch(
+        classifier,
+        dataset.image_shape,
+        images=len(dataset.splits["train"]),
+        batch_size=params.train.batch_size,
+        processes=processes,
+    )
+
+
+def misfits(params: Params, dataset: Dataset, device: torch.device) -> list[str]:
+    """What the stages that are wanted would refuse, each with its remedy."""
+    rules: list[Rule] = [
+        *counts(params, dataset),
+        *targets(params, dataset, device),
+        partial(network, params, dataset, device),
+    ]
+    found = []
+    for rule in rules:
+        try:
+            rule()
+        except PagError as error:
+            found.append(str(error).removeprefix("params.yaml: "))
+    return list(dict.fromkeys(found))
+
+
+def main() -> None:
+    """Write data/check.txt, or refuse."""
+    with stage("check") as opened:
+        params, place = opened.params, dataset_place(opened.params.dataset)
+        dataset = read_labels(place)
+        if found := misfits(params, dataset, opened.device):
+            sizes = ", ".join(f"{len(part)} {name}" for name, part in dataset.splits.items())
+            channels, height, width = dataset.image_shape
+            raise ParamsError(
+                f"params.yaml asks for what {place} does not have ({sizes} images of {channels} channels and {height}x{width} "
+                f"pixels, {dataset.classes} classes):\n" + "\n".join(f"  {line}" for line in found)
+            )
+        with replacing_file(CHECKED) as partial_file:
+            partial_file.write_text(CONTENT, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
