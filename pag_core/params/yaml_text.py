@@ -43,11 +43,14 @@ def read_yaml(text: str) -> Any:
 
 
 def written_yaml(content: Any, *, in_rows: bool = False) -> str:
-    """`content` as YAML in its order, which `read_yaml` and DVC read as it was; `in_rows`, innermost lists and sections in one
-    line each.
+    """`content` as YAML in its order, which `read_yaml` and DVC read as it was.
+
+    `in_rows` is for people: the innermost lists and sections in one line each, and letters of any script as they are.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None if in_rows else False
+    # written as they are, some of Unicode's line breaks would be read as blanks
+    yaml.allow_unicode = in_rows
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 100
     text = io.StringIO()
