@@ -5,7 +5,6 @@ import re
 import sys
 
 import pytest
-import yaml
 
 from tests.project_copy import ProjectCopy
 from tests.small_experiment import DESCRIPTION, archived, as_folders
@@ -18,7 +17,7 @@ def test_an_experiment_runs_and_is_found_again(tmp_path):
     assert project.git("rev-parse", "--show-prefix").strip() == "my papers/pag/"
     images = archived(as_folders(tmp_path / "pictures"))
     described = {**DESCRIPTION, "stages": ["train"], "rows": {"class means": {"of": "cm"}}, "settings": []}
-    (project.path / "tiny.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    (project.path / "tiny.yaml").write_text(written_yaml(described), encoding="utf-8")
     command = [sys.executable, "experiments/run.py", "tiny.yaml", "--size", "tiny", "--images", str(images)]
     command += ["--work", str(tmp_path / "work")]
     ran = project.run(*command)

@@ -22,7 +22,7 @@ OUTPUTS = {
     "train": ["data/classifier", "metrics/training.json", "curves/classifier"],
     "autoattack": ["data/attacks/baseline_autoattack.json"],
 }
-NEVER = {"diffusion.checkpoint_seconds": 10**6, "train.checkpoint_seconds": 10**6}
+NEVER = {"checkpoint_seconds": 10**6}
 
 
 @pytest.fixture(scope="module")

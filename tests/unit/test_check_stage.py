@@ -19,7 +19,7 @@ PER_CLASS = (43, 8, 9)
 # what fits these images
 FITTING = {
     "device": "cpu", "processes": None, "source": "sbg", "lambda": 1.0, "arch": "small_resnet", "train.batch_size": 64,
-    "train.validation_attacked": 24, "autoattack.images": 27, "foolbox.images": 27, "masking.images": 27,
+    "validation.images": 24, "autoattack.images": 27, "foolbox.images": 27, "masking.images": 27,
     "pag_score.images": 27, "pag_score.judged_images": 27, "gradient_store.held_out_images": 27,
 }  # fmt: skip
 
@@ -83,12 +83,12 @@ def test_all_that_does_not_fit_is_named_at_once(refusal, prepared):
     """A folder of 3 x 60 images that are not square, at the defaults of the repository: these came one by one."""
     prepared((3, 12, 10))
     defaults = {
-        "train.validation_attacked": 150, "autoattack.images": 200, "foolbox.images": 50, "masking.images": 100,
+        "validation.images": 150, "autoattack.images": 200, "foolbox.images": 50, "masking.images": 100,
         "pag_score.images": 200, "pag_score.judged_images": 20, "gradient_store.held_out_images": 200,
     }  # fmt: skip
     found = refusal({**defaults, "arch": "vit"})
     expected = [
-        (r"train\.validation_attacked is 150, .* 24 images; set it to at most 24",),
+        (r"validation\.images is 150, .* 24 images; set it to at most 24",),
         (r"autoattack\.images is 200, .* 27 images; set it to at most 27",),
         (r"foolbox\.images is 50, .* set it to at most 27",),
         (r"masking\.images is 100, .* set it to at most 27",),
@@ -104,7 +104,7 @@ def test_all_that_does_not_fit_is_named_at_once(refusal, prepared):
 @pytest.mark.parametrize(
     ("shape", "changes", "words"),
     [
-        ((1, 8, 8), {"train.validation_attacked": 25}, r"train\.validation_attacked is 25, .* at most 24"),
+        ((1, 8, 8), {"validation.images": 25}, r"validation\.images is 25, .* at most 24"),
         ((1, 8, 8), {"pag_score.judged_images": 28}, r"pag_score\.judged_images is 28, .* at most 27"),
         ((1, 8, 8), {"pag_score.judge_images": 1}, r"pag_score\.judge_images is 1, .* set it higher"),
         ((1, 8, 8), {"gradient_store.held_out_images": 26}, r"pag_score\.images is 27, .*held_out_images test images, 26"),
@@ -158,7 +158,7 @@ def test_a_remedy_that_names_a_number_fits(refusal, prepared):
     """All that were named are set to what the message offers, until nothing is left; each takes one round."""
     prepared()
     changes = {
-        "arch": "resnet18", "train.batch_size": 16, "train.validation_attacked": 99, "autoattack.images": 99,
+        "arch": "resnet18", "train.batch_size": 16, "validation.images": 99, "autoattack.images": 99,
         "masking.images": 99, "objective.classes_per_step": 9, "gradient_store.classes_per_image": 9,
     }  # fmt: skip
     found = refusal(changes)
@@ -192,9 +192,9 @@ def test_only_stages_that_are_wanted_are_looked_at(refusal, prepared, monkeypatc
     prepared((1, 12, 10))
     asked = {"source": "cm", "pag_score.reference": "sbg"}
     asked |= {f"{name}.images": 999 for name in ("autoattack", "foolbox", "masking", "pag_score")}
-    asked |= {"train.validation_attacked": 999, "baseline_method": "at", "train.compile": True}
+    asked |= {"validation.images": 999, "baseline_method": "at", "train.compile": True}
     words = {
-        "train": "train.validation_attacked",
+        "train": "validation.images",
         "autoattack": "autoattack.images",
         "pag_score": "square",
         "baseline": "at",

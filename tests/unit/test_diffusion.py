@@ -190,9 +190,9 @@ def test_attention_where_the_network_has_no_such_side_is_refused(make_params, si
         ((1, 9, 9), r"halve the image 1 times.*9x9 .*prepare.image_size or give fewer multipliers"),
         (
             (1, 6, 8),
-            r"the diffusion model takes square images, and these are 8x6 pixels \(width x height\).*prepare.image_size",
+            r"the diffusion model .*takes square images, and these are 8x6 pixels \(width x height\).*prepare.image_size",
         ),
-        ((3, 8, 5), r"the diffusion model takes square images, and these are 5x8 pixels"),
+        ((3, 8, 5), r"the diffusion model .*takes square images, and these are 5x8 pixels"),
     ],
 )
 def test_images_that_cannot_be_halved_are_refused(make_params, shape, words):

@@ -5,7 +5,6 @@ import ast
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from experiments.described_stages import value_at
 from pag_core.pipeline.stage import stage
@@ -18,7 +17,7 @@ def place(tmp_path, monkeypatch, plain_params):
     monkeypatch.chdir(tmp_path)
 
     def make(changes=None):
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed(plain_params, changes or {})), encoding="utf-8")
+        (tmp_path / "params.yaml").write_text(written_yaml(changed(plain_params, changes or {})), encoding="utf-8")
 
     make()
     return make

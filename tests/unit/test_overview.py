@@ -252,7 +252,7 @@ def test_what_is_of_another_network_than_is_there_is_left_out(tmp_path, plain_pa
     def record(**networks):
         return {"params": {}, "inputs": {"dataset": "d", **networks}}
 
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(plain_params), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(written_yaml(plain_params), encoding="utf-8")
     contents = {
         "data/classifier/card.json": {"checksum": "new"},
         "data/baseline/card.json": {"checksum": "b"},

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from pyautoattack.autopgd_base import APGDAttack
 
 from pag_core.classifiers.building import save_classifier
@@ -45,7 +44,7 @@ def validation(tmp_path, monkeypatch, make_dataset, make_classifier, plain_param
             "validation.batch_size": 200,
             **changes,
         }
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed(plain_params, options)), encoding="utf-8")
+        (tmp_path / "params.yaml").write_text(written_yaml(changed(plain_params, options)), encoding="utf-8")
         module.main(baseline=baseline)
         place = tmp_path / "data/baseline_training.json" if baseline else details_place("training")
         return json.loads(place.read_text())
