@@ -5,7 +5,6 @@ stages before it. So classifiers share what is equal, and a stage that has finis
 """
 
 import functools
-import os
 import shutil
 import sys
 import time

@@ -67,7 +67,9 @@ def counts(params: Params, dataset: Dataset) -> list[Rule]:
     ]
     if _wanted("pag_score"):
         rules += [
-            partial(require_known_classes, train, class_names=dataset.class_names, images=params.pag_score.judge_images),
+            partial(
+                require_known_classes, train, class_names=dataset.class_names, images=params.pag_score.judge_images
+            ),
             partial(require_held_gradients, params),
         ]
     return rules

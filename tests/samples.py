@@ -9,11 +9,11 @@ from PIL import Image
 from torch import nn
 
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.params.yaml_text import read_yaml
 from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.gradients.score_based import averaged_batches
 from pag_core.objective.pag import AlignedBatch, pag_objective
 from pag_core.params.sections import GradientStoreParams, ObjectiveParams, ScoreBasedParams
+from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.checkpoint import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,6 @@ from pag_core.gradient_store.store import RepresentativeGradients
 from pag_core.gradients.online import OnlineGradients
 from pag_core.objective.methods import build_method
 from pag_core.params.reading import parse_params
-from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.stage import stage
 from pag_core.training import classifier as classifier_module

@@ -136,9 +136,9 @@ def test_a_parameter_that_a_stage_does_not_read_runs_the_check_alone_again(opene
 
 def test_the_check_runs_before_all_that_runs_long_and_knows_what_is_wanted(opened, ran, monkeypatch, tmp_path):
     told = []
-    start = subprocess.run
+    start = by_hand.run_program
     monkeypatch.setattr(
-        subprocess, "run", lambda *given, **options: told.append(options["env"]) or start(*given, **options)
+        by_hand, "run_program", lambda *given, **environment: told.append(environment) or start(*given, **environment)
     )
     ByHand(opened().params, tmp_path / "work", lambda program: "code", wanted=("train",)).make("train")
     assert [folder.name.split("-")[0] for folder in ran] == ["prepare", "check", "diffusion", "sbg", "train"]

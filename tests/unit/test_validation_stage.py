@@ -11,6 +11,7 @@ from pyautoattack.autopgd_base import APGDAttack
 
 from pag_core.classifiers.building import save_classifier
 from pag_core.compute.randomness import derived_seed
+from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import write_sealed_json
 from pag_core.pipeline.places import classifier_place, dataset_place, details_place
 from tests.samples import ROOT, changed
