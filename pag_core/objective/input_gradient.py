@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 
 from pag_core.errors import AdjointUnavailable
@@ -156,6 +157,8 @@ def _cached(classifier: nn.Module, images: torch.Tensor, key: Any, make: Callabl
 
 def _once(check: Callable[..., None], classifier: nn.Module, images: torch.Tensor, batch_norm: str) -> None:
     """Run a check of the network for this meaning of batch-norm and its layers' present modes, whatever the batch's size."""
+    if isinstance(images, FakeTensor):  # has no values to compare
+        return
     learns = any(parameter.requires_grad for parameter in classifier.parameters())
     key = (check, batch_norm, learns)
     _cached(classifier, images[:0], key, lambda: check(classifier, images, Seeds("logit"), batch_norm))

@@ -67,7 +67,8 @@ def plain_values(network: nn.Module) -> list[Any]:
 def state_kept(network: nn.Module, device: torch.device) -> Iterator[NetworkState]:
     """The body may run `network`; afterwards its buffers, its attributes and all random streams are as they were."""
     state, of_python, of_numpy = NetworkState(network), random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    # stand-ins for GPU tensors have no GPU
+    with torch.random.fork_rng([device] if device.type == "cuda" and torch.cuda.is_available() else []):
         try:
             yield state
         finally:

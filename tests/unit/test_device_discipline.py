@@ -66,7 +66,7 @@ def train_classifier(tmp_path, dataset, make_params, make_classifier):
         Trainer(
             classifier=classifier or make_classifier(), train=split, classes=3, params=params.train,
             term=AlignmentTerm(targets, 2.0, params.objective), seed=5, device=CPU,
-            folder=RunFolder(tmp_path / f"run-{steps}"),
+            folder=RunFolder(tmp_path / f"run-{steps}"), checkpoint_seconds=10**6,
         ).run(tmp_path / f"curves-{steps}")  # fmt: skip
 
     return train
