@@ -355,3 +355,13 @@ def test_a_count_of_the_library_that_its_images_do_not_bear_out_is_a_disagreemen
     monkeypatch.setattr(AutoAttack, "run_standard_evaluation", counted_otherwise("80.00"))
     with pytest.raises(EvaluationRefused, match="differ on 4 of 20 images"):
         attack_shard(model, images, labels, **FAINT, batch_size=20)
+
+
+@pytest.mark.parametrize(("norm", "length"), [("L1", 7), ("L2", 5), ("Linf", 4)])
+def test_a_perturbation_is_measured_in_its_norm(norm, length):
+    perturbation = torch.tensor([[0.0, 0.0], [3.0, -4.0]]).reshape(2, 1, 1, 2)
+    autoattack_module._require_within(perturbation, norm, length)
+    with pytest.raises(
+        EvaluationRefused, match=rf"perturbation of {norm} {length}, beyond the radius {length - 0.01:g}"
+    ):
+        autoattack_module._require_within(perturbation, norm, length - 0.01)
