@@ -9,7 +9,7 @@ from torch import nn
 
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation import autoattack as autoattack_module
-from pag_core.evaluation.autoattack import attack_name, attack_shard, recount_size, run_autoattack
+from pag_core.evaluation.autoattack import attack_name, attack_shard, headline, recount_size, run_autoattack
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.report.page import AUTOATTACK_SEQUENCES
 from tests.samples import Changed, labelled_images
@@ -365,3 +365,15 @@ def test_a_perturbation_is_measured_in_its_norm(norm, length):
         EvaluationRefused, match=rf"perturbation of {norm} {length}, beyond the radius {length - 0.01:g}"
     ):
         autoattack_module._require_within(perturbation, norm, length - 0.01)
+
+
+def test_the_headline_has_the_accuracies_of_both():
+    found = {"verdicts": {}, "per_attack": {}, "disagreements": {}, "recounted": {}, "warnings": []}
+    details = {
+        "attack": "standard", "images": 9,
+        "model": {"clean": 0.9, "L2 1": 0.5, **found}, "baseline": {"clean": 0.8, "L2 1": 0.25, **found},
+    }  # fmt: skip
+    assert headline(details) == {
+        "attack": "standard", "images": 9,
+        "model": {"clean": 0.9, "L2 1": 0.5}, "baseline": {"clean": 0.8, "L2 1": 0.25},
+    }  # fmt: skip

@@ -26,9 +26,11 @@ class Brightness(nn.Module):
 
     def __init__(self, classes):
         super().__init__()
+        self.most = 0
         self.register_buffer("levels", torch.arange(classes) / 10)
 
     def forward(self, images):
+        self.most = max(self.most, len(images))
         return -1000 * (images.flatten(1).mean(1)[:, None] - self.levels) ** 2
 
 
@@ -144,3 +146,12 @@ def test_a_judge_that_does_not_know_a_class_is_refused(dataset):
             match=rf"judge_images is {count}, and none of that many .* is of the class '(ant|bee|cat)'; set",
         ):
             trained_judge(train, test, class_names=NAMES, images=count)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_no_more_images_are_pushed_at_once_than_were_asked_for(batch_size):
+    """Also where an image has more classes than that."""
+    images, classifier = levels([0.0, 0.1, 0.2, 0.3]), Brightness(4).eval()
+    options = {"classes": 4, "norm": "L2", "radius": 0.2, "steps": 3, "batch_size": batch_size}
+    judged(Judge(Nearest(), 1, 1, 1.0), classifier, images, torch.tensor([0, 1, 2, 3]), **options)
+    assert classifier.most == min(batch_size, 8), "two images of four classes fit into ten"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pag_core.evaluation import pag_score as pag_score_module
 from pag_core.evaluation.pag_score import pag_score
 from pag_core.gradient_store.store import RepresentativeGradients
 from tests.linear_models import linear
@@ -47,3 +48,20 @@ def test_the_score_matches_loops(dataset, at_once):
             v, u = (weight[label] - p @ weight).numpy(), (representatives[label].double() - image).flatten().numpy()
             cosines.append(np.dot(v, u) / np.linalg.norm(v) / np.linalg.norm(u))
     assert found == pytest.approx(np.mean(cosines), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 6, 8])
+def test_no_more_gradients_at_once_than_were_asked_for(monkeypatch, batch_size):
+    """Also where an image has more classes than that."""
+    model, taken = linear(classes=4), []
+    images, _ = labelled_images(model, 5)
+    gradients = pag_score_module.input_gradients
+
+    def counted(classifier, some, class_indices, **options):
+        taken.append(class_indices.numel())
+        return gradients(classifier, some, class_indices, **options)
+
+    monkeypatch.setattr(pag_score_module, "input_gradients", counted)
+    own = softmax_gradients(model, images)
+    assert pag_score(model, images, Stored(own), classes=4, batch_size=batch_size) == pytest.approx(1, abs=1e-5)
+    assert sum(taken) == 20 and max(taken) <= batch_size
