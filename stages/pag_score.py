@@ -62,8 +62,7 @@ def main() -> None:
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
         require_held_gradients(params)
         targets = _targets(opened, dataset, test)
-        networks = ("classifier", "baseline")
-        loaded = {who: load_classifier(classifier_place(who), dataset, device) for who in networks}
+        loaded = {who: load_classifier(classifier_place(who), dataset, device) for who in ("classifier", "baseline")}
         record = _provenance(opened, dataset, {who: saved for who, (_, saved) in loaded.items()})
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")

@@ -232,6 +232,6 @@ def test_a_mistake_in_params_yaml_is_refused_before_a_description_is_laid_over_i
     """Also of a value that the description has otherwise; the message names the file that it is in."""
     (tmp_path / "params.yaml").write_text(written_yaml({**plain_params, key: value}), encoding="utf-8")
     (tmp_path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
-    monkeypatch.setattr(description, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(description, "BASE", tmp_path / "params.yaml")
     with pytest.raises(ParamsError, match=rf"^params\.yaml:\n  {key}.*{words}"):
         read_experiment(tmp_path / "tiny.yaml", "tiny", [])

@@ -88,7 +88,7 @@ def test_every_stage_that_works_in_batches_names_its_parameter(plain_params):
     named = {name: memory_of(path) for name, path in programs.items()}
     assert all(value_at(plain_params, key) for key in named.values() if key is not None)
     # these read no batches
-    assert {name for name, key in named.items() if key is None} == {"prepare", "heuristic", "report"}
+    assert {name for name, key in named.items() if key is None} == {"prepare", "check", "heuristic", "report"}
     own = {name for name in named if isinstance(plain_params.get(name), dict) and "batch_size" in plain_params[name]}
     assert {"train", "diffusion", "sbg", "validation", "autoattack", "foolbox", "masking"} <= own
     assert all(named[name] == f"{name}.batch_size" for name in own)
