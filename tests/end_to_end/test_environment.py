@@ -72,8 +72,9 @@ def test_sigterm_reaches_what_make_runs(checkout: Path) -> None:
     (checkout / ".venv/bin/python").symlink_to(sys.executable)
     (checkout / ".venv/.installed").touch()
     (checkout / "environment.py").write_text("")
-    (checkout / "experiments").mkdir()
-    (checkout / "experiments/repository.py").write_text("")
+    for module in ("experiments/repository.py", "pag_core/params.py"):
+        (checkout / module).parent.mkdir()
+        (checkout / module).write_text("")
     (checkout / "dvc.py").write_text(
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit('dvc got it'))\n"

@@ -34,6 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
     made = ProjectCopy(tmp_path_factory.mktemp("shared"), overrides)
     made.stage("code")
     made.stage("prepare")
+    made.stage("check")
     made.stage("heuristic", "cm")
     made.stage("train", "--baseline")
     return made
