@@ -25,8 +25,8 @@ from pag_core.gradient_store.store import open_gradients
 from pag_core.gradients.score_based import averaged_gradients, drawn_noise
 from pag_core.gradients.sources import SOURCES
 from pag_core.objective.input_gradient import input_gradients
+from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
-from pag_core.params.values import radius_value
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.places import DIFFUSION, classifier_place, dataset_place, gradients_place
 

@@ -22,8 +22,8 @@ from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.figures.training_curves import training_curves
 from pag_core.gradient_store.store import TargetGradients, open_gradients
 from pag_core.gradients.sources import SOURCES
+from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
-from pag_core.params.values import radius_value
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder
 from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import (

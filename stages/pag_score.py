@@ -14,7 +14,7 @@ from pag_core.evaluation.pag_score import pag_score, require_held_gradients
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import RepresentativeGradients, TargetGradients, open_gradients
 from pag_core.gradients.class_mean import class_mean_representatives
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import classifier_place, dataset_place, gradients_place, write_metrics
 from pag_core.pipeline.saved_network import SavedNetwork

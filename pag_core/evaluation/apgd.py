@@ -13,7 +13,7 @@ from torch import nn
 
 from pag_core.compute.randomness import derived_seed
 from pag_core.evaluation.fitness import batches_of, correct, require_fit_for_attack
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 
 
 def standing_accuracy(

@@ -17,7 +17,7 @@ from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.fitness import correct, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import AutoAttackParams
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 from pag_core.pipeline.checkpoint import RunFolder
 
 LOGGER = "auto-attack"

@@ -17,7 +17,7 @@ from pag_core.evaluation.fitness import accuracy, batches_of, correct, require_f
 from pag_core.evaluation.pgd import foolbox_model
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import FoolboxParams
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 from pag_core.pipeline.checkpoint import RunFolder
 
 DISTANCES = {"L0": distances.l0, "L1": distances.l1, "L2": distances.l2}

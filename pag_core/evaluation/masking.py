@@ -19,7 +19,7 @@ from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
 from pag_core.evaluation.pgd import pgd_accuracy, pgd_images
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import MaskingParams
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 from pag_core.pipeline.checkpoint import RunFolder
 
 

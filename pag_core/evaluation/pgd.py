@@ -11,7 +11,7 @@ from torch import nn
 
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.evaluation.fitness import accuracy, batches_of, require_fit_for_attack
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 
 ATTACKS: dict[str, Any] = {"L2": L2ProjectedGradientDescentAttack, "Linf": LinfProjectedGradientDescentAttack}
 

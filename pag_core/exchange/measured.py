@@ -5,7 +5,7 @@ from typing import Any
 from pag_core.compute.device import described_threads
 from pag_core.evaluation.autoattack import attack_name, library_seed, shard_seed
 from pag_core.evaluation.subject import baseline_place
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 from pag_core.pipeline.artifacts import read_json
 from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import details_place

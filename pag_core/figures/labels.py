@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from pag_core.params.values import Control, MethodName, radius_value
+from pag_core.params.radii import radius_value
+from pag_core.params.values import Control, MethodName
 
 
 @dataclass(frozen=True)

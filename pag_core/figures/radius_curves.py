@@ -12,7 +12,7 @@ from pag_core.figures.fonts import escaped
 from pag_core.figures.labels import norm_and_radius, norm_label, seeds_label, settings_by_norm
 from pag_core.figures.model_marks import Fill, Kind, fills
 from pag_core.figures.palette import MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE, pad, style, tidy
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 
 # of rows of the same kind, as those that differ in lambda alone, in the order in which they come
 LINES = ("solid", "dashed", "dotted", "dashdot", (0, (5, 1)), (0, (1, 3)))

@@ -19,7 +19,7 @@ from pag_core.figures.palette import (
     style,
     tidy,
 )
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 
 LINES: tuple[tuple[str, str, Literal["-", "--"]], ...] = (
     ("baseline", BASELINE_COLOUR, "--"),

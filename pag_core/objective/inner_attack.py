@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from pag_core.params.radii import radius_value
 from pag_core.params.sections import InnerAttackParams
-from pag_core.params.values import radius_value
 
 TINY = 1e-12
 # TRADES begins this far from the image (standard deviation per pixel), whatever the radius

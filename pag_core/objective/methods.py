@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pag_core.objective.inner_attack import attacked_images, in_mode, projected, start_beside, start_in_ball
 from pag_core.objective.input_gradient import logits_of
+from pag_core.params.radii import radius_value
 from pag_core.params.sections import (
     AdversarialTrainingParams,
     GaussianNoiseParams,
@@ -20,7 +21,7 @@ from pag_core.params.sections import (
     Params,
     TradesParams,
 )
-from pag_core.params.values import MethodName, radius_value
+from pag_core.params.values import MethodName
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Values of params.yaml: names, numbers with bounds, radii kept as they are written; and what all its sections have."""
 
-import fractions
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from pag_core.params.radii import radius_value
 
 Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
 MethodName = Literal["standard", "at", "trades", "gradient_norm", "gaussian_noise"]
@@ -39,11 +40,6 @@ NonNegativeReal = Annotated[Real, Field(ge=0)]
 
 # beyond the L1 distance of any two images
 LARGEST_RADIUS = 1e6
-
-
-def radius_value(label: str) -> float:
-    """The value of a radius as it is written in params.yaml: a number or a fraction such as `8/255`."""
-    return float(fractions.Fraction(label))
 
 
 def _radius_label(value: Any) -> str:

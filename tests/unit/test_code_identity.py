@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pag_core.pipeline.code_identity import code_fingerprint
+from pag_core.pipeline.code_identity import code_fingerprint, file_fingerprints
 from tests.samples import ROOT
 
 # as a stage does: opens its run folder before it loads the architecture, and is killed within
@@ -102,6 +102,38 @@ def test_comments_docstrings_and_layout_are_no_part_of_it(checkout, edit, same):
     edited.write_text(edit(code))
     assert edited.read_text() != code
     assert (code_fingerprint(program, checkout) == before) == same
+
+
+ATTACKING = {"autoattack", "foolbox", "masking"}
+LOADING = {"check", "train", "validation", *ATTACKING, "pag_score", "figures", "report"}  # a classifier
+EDITS = {
+    "an architecture": (["params/sections.py", "classifiers/architectures.py", "classifiers/vgg.py"], LOADING),
+    "a parameter": (["params/sections.py", "params/measurements.py", "params/reading.py"], set()),
+    "a name of a source or a method": (["params/values.py", "params/sections.py"], set()),
+    "an error": (["errors.py"], set()),
+    "a dataset": (["params/sections.py", "datasets/cifar.py"], {"prepare"}),
+    "the template of the page": (["report/page.html"], {"report"}),
+    "the training of the diffusion model": (["diffusion/training.py"], {"diffusion"}),
+    "AutoAttack": (["evaluation/autoattack.py"], {"autoattack"}),
+    "what all attacks begin with": (["evaluation/subject.py"], ATTACKING),
+    "a figure": (["figures/training_curves.py"], {"figures"}),
+}
+
+
+@pytest.fixture(scope="module")
+def code_of_stages():
+    """The files by whose content each stage is known."""
+    programs = [path for path in (ROOT / "stages").glob("*.py") if path.stem != "code"]
+    return {path.stem: set(file_fingerprints(path)) for path in programs}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_rebuilds_what_runs_it(code_of_stages, name):
+    """A teacher, or a store that was distilled from it, costs hours."""
+    edited, rebuilt = EDITS[name]
+    places = {f"pag_core/{place}" for place in edited}
+    assert all((ROOT / place).exists() for place in places)
+    assert {stage for stage, files in code_of_stages.items() if files & places} == rebuilt
 
 
 @pytest.mark.parametrize("own", [True, False])

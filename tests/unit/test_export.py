@@ -23,7 +23,7 @@ from pag_core.exchange import export as export_module
 from pag_core.exchange.export import export
 from pag_core.exchange.model_card import _loading, model_card
 from pag_core.exchange.outside.loading import attacked_images, load
-from pag_core.params.values import radius_value
+from pag_core.params.radii import radius_value
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.places import classifier_place, dataset_place, details_place
 from tests.outside import outside

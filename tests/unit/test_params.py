@@ -8,10 +8,11 @@ import pytest
 
 from pag_core.errors import ParamsError
 from pag_core.params.__main__ import main as check_file
+from pag_core.params.radii import radius_value
 from pag_core.params.reading import load_params, parse_params
 from pag_core.params.reading import plain_params as read_plain
 from pag_core.params.sections import Params
-from pag_core.params.values import Source, radius_value
+from pag_core.params.values import Source
 from pag_core.params.yaml_text import written_yaml
 from tests.samples import PARAMS, ROOT, changed
 
