@@ -17,6 +17,17 @@ def class_value(logits, label, output):
     return logits[label] if output == "logit" else logits[label] - torch.logsumexp(logits, 0)
 
 
+class Of(nn.Module):
+    """A function of features [B, 6, H, W] as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, features):
+        return self.function(features)
+
+
 class LoopNorm(nn.Module):
     """Batch-norm written out, which can be given its statistics."""
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pag_core.objective.input_gradient import input_gradients
-from tests.input_gradient_loops import CLASSES, DRAWN, relative, samples
+from tests.input_gradient_loops import CLASSES, DRAWN, Of, relative, samples
 
 
 def layer(make):
@@ -15,17 +15,6 @@ def layer(make):
         return nn.Sequential(make())
 
     return build_features
-
-
-class Of(nn.Module):
-    """A function of features [B, 6, H, W] as a layer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, features):
-        return self.function(features)
 
 
 def of(function):

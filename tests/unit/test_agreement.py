@@ -12,7 +12,7 @@ from torchvision.ops import deform_conv2d
 
 from pag_core.errors import AdjointUnavailable, NotTwiceDifferentiable
 from pag_core.objective.input_gradient import input_gradients
-from tests.input_gradient_loops import MEANINGS, relative
+from tests.input_gradient_loops import MEANINGS, Of, relative
 
 CLASSES = 4
 
@@ -44,15 +44,6 @@ class Swish(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         share = torch.sigmoid(x)
         return gradient * (share + x * share * (1 - share))
-
-
-class Of(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, features):
-        return self.function(features)
 
 
 class BinaryWeights(nn.Module):
