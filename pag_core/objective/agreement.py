@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pag_core.compute.precision import products_in
+from pag_core.compute.precision import products_in, rounded_products
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.errors import AdjointUnavailable, NotTwiceDifferentiable
 from pag_core.objective.adjoint.cotangent import Context
@@ -59,7 +59,7 @@ def require_agreement(classifier: nn.Module, images: torch.Tensor, seeds: Seeds,
             except AdjointUnavailable:
                 state.restore()
                 meaning, exact = _in_float64(classifier, some, seeds, batch_norm)
-        if torch.is_autocast_enabled(images.device.type) or (images.is_cuda and torch.backends.cuda.matmul.allow_tf32):
+        if torch.is_autocast_enabled(images.device.type) or rounded_products(images.device):
             ways.require_near_in_this_precision(meaning, exact)
 
 
