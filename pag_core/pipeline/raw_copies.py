@@ -42,7 +42,7 @@ def remove_stale_copies(path: Path) -> None:
     with _locked(path):
         for stale in path.parent.glob(f"{_name(path)}-*.raw"):
             if stale != path:
-                remove_unheld(stale)
+                _remove_unheld(stale)
         for partial in path.parent.glob(f".{_name(path)}-*.partial"):
             partial.unlink()
 
@@ -69,14 +69,12 @@ def _is_as_written(path: Path) -> bool:
     return {**file_record(path), "checksum": stated["checksum"]} == stated
 
 
-def remove_unheld(path: Path) -> bool:
-    """Remove a raw copy with its record unless a process reads it; whether it was removed."""
+def _remove_unheld(path: Path) -> None:
+    """Remove a raw copy with its record unless a process reads it."""
     with path.open("rb") as file:
-        if not _locked_alone(file):
-            return False
-        path.unlink()
-    _record_of(path).unlink(missing_ok=True)
-    return True
+        if _locked_alone(file):
+            path.unlink()
+            _record_of(path).unlink(missing_ok=True)
 
 
 def is_held(path: Path) -> bool:
