@@ -23,7 +23,7 @@ from pag_core.diffusion.network import (
 )
 from pag_core.errors import PagError, ParamsError
 from pag_core.evaluation.pag_score import require_held_gradients, require_known_classes
-from pag_core.gradient_store.controls import require_exchangeable
+from pag_core.gradients.controls import require_exchangeable
 from pag_core.gradients.distillation import require_kept_classes
 from pag_core.gradients.nearest_neighbor import require_neighbours
 from pag_core.objective.adjoint.compilation import require_compiler

@@ -10,10 +10,10 @@ from pag_core.datasets.prepared import read_dataset
 from pag_core.diffusion.network import KIND, architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.pipeline.checkpoint import run_folder
+from pag_core.pipeline.curves import Curves
 from pag_core.pipeline.places import DIFFUSION, curves_place, dataset_place
 from pag_core.pipeline.saved_network import save_network
 from pag_core.pipeline.stage import run, stage
-from pag_core.training.curves import Curves
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from pag_core.gradients.sources import SOURCES
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder
+from pag_core.pipeline.curves import read_curves
 from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.places import (
     FIGURES,
@@ -36,7 +37,6 @@ from pag_core.pipeline.places import (
 )
 from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import run, stage
-from pag_core.training.curves import read_curves
 
 Found = dict[str, Any]
 Curve = dict[str, list[tuple[int, float]]]

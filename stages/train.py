@@ -13,9 +13,9 @@ from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.gradient_store.controls import exchanged, require_exchangeable
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
+from pag_core.gradients.controls import exchanged, require_exchangeable
 from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
 from pag_core.pipeline.checkpoint import RunFolder, run_folder

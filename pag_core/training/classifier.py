@@ -16,9 +16,9 @@ from pag_core.errors import ParamsError
 from pag_core.objective.methods import STANDARD, Method
 from pag_core.params.sections import ObjectiveParams, TrainParams
 from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.curves import Curves
 from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.training.batches import Batch, Batches
-from pag_core.training.curves import Curves
 from pag_core.training.optimization import build_optimizer, build_schedule
 from pag_core.training.smallest_batch import require_smallest_batch
 from pag_core.training.step import AlignmentTerm, Objective

@@ -5,8 +5,8 @@ import torch
 
 from pag_core.figures.labels import CONTROLS, model_label
 from pag_core.figures.model_marks import Kind
-from pag_core.gradient_store.controls import exchanged, other_images
 from pag_core.gradient_store.targets import DenseGradients, RepresentativeGradients
+from pag_core.gradients.controls import exchanged, other_images
 from pag_core.training.batches import drawn_classes
 
 CLASSES = 3

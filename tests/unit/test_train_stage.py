@@ -9,9 +9,9 @@ import torch
 
 from pag_core.compute.randomness import generator
 from pag_core.errors import ParamsError
-from pag_core.gradient_store.controls import OfAnotherClass, OfAnotherImage, OfShuffledPixels, other_images
 from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
 from pag_core.gradient_store.targets import DenseGradients, RepresentativeGradients
+from pag_core.gradients.controls import OfAnotherClass, OfAnotherImage, OfShuffledPixels, other_images
 from pag_core.objective.methods import build_method
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.checkpoint import RunFolder

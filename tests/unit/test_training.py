@@ -12,10 +12,10 @@ from pag_core.errors import ParamsError, TrainingDiverged
 from pag_core.gradient_store.targets import RepresentativeGradients
 from pag_core.objective.methods import build_method
 from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.curves import read_curves
 from pag_core.training import classifier as classifier_module
 from pag_core.training import step as step_module
 from pag_core.training.classifier import Trainer
-from pag_core.training.curves import read_curves
 from pag_core.training.optimization import build_optimizer, build_schedule
 from pag_core.training.step import AlignmentTerm
 from tests.samples import Killed, KilledFolder
