@@ -1,5 +1,9 @@
 """Architectures by the name that params.yaml gives them; what is needed here travels with an exported classifier."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from torch import nn
 
 from pag_core.classifiers.activations import ACTIVATIONS
@@ -8,26 +12,74 @@ from pag_core.classifiers.small_resnet import require_stages, small_resnet
 from pag_core.classifiers.wide_resnet import wide_resnet
 from pag_core.errors import ParamsError
 
-# which of classifier.width, depth and patch_size an architecture has; each takes `activation`
-OPTIONS: dict[str, frozenset[str]] = {
-    "small_resnet": frozenset({"width", "depth"}),
-    "resnet18": frozenset(),
-    "wrn_34_10": frozenset({"width", "depth"}),
-    "vgg11": frozenset({"width"}),
-    "vgg13": frozenset({"width"}),
-    "vgg16": frozenset({"width"}),
-    "vit": frozenset({"width", "depth", "patch_size"}),
-    "mixer": frozenset({"width", "depth", "patch_size"}),
-}
-OWN_ACTIVATION = {"small_resnet": "silu", "vit": "gelu", "mixer": "gelu"}  # relu for all others
-# what an architecture is built from beside torch
-PACKAGES = {
-    "resnet18": "torchvision",
-    "vgg11": "torchvision",
-    "vgg13": "torchvision",
-    "vgg16": "torchvision",
-    "vit": "timm",
-    "mixer": "timm",
+Shape = tuple[int, int, int]
+
+
+# torchvision and timm take seconds to load, so only those that need them pay
+def _small_resnet(image_shape: Shape, **options: Any) -> nn.Module:
+    require_stages(options.get("depth"), image_shape)
+    return small_resnet(channels=image_shape[0], **options)
+
+
+def _wide_resnet(image_shape: Shape, **options: Any) -> nn.Module:
+    return wide_resnet(channels=image_shape[0], **options)
+
+
+def _resnet18(image_shape: Shape, **options: Any) -> nn.Module:
+    from pag_core.classifiers.resnet18 import resnet18
+
+    return resnet18(channels=image_shape[0], **options)
+
+
+def _vgg(layers: str) -> Callable[..., nn.Module]:
+    def build(image_shape: Shape, **options: Any) -> nn.Module:
+        from pag_core.classifiers.vgg import vgg
+
+        return vgg(layers, image_shape=image_shape, **options)
+
+    return build
+
+
+def _vit(image_shape: Shape, **options: Any) -> nn.Module:
+    from pag_core.classifiers.vision_transformer import vision_transformer
+
+    return vision_transformer(image_shape=image_shape, **options)
+
+
+def _mixer(image_shape: Shape, **options: Any) -> nn.Module:
+    from pag_core.classifiers.mlp_mixer import mlp_mixer
+
+    return mlp_mixer(image_shape=image_shape, **options)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network behind the normalisation: `build(image_shape, classes=..., activation=..., **options)`.
+
+    `options` are those of classifier.width, depth and patch_size that it has, `activation` the one that it has of its own,
+    `package` what it is built from beside torch.
+    """
+
+    build: Callable[..., nn.Module]
+    options: frozenset[str] = frozenset()
+    activation: str = "relu"
+    package: str | None = None
+
+
+_WIDTH, _DEPTH, _PATCHES = (
+    frozenset({"width"}),
+    frozenset({"width", "depth"}),
+    frozenset({"width", "depth", "patch_size"}),
+)
+ARCHITECTURES = {
+    "small_resnet": Architecture(_small_resnet, _DEPTH, activation="silu"),
+    "resnet18": Architecture(_resnet18, package="torchvision"),
+    "wrn_34_10": Architecture(_wide_resnet, _DEPTH),
+    "vgg11": Architecture(_vgg("vgg11"), _WIDTH, package="torchvision"),
+    "vgg13": Architecture(_vgg("vgg13"), _WIDTH, package="torchvision"),
+    "vgg16": Architecture(_vgg("vgg16"), _WIDTH, package="torchvision"),
+    "vit": Architecture(_vit, _PATCHES, activation="gelu", package="timm"),
+    "mixer": Architecture(_mixer, _PATCHES, activation="gelu", package="timm"),
 }
 
 
@@ -36,7 +88,7 @@ def build_classifier(
     *,
     width: int | None,
     activation: str | None,
-    image_shape: tuple[int, int, int],
+    image_shape: Shape,
     classes: int,
     depth: int | None = None,
     patch_size: int | None = None,
@@ -46,43 +98,16 @@ def build_classifier(
     Weights are drawn from torch's global generator. No activation works in place. Raises ParamsError for an option that
     the architecture lacks and for images that do not fit it.
     """
-    if arch not in OPTIONS:
-        raise ParamsError(f"params.yaml: arch {arch!r} is not one of: {', '.join(OPTIONS)}")
+    if arch not in ARCHITECTURES:
+        raise ParamsError(f"params.yaml: arch {arch!r} is not one of: {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[arch]
     chosen = {"width": width, "depth": depth, "patch_size": patch_size}
     given = {name: value for name, value in chosen.items() if value is not None}
     if arch == "resnet18" and given.get("width") == 64:
         del given["width"]  # its only width, written out
-    for name in given.keys() - OPTIONS[arch]:
+    for name in given.keys() - architecture.options:
         reason = "has 64" if (arch, name) == ("resnet18", "width") else f"has no option {name}"
         raise ParamsError(f"params.yaml: classifier.{name} is {given[name]}; {arch} {reason}: give null")
-    kind = ACTIVATIONS[activation or OWN_ACTIVATION.get(arch, "relu")]
-    return NormalizedClassifier(_network(arch, image_shape, classes, kind, given), channels=image_shape[0])
-
-
-def _network(
-    arch: str, image_shape: tuple[int, int, int], classes: int, activation: type[nn.Module], given: dict[str, int]
-) -> nn.Module:
-    """The network behind the normalisation; torchvision and timm take seconds to load, so only those that need them pay."""
-    channels = image_shape[0]
-    match arch:
-        case "small_resnet":
-            require_stages(given.get("depth"), image_shape)
-            return small_resnet(channels=channels, classes=classes, activation=activation, **given)
-        case "resnet18":
-            from pag_core.classifiers.resnet18 import resnet18
-
-            return resnet18(channels=channels, classes=classes, activation=activation)
-        case "wrn_34_10":
-            return wide_resnet(channels=channels, classes=classes, activation=activation, **given)
-        case "vit":
-            from pag_core.classifiers.vision_transformer import vision_transformer
-
-            return vision_transformer(image_shape=image_shape, classes=classes, activation=activation, **given)
-        case "mixer":
-            from pag_core.classifiers.mlp_mixer import mlp_mixer
-
-            return mlp_mixer(image_shape=image_shape, classes=classes, activation=activation, **given)
-        case _:
-            from pag_core.classifiers.vgg import vgg
-
-            return vgg(arch, image_shape=image_shape, classes=classes, activation=activation, **given)
+    kind = ACTIVATIONS[activation or architecture.activation]
+    network = architecture.build(image_shape, classes=classes, activation=kind, **given)
+    return NormalizedClassifier(network, channels=image_shape[0])

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pag_core.classifiers.architectures import PACKAGES
+from pag_core.classifiers.architectures import ARCHITECTURES
 from pag_core.datasets.labelled_images import listed_classes
 from pag_core.figures.labels import settings_by_norm
 from pag_core.report.verdict import MASKING_CHECKS, gradients_phrase, percent
@@ -58,7 +58,7 @@ def _how_trained(card: Plain) -> str:
 
 
 def _loading(name: str, dataset: str, card: Plain) -> str:
-    packages = ["torch", "safetensors", *filter(None, [PACKAGES.get(card["arch"])])]
+    packages = ["torch", "safetensors", *filter(None, [ARCHITECTURES[card["arch"]].package])]
     versions = card["provenance"]["versions"]
     known = ", ".join(f"{package} {versions[package]}" for package in packages)
     text = (

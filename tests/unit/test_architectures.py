@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg11_bn, vgg13_bn, vgg16_bn
 
 from pag_core.classifiers.activations import ACTIVATIONS
-from pag_core.classifiers.architectures import OPTIONS, OWN_ACTIVATION, build_classifier
+from pag_core.classifiers.architectures import ARCHITECTURES as RECORDS
+from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier, save_classifier
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.store import RepresentativeGradients
@@ -124,7 +125,7 @@ def test_none_works_in_place_and_each_has_the_activation_asked_for(arch):
         modules = list(small(arch, activation=activation).modules())
         assert not [module for module in modules if getattr(module, "inplace", False)]
         kinds = {type(module) for module in modules if isinstance(module, nn.ReLU | nn.SiLU | nn.GELU)}
-        assert kinds == {kind or ACTIVATIONS[OWN_ACTIVATION.get(arch, "relu")]}
+        assert kinds == {kind or ACTIVATIONS[RECORDS[arch].activation]}
 
 
 @each_architecture
@@ -251,7 +252,7 @@ def test_vgg_has_the_convolutions_of_torchvision(arch, original):
         ("small_resnet", (3, 32, 32), {"patch_size": 4}, r"classifier.patch_size is 4; small_resnet has no option patch_size"),
         ("resnet18", (3, 32, 32), {"width": 32}, r"classifier.width is 32; resnet18 has 64"),
         ("resnet18", (3, 32, 32), {"patch_size": 4}, r"classifier.patch_size is 4; resnet18 has no option patch_size"),
-        ("vit_tiny", (3, 32, 32), {}, f"arch 'vit_tiny' is not one of: {', '.join(OPTIONS)}"),
+        ("vit_tiny", (3, 32, 32), {}, f"arch 'vit_tiny' is not one of: {', '.join(RECORDS)}"),
     ],
 )  # fmt: skip
 def test_refusals_name_value_place_and_remedy(arch, image_shape, options, message):
@@ -268,8 +269,8 @@ def test_resnet18_takes_its_own_width_spelled_out():
 
 
 def test_params_and_builder_know_the_same_architectures(make_params):
-    assert set(OPTIONS) == set(get_args(Params.model_fields["arch"].annotation)) == set(ARCHITECTURES)
-    for arch in OPTIONS:
+    assert set(RECORDS) == set(get_args(Params.model_fields["arch"].annotation)) == set(ARCHITECTURES)
+    for arch in RECORDS:
         assert make_params({"arch": arch}).arch == arch
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 
-from pag_core.classifiers.architectures import OPTIONS, PACKAGES, build_classifier
+from pag_core.classifiers import architectures
+from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier, save_classifier
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.datasets.prepared import read_dataset, write_dataset
@@ -288,18 +289,19 @@ def test_another_attack_takes_no_tf32_on_a_gpu():
 @pytest.mark.slow
 def test_every_architecture_is_built_outside_from_the_packages_that_its_card_names(make_place, tmp_path):
     """First those that need torch alone, then with torchvision, then with timm, which imports it."""
-    order = sorted(OPTIONS, key=lambda arch: ["", "torchvision", "timm"].index(PACKAGES.get(arch, "")))
+    packages = {arch: known.package for arch, known in architectures.ARCHITECTURES.items()}
+    order = sorted(packages, key=lambda arch: [None, "torchvision", "timm"].index(packages[arch]))
     expected = {}
     for arch in order:
         dataset = make_place((1, 32, 32), arch)
         export(Path(arch), "classifier", "digits")
         own, _ = load_classifier(classifier_place("classifier"), dataset, torch.device("cpu"))
         expected[arch] = own(torch.full((2, 1, 32, 32), 0.25)).double().sum().item()
-        assert PACKAGES.get(arch, "safetensors") in Path(arch, "README.md").read_text()
+        assert (packages[arch] or "safetensors") in Path(arch, "README.md").read_text()
     program = f"""
 import torch
 torch.set_num_threads(1)
-for arch, package in {[(arch, PACKAGES.get(arch)) for arch in order]!r}:
+for arch, package in {[(arch, packages[arch]) for arch in order]!r}:
     refused -= {{"torchvision", "PIL", "scipy"}} if package else set()
     refused -= {{"timm", "yaml", "tqdm"}} if package == "timm" else set()
     sys.path.insert(0, f"{{sys.argv[1]}}/{{arch}}")

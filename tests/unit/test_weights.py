@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pag_core.classifiers.architectures import OPTIONS
+from pag_core.classifiers.architectures import ARCHITECTURES
 from pag_core.classifiers.building import build_classifier, load_classifier, save_classifier
 from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import load_noise_predictor
@@ -184,7 +184,7 @@ def test_resnet18_has_the_small_image_stem(activation):
 def test_options_that_an_architecture_lacks_are_refused():
     with pytest.raises(ParamsError, match=r"classifier.width is 32"):
         build_classifier("resnet18", width=32, activation=None, image_shape=(3, 8, 8), classes=3)
-    with pytest.raises(ParamsError, match=", ".join(OPTIONS)):
+    with pytest.raises(ParamsError, match=", ".join(ARCHITECTURES)):
         build_classifier("vgg", width=None, activation=None, image_shape=(3, 8, 8), classes=3)
 
 
