@@ -58,19 +58,19 @@ def require_agreement(classifier: nn.Module, images: torch.Tensor, seeds: Seeds,
                 meaning, exact = ways.require_alike(batch_norm)
             except AdjointUnavailable:
                 state.restore()
-                meaning, exact = _in_float64(classifier, some, seeds, batch_norm)
+                decided = _in_float64(classifier, some, seeds, batch_norm)
+                if decided is None:
+                    raise
+                meaning, exact = decided
         if torch.is_autocast_enabled(images.device.type) or rounded_products(images.device):
             ways.require_near_in_this_precision(meaning, exact)
 
 
-def _in_float64(classifier: nn.Module, some: torch.Tensor, seeds: Seeds, batch_norm: str) -> "tuple[str, _Pass]":
-    """As `_Ways.require_alike`, in float64, or in its own precision for a network that takes no other."""
+def _in_float64(classifier: nn.Module, some: torch.Tensor, seeds: Seeds, batch_norm: str) -> "tuple[str, _Pass] | None":
+    """As `_Ways.require_alike`, in float64; None for a network that does not take it."""
     with in_float64(classifier), state_kept(classifier, some.device) as state:
         ways = _Ways(classifier, some.double(), seeds, state)
-        if ways.computes():
-            return ways.require_alike(batch_norm)
-    with state_kept(classifier, some.device) as state:
-        return _Ways(classifier, some, seeds, state).require_alike(batch_norm)
+        return ways.require_alike(batch_norm) if ways.computes() else None
 
 
 def require_second_derivative(classifier: nn.Module, images: torch.Tensor, seeds: Seeds, batch_norm: str) -> None:
@@ -117,7 +117,7 @@ class _Ways:
         """Whether the network takes images of this dtype."""
         try:
             return bool(torch.isfinite(self.plain[0]).all())
-        except RuntimeError:
+        except Exception:  # in whatever way a network refuses another dtype
             return False
 
     def require_alike(self, batch_norm: str) -> tuple[str, _Pass]:
@@ -125,7 +125,6 @@ class _Ways:
         logits, after = self.plain
         if outside := sorted(self.drawn - {"torch"}):
             self._refuse(f"has no random numbers of {' and '.join(outside)}, from which each forward pass draws")
-        self._require_no_state_in_python(after, logits)
         self._require_no_state_in_python(after, logits)
         # of a random network each pass has draws of its own, so that only one pass can be compared
         meaning = "class" if self.drawn else batch_norm
@@ -224,15 +223,14 @@ class _Ways:
     def _pass(self, run: Callable[[], tuple[torch.Tensor, torch.Tensor]], *, second: bool = True) -> _Pass:
         """What `run` computes, and its derivatives by the parameters; `second` those of the gradients among them."""
         logits, gradients = self._begin(run)
+        missing = ""
         if second:
             try:
                 found = self._by_parameters(logits, gradients)
-                return _Pass(logits.detach(), gradients.detach(), found, "")
+                return _Pass(logits.detach(), gradients.detach(), found, missing)
             except RuntimeError as error:  # what torch raises where a derivative is not implemented
                 missing = str(error).splitlines()[0]
             logits, gradients = self._begin(run)
-        else:
-            missing = ""
         return _Pass(logits.detach(), gradients.detach(), self._by_parameters(logits), missing)
 
     def _by_parameters(self, *values: torch.Tensor) -> list[torch.Tensor]:

@@ -103,8 +103,7 @@ def in_float64(network: nn.Module) -> Iterator[None]:
 
 
 def _as_float64(value: torch.Tensor) -> torch.Tensor:
-    copy = value.detach().double()
-    copy = copy.clone() if copy is value or value.dtype == torch.float64 else copy
+    copy = value.detach().to(torch.float64, copy=True)
     return nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
 
 

@@ -336,6 +336,9 @@ def test_spectral_norm_learns_as_with_autograd():
 def test_a_network_that_takes_float32_alone():
     network, images, classes = build(Fixed, torch.float32)
     differentiate(network, images, classes)
+    network.middle = nn.Sequential(Fixed(), Of(Sign.apply))
+    with pytest.raises(AdjointUnavailable, match="other input-gradients"):
+        differentiate(network, images, classes)
 
 
 def test_rounding_is_no_mismatch():
