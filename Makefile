@@ -38,20 +38,21 @@ bench: environment
 
 # what differs between experiments, and the headline of each: `dvc exp show` alone has a column for every parameter
 experiments: environment
-	@$(PYTHON_HERE) -m experiments.repository --commits
+	@$(PYTHON_HERE) -m experiments.runs.repository --commits
 	$(PYTHON_HERE) -m dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
 
-# the same as a page to sort, filter and compare, with figures; WORK=FOLDER adds experiments that ran by hand there
+# the same as a page to sort, filter and compare, with figures
 page: environment
-	$(PYTHON_HERE) experiments/page.py $(if $(WORK),--work "$(WORK)")
+	$(PYTHON_HERE) experiments/page.py
 
 # a table of the paper beside its published numbers: make table NAME=table_1 SCALE=mini; runs what is missing. IMAGES names a
-# folder of images for those that take one (docs/tables.md)
+# folder of images for those that take one, JOBS how many runs at once (docs/tables.md)
 SCALE ?= mini
+JOBS ?= 1
 .PHONY: table
 table: environment
 	@test -f "experiments/tables/$(NAME).yaml" || { echo "NAME is one of: $(notdir $(basename $(wildcard experiments/tables/*.yaml)))"; exit 1; }
-	$(PYTHON_HERE) experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --output results \
+	$(PYTHON_HERE) experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --jobs "$(JOBS)" --output results \
 		$(if $(IMAGES),--images "$(IMAGES)")
 
 # the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
@@ -70,7 +71,7 @@ environment: $(VENV)/.installed
 
 # what DVC needs of git; without it a sentence that says what to do
 repository: environment
-	@$(PYTHON_HERE) -m experiments.repository
+	@$(PYTHON_HERE) -m experiments.runs.repository
 
 $(VENV)/.installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and none was found; install one, or name it: make PYTHON=/path/to/python"; exit 1; }

@@ -5,11 +5,10 @@
 Runs that are missing are named, and are gaps in the figure.
 """
 
-import importlib.util
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +16,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
 
 import typer
 
-from experiments.by_hand import opened_by_hand
-from experiments.description import Experiment, read_experiment
-from experiments.finished import Finished
-from experiments.images import on_given_images
-from experiments.pictures import draw_lambda, draw_sources, draw_targeted, draw_timesteps
-from experiments.plots import Drawn, draw_correlation, draw_curves
+from experiments.description.experiment import Experiment, read_experiment
+from experiments.figures.models import Finished
+from experiments.figures.pictures import draw_lambda, draw_sources, draw_targeted, draw_timesteps
+from experiments.figures.plots import Drawn, draw_correlation, draw_curves
+from experiments.runs.named import finished, named, outputs
 from pag_core.errors import PagError
 from pag_core.figures.palette import save_figure
 from pag_core.pipeline.artifacts import replacing_file
@@ -57,26 +55,19 @@ FIGURES = {
 }
 
 
-def finished(experiment: Experiment, *, by_hand: bool, work: Path, place: Path) -> Finished:
-    """The runs of `experiment` whose stages have finished; outputs that DVC keeps are taken out below `place`."""
-    if by_hand or importlib.util.find_spec("dvc") is None:
-        opened = opened_by_hand(experiment, work)
-        measured = {run: stages.measured() for run, stages in opened.items()}
-        return Finished(experiment, measured, lambda run, path: opened[run].output(path))
-    from experiments.with_dvc import finished_revisions, found_with_dvc, outputs_with_dvc
-
-    revisions = finished_revisions(experiment)
-    return Finished(experiment, found_with_dvc(experiment, revisions), outputs_with_dvc(experiment, revisions, place))
+def _finished(experiment: Experiment, place: Path) -> Finished:
+    """The runs of `experiment` that have finished; outputs that DVC keeps are taken out below `place`."""
+    runs = named(experiment)
+    found = finished(runs, remark=True)
+    return Finished(experiment, {run: done.measured for run, done in found.items()}, outputs(runs, found, place))
 
 
-def _wanted(description: Path, size: str, changes: list[str], drawing: Drawing) -> Experiment:
-    """The experiment with the stages that the figure takes; raises BadParameter where it does not run one of them."""
-    experiment = read_experiment(description, size, changes)
+def _require_stages(description: Path, experiment: Experiment, drawing: Drawing) -> None:
+    """Raise BadParameter where the experiment does not run a stage that the figure takes."""
     # whatever attacks networks trains them first
     lacking = [stage for stage in drawing.stages if stage not in (*experiment.stages, "train", "baseline")]
     if lacking:
         raise typer.BadParameter(f"{description} does not run {lacking[0]}; add it to its `stages` and run it")
-    return replace(experiment, stages=drawing.stages)
 
 
 def main(
@@ -88,10 +79,6 @@ def main(
     change: Annotated[
         list[str] | None, typer.Option("--set", "-S", help="A parameter, as the experiments were run with.")
     ] = None,
-    work: Annotated[Path, typer.Option(help="Where images are arranged, and where stages ran without DVC.")] = Path(
-        "work"
-    ),
-    by_hand: Annotated[bool, typer.Option("--by-hand", help="Take the runs below --work, not DVC's.")] = False,
     setting: Annotated[
         str | None, typer.Option(help="AutoAttack's norm and radius, as 'L2 0.75'; the first of L2 unless given.")
     ] = None,
@@ -112,10 +99,11 @@ def main(
         raise typer.BadParameter(f"{name} is not one of: {', '.join(FIGURES)}", param_hint="NAME")
     drawing = FIGURES[name]
     try:
-        experiments = [_wanted(description, size, change or [], drawing) for description in descriptions]
-        experiments = [on_given_images(one, images, work) for one in experiments]
+        experiments = [read_experiment(description, size, change or [], images) for description in descriptions]
+        for description, experiment in zip(descriptions, experiments, strict=True):
+            _require_stages(description, experiment, drawing)
         with tempfile.TemporaryDirectory() as place:
-            several = [finished(one, by_hand=by_hand, work=work, place=Path(place)) for one in experiments]
+            several = [_finished(one, Path(place)) for one in experiments]
             missing = [f"{one.experiment.name} {run}" for one in several for run in one.missing]
             for run in missing:
                 print(f"not run: {run}", file=sys.stderr)

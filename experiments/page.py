@@ -1,6 +1,6 @@
 """One page over all experiments, to sort, to filter, and to put side by side: experiments.html, which opens offline.
 
-python experiments/page.py --work work
+python experiments/page.py
 """
 
 import sys
@@ -11,26 +11,18 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
 
 import typer
 
-from experiments.collection import of_checkout, of_work
+from experiments.overview.collection import of_checkout
+from experiments.overview.page import render_overview
 from pag_core.errors import PagError
 from pag_core.pipeline.artifacts import readable_bytes, replacing_file
-from pag_core.report.overview import render_overview
 
 
 def main(
-    work: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="The --work of experiments that ran by hand; give it again for another. Else work, if it is there."
-        ),
-    ] = None,
     output: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("experiments.html"),
 ) -> None:
-    """Write the page of this checkout's results, of its DVC experiments, and of those that ran by hand."""
-    if missing := [folder for folder in work or [] if not (folder / "results").is_dir()]:
-        raise typer.BadParameter(f"{missing[0]} holds no results of experiments/run.py --by-hand", param_hint="--work")
+    """Write the page of this checkout's results and of its DVC experiments."""
     try:
-        found = [*of_checkout(), *(experiment for folder in work or [Path("work")] for experiment in of_work(folder))]
+        found = of_checkout()
         if not found:
             print(
                 "No experiment has results yet; run one: dvc repro, dvc exp run or experiments/run.py", file=sys.stderr

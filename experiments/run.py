@@ -1,11 +1,10 @@
-"""An experiment of several classifiers as one command: through DVC, or on a machine without it stage by stage.
+"""An experiment of several classifiers as one command: a DVC experiment for each run.
 
-    python experiments/run.py experiments/cifar10_resnet18.yaml --images FOLDER --size small
+    python experiments/run.py experiments/cifar10_resnet18.yaml --images FOLDER --size small --jobs 2
 
 Give the same command again to resume after an interruption: finished work is kept either way.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +13,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
 
 import typer
 
-from experiments.by_hand import found_by_hand, run_by_hand
-from experiments.description import read_experiment
-from experiments.images import on_given_images
-from experiments.results import as_csv, markdown
+from experiments.description.experiment import read_experiment
+from experiments.runs.named import finished, named
+from experiments.runs.queue import run_all
+from experiments.table import as_csv, markdown
+from pag_core.compute.interruption import Interrupted
 from pag_core.errors import PagError
 from pag_core.pipeline.artifacts import replacing_file
 
@@ -27,7 +27,7 @@ def main(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with train and test, as folders or .tar.* files; none: the dataset of the description."
+            help="An image folder: train and test, as folders or .tar.* files; none: the dataset of the description."
         ),
     ] = None,
     size: Annotated[str, typer.Option(help="Which of the description's sizes.")] = "full",
@@ -39,12 +39,7 @@ def main(
         list[str] | None,
         typer.Option(help="A classifier, or one run of it (sbg-seed1), instead of all; give it again for another."),
     ] = None,
-    work: Annotated[Path, typer.Option(help="Where images are arranged, and where stages run without DVC.")] = Path(
-        "work"
-    ),
-    by_hand: Annotated[
-        bool, typer.Option("--by-hand", help="Run the stages one by one below --work, also where DVC is installed.")
-    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="How many runs at once.")] = 1,
     show: Annotated[
         bool, typer.Option("--show", help="Run nothing: print what there is, with gaps for what is missing.")
     ] = False,
@@ -52,19 +47,18 @@ def main(
 ) -> None:
     """Run what is not done yet, and print the results beside the published numbers."""
     try:
-        experiment = read_experiment(description, size, change or [])
+        experiment = read_experiment(description, size, change or [], images)
         if only:
             experiment = experiment.only(only)
-        experiment = on_given_images(experiment, images, work)
-        if by_hand or importlib.util.find_spec("dvc") is None:
-            found = found_by_hand(experiment, work) if show else run_by_hand(experiment, work)
-        else:
-            from experiments.with_dvc import finished_revisions, found_with_dvc, run_with_dvc
-
-            found = found_with_dvc(experiment, finished_revisions(experiment)) if show else run_with_dvc(experiment)
+        runs = named(experiment)
+        done = finished(runs, remark=True) if show else run_all(runs, jobs)
     except PagError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+    except Interrupted as signal:
+        print(f"{signal}; the same command resumes", file=sys.stderr)
+        sys.exit(signal.exit_code)
+    found = {run: one.measured for run, one in done.items()}
     print(f"\n{markdown(experiment, found)}")
     if output is not None:
         for ending, text in (("md", markdown(experiment, found)), ("csv", as_csv(experiment, found))):

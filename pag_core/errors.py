@@ -45,6 +45,10 @@ class RepositoryMissing(PagError):
     """Git, a repository, a commit or who commits is missing, where DVC needs it."""
 
 
+class ExperimentFailed(PagError):
+    """A run of a description failed, or DVC cannot queue it."""
+
+
 class LocksUnavailable(PagError):
     """A file system without file locks, by which processes keep out of each other's way."""
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +13,7 @@ import torch
 from pag_core.classifiers.architectures import build_classifier
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
-from pag_core.datasets.prepared import Dataset, read_labels
+from pag_core.datasets.prepared import Dataset, Split, read_labels
 from pag_core.diffusion.network import (
     architecture,
     load_noise_predictor,
@@ -28,9 +27,10 @@ from pag_core.gradients.distillation import require_kept_classes
 from pag_core.gradients.nearest_neighbor import require_neighbours
 from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.methods import build_method
-from pag_core.params.sections import Params
+from pag_core.params.sections import ObjectiveParams, Params
+from pag_core.params.values import CheckedStage, MethodName
 from pag_core.pipeline.artifacts import replacing_file
-from pag_core.pipeline.places import CHECKED, DIFFUSION, WANTED, dataset_place
+from pag_core.pipeline.places import CHECKED, DIFFUSION, dataset_place
 from pag_core.pipeline.stage import run, stage
 from pag_core.training.classifier import require_drawn_classes
 from pag_core.training.smallest_batch import require_smallest_batch
@@ -42,14 +42,14 @@ Rule = Callable[[], object]
 CONTENT = "What params.yaml asks for fits the data.\n"
 
 
-def _wanted(name: str) -> bool:
-    return name in os.environ.get(WANTED, name).split()
+def _wanted(params: Params, name: CheckedStage) -> bool:
+    return params.check.stages is None or name in params.check.stages
 
 
 def counts(params: Params, dataset: Dataset) -> list[Rule]:
     """Numbers of images against what the splits have."""
     validation, train, test = (dataset.splits[name] for name in ("validation", "train", "test"))
-    asked = {
+    asked: dict[CheckedStage, list[tuple[Split, int, str]]] = {
         "validation": [(validation, params.validation.images, "validation.images")],
         "autoattack": [(test, params.autoattack.images, "autoattack.images")],
         "foolbox": [(test, params.foolbox.images, "foolbox.images")],
@@ -62,10 +62,10 @@ def counts(params: Params, dataset: Dataset) -> list[Rule]:
     rules: list[Rule] = [
         partial(split.first, count, key)
         for name, counted in asked.items()
-        if _wanted(name)
+        if _wanted(params, name)
         for split, count, key in counted
     ]
-    if _wanted("pag_score"):
+    if _wanted(params, "pag_score"):
         rules += [
             partial(
                 require_known_classes, train, class_names=dataset.class_names, images=params.pag_score.judge_images
@@ -78,7 +78,7 @@ def counts(params: Params, dataset: Dataset) -> list[Rule]:
 def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule]:
     """The sources that are asked for, and the classes that are taken of each image's gradients."""
     sources = {params.source}
-    if _wanted("pag_score") or _wanted("figures"):
+    if _wanted(params, "pag_score") or _wanted(params, "figures"):
         sources.add(params.pag_score.reference)
     rules: list[Rule] = [partial(require_exchangeable, params)]
     if "nn" in sources:
@@ -117,9 +117,12 @@ def network(params: Params, dataset: Dataset, device: torch.device) -> None:
     )
     processes = replica_count(params.processes)
     aligned = params.objective if params.source != "none" and params.weight > 0 else None
-    trained = {"train": (params.method, aligned), "baseline": (params.baseline_method, None)}
+    trained: dict[CheckedStage, tuple[MethodName, ObjectiveParams | None]] = {
+        "train": (params.method, aligned),
+        "baseline": (params.baseline_method, None),
+    }
     for name, (method, form) in trained.items():
-        if _wanted(name):
+        if _wanted(params, name):
             require_form(
                 classifier,
                 form,

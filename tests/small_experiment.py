@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from experiments.description import laid_over
+from experiments.description.experiment import laid_over
 from pag_core.params.yaml_text import written_yaml
 from tests.samples import ROOT, make_labelled, plain_params
 
@@ -22,7 +22,7 @@ DESCRIPTION = {
     "params": {"prepare": {"validation_fraction": 0.2}, "processes": 1},
     "sizes": {
         "tiny": {
-            "classes": ["cat", "dog"],
+            "prepare": {"classes": ["cat", "dog"]},
             "train": {"epochs": 1},
             "validation": {"images": 4},
             "objective": {"classes_per_step": "all"},

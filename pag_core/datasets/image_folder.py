@@ -1,15 +1,20 @@
-"""Any folder of images, `train/CLASS/` and `test/CLASS/`."""
+"""Any folder of images, `train/CLASS/` and `test/CLASS/`, or the archives `train.tar.*` and `test.tar.*` of them."""
 
+import contextlib
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
+from pag_core.datasets.image_archives import unpack
 from pag_core.datasets.image_files import (
     VALIDATION_NAMES,
     class_folders,
+    composed,
     entries,
     images_below,
     kind_of,
@@ -19,6 +24,7 @@ from pag_core.datasets.image_files import (
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.datasets.resizing import square
 from pag_core.errors import DatasetError
+from pag_core.pipeline.checkpoint import cache_root
 
 # by the EXIF orientation of the stored pixels, which are turned alone: Pillow cannot write back every tag that it reads
 TURNS = {
@@ -32,21 +38,34 @@ TURNS = {
 }
 
 
-def load(folder: Path, *, image_size: int | None, images_per_class: int | None) -> RawDataset:
+def load(
+    folder: Path, *, image_size: int | None, images_per_class: int | None, classes: tuple[str, ...] | None = None
+) -> RawDataset:
     """Read every image as RGB uint8 [N, 3, H, W], its shorter side resized to `image_size` and the centre cropped.
 
-    With `images_per_class` only the first images of each class are read: those of its folder by file name, then those of the
-    folders below it. Where there is no `test`, a folder for validation is the test split. Grey images of 16 bits are scaled
-    to 8, images are turned as their EXIF orientation says, and of several frames the first is read; lines of output say so,
-    and how many files of which kind were not read.
+    Only those of `classes` are read, None takes all. With `images_per_class` only the first images of each class are read:
+    those of its folder by file name, then those of the folders below it. Where there is no `test`, images for validation are
+    the test split. Grey images of 16 bits are scaled to 8, images are turned as their EXIF orientation says, and of several
+    frames the first is read; lines of output say so, and how many files of which kind were not read.
     Raises DatasetError that names the folder or file: no such folder, fewer than two classes, a class without images,
-    classes of the splits that differ, an unreadable image, one whose values have no stated range (floats, 32 bits), one that
-    is transparent, or images of different sizes without `image_size`.
+    classes of the splits that differ, one of `classes` that is not there, an archive or image that cannot be read, one whose
+    values have no stated range (floats, 32 bits), one that is transparent, or images of different sizes without `image_size`.
     """
+    wanted = None if classes is None else tuple(composed(name) for name in classes)
+    with _split_folders(folder, wanted) as parts:
+        return _read_splits(folder, parts, wanted, image_size, images_per_class)
+
+
+def _read_splits(
+    folder: Path,
+    parts: dict[str, Path],
+    wanted: tuple[str, ...] | None,
+    image_size: int | None,
+    images_per_class: int | None,
+) -> RawDataset:
     changes: Counter[str] = Counter()
     unread: Counter[str] = Counter()
-    parts = _splits(folder)
-    classes = {split: _classes(path) for split, path in parts.items()}
+    classes = {split: _classes(path, wanted) for split, path in parts.items()}
     if odd := sorted(classes["train"].keys() ^ classes["test"].keys()):
         raise DatasetError(
             f"{folder}: train and {parts['test'].name} must hold the same classes; only one of them has {', '.join(odd)}"
@@ -70,19 +89,54 @@ def load(folder: Path, *, image_size: int | None, images_per_class: int | None) 
     return RawDataset(class_names=tuple(classes["train"]), train=train, test=test)
 
 
-def _splits(folder: Path) -> dict[str, Path]:
-    """Where both splits lie; a line of output names the folders that are not used."""
-    there = [path.name for path in entries(folder) if path.is_dir()] if folder.is_dir() else []
-    test = name_of_test_split(there, folder)
-    if unused := [name for name in there if name not in ("train", test, *VALIDATION_NAMES)]:
+@contextlib.contextmanager
+def _split_folders(folder: Path, wanted: tuple[str, ...] | None) -> Iterator[dict[str, Path]]:
+    """Where both splits lie, archives unpacked for as long as the block lasts; lines of output name what is not used."""
+    there = [path.name for path in entries(folder)] if folder.is_dir() else []
+    # a folder before an archive
+    found = {name: path for name in there for path in [folder / name] if path.is_dir()}
+    archives = {name.split(".tar")[0]: folder / name for name in reversed(there) if ".tar" in name}
+    found = {name: path for name, path in archives.items() if name in ("train", "test", *VALIDATION_NAMES)} | found
+    test = name_of_test_split(list(found), folder)
+    used = {"train": found.get("train", folder / "train"), "test": found.get(test, folder / test)}
+    known = ("train", test, *VALIDATION_NAMES)
+    if unused := [name for name in there if (folder / name).is_dir() and name not in known]:
         print(f"{folder}: not used: {', '.join(unused)}", flush=True)
-    return {"train": folder / "train", "test": folder / test}
+    for path in used.values():
+        if others := [
+            name for name in there if name.split(".tar")[0] == path.name.split(".tar")[0] != name != path.name
+        ]:
+            print(f"{folder}: {path.name} is read, and not {', '.join(others)}", flush=True)
+    packed = {split: path for split, path in used.items() if path.is_file()}
+    if not packed:
+        yield used
+        return
+    cache_root().mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_root(), prefix="unpacked-") as place:
+        for split, archive in packed.items():
+            used[split] = Path(place) / archive.name.split(".tar")[0]
+            unpack(archive, used[split], wanted)
+        try:
+            yield used
+        except DatasetError as error:
+            text = str(error)
+            for split, archive in packed.items():
+                text = text.replace(str(used[split]), str(archive))
+            raise DatasetError(text) from error
 
 
-def _classes(folder: Path) -> dict[str, Path]:
+def _classes(folder: Path, wanted: tuple[str, ...] | None) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is not a folder; image_folder must hold train/CLASS/* and test/CLASS/*")
+        raise DatasetError(
+            f"{folder} is not a folder; image_folder must hold train/CLASS/* and test/CLASS/*, or train.tar.* and test.tar.*"
+        )
     found = class_folders(folder)
+    if missing := [name for name in wanted or () if name not in found]:
+        raise DatasetError(
+            f"{folder} lacks {', '.join(missing)} of prepare.classes; it holds {', '.join(found) or 'none'}"
+        )
+    if wanted is not None:
+        found = {name: path for name, path in found.items() if name in wanted}
     if len(found) < 2:
         said = f"only the class {next(iter(found))!r}" if found else "no class"
         beside = [name for name in VALIDATION_NAMES if folder.name == "test" and (folder.parent / name).is_dir()]

@@ -41,6 +41,11 @@ class LabelledImages:
         """The images of `indices`, in their order."""
         return LabelledImages(self.images[indices], self.labels[indices])
 
+    def of_labels(self, kept: Sequence[int]) -> "LabelledImages":
+        """The images with the labels `kept` (sorted), which are numbered from 0 on."""
+        part = self.take(np.flatnonzero(np.isin(self.labels, kept)))
+        return LabelledImages(part.images, np.searchsorted(kept, part.labels).astype(np.int64))
+
 
 @dataclass(frozen=True)
 class RawDataset:
@@ -49,3 +54,16 @@ class RawDataset:
     class_names: tuple[str, ...]
     train: LabelledImages
     test: LabelledImages | None
+
+    def of_classes(self, names: Sequence[str] | None) -> "RawDataset":
+        """The same with the images of these classes alone, None keeps all; raises DatasetError for a name of none."""
+        if names is None:
+            return self
+        if missing := [name for name in names if name not in self.class_names]:
+            raise DatasetError(
+                f"prepare.classes has {', '.join(missing)}, which is not one of: {listed_classes(self.class_names)}"
+            )
+        kept = [label for label, name in enumerate(self.class_names) if name in names]
+        train, test = (None if part is None else part.of_labels(kept) for part in (self.train, self.test))
+        assert train is not None
+        return RawDataset(tuple(self.class_names[label] for label in kept), train, test)

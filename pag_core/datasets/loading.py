@@ -13,7 +13,10 @@ def downloads() -> Path:
 
 
 def load_raw(params: Params) -> RawDataset:
-    """The dataset that `params.dataset` names, as its publisher divides it, at `prepare.image_size`; raises DatasetError."""
+    """The dataset that `params.dataset` names, as its publisher divides it: `prepare.classes` of it, at `prepare.image_size`.
+
+    Raises DatasetError.
+    """
     # each imported where it is asked for: torchvision, which image_folder needs, takes longer than reading the digits
     match params.dataset:
         case "digits":
@@ -44,7 +47,8 @@ def load_raw(params: Params) -> RawDataset:
                 Path(params.image_folder),
                 image_size=params.prepare.image_size,
                 images_per_class=params.prepare.images_per_class,
+                classes=params.prepare.classes,
             )
     from pag_core.datasets.resizing import at_size
 
-    return at_size(raw, params.prepare.image_size)
+    return at_size(raw.of_classes(params.prepare.classes), params.prepare.image_size)

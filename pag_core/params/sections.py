@@ -15,6 +15,8 @@ from pag_core.params.measurements import (
 )
 from pag_core.params.values import (
     BatchSize,
+    CheckedStage,
+    ClassNames,
     Control,
     LayerSize,
     MethodName,
@@ -39,8 +41,15 @@ class PrepareParams(Section):
 
     validation_fraction: Annotated[Real, Field(gt=0, lt=1)]
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
+    classes: ClassNames | None
     images_per_class: PositiveInt | None
     image_size: LayerSize | None
+
+
+class CheckParams(Section):
+    """Of which stages the stage `check` looks at what they ask for; None is all."""
+
+    stages: tuple[CheckedStage, ...] | None
 
 
 class SourceDefault(Section):
@@ -260,6 +269,7 @@ class Params(Section):
     diffusion_checkpoint: Annotated[str, Field(min_length=1)]
     image_folder: Annotated[str, Field(min_length=1)]
     prepare: PrepareParams
+    check: CheckParams
     none: NoOptions
     oi: NoOptions
     cm: ClassMeanParams

@@ -9,6 +9,7 @@ from pag_core.params.radii import radius_value
 Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
 MethodName = Literal["standard", "at", "trades", "gradient_norm", "gaussian_noise"]
 Output = Literal["logit", "log_softmax"]
+CheckedStage = Literal["train", "baseline", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures"]
 Control = Literal["other_image", "other_class", "shuffled_pixels"]
 
 
@@ -70,10 +71,13 @@ def _one_or_several(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _all_differ(values: tuple[int, ...]) -> tuple[int, ...]:
+def _all_differ(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         raise ValueError("a noise level is given twice")
     return values
+
+
+ClassNames = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_all_differ)]
 
 
 def _as_written(values: tuple[int, ...]) -> int | list[int]:

@@ -11,8 +11,6 @@ DIFFUSION = DATA / "diffusion"
 TOY = DATA / "toy"
 # the same wherever it exists: it says that what was asked for fits the data, and nothing is made from it
 CHECKED = DATA / "check.txt"
-# in the environment: the stages that are wanted, parted by blanks, where these are not all
-WANTED = "PAG_STAGES"
 METRICS = Path("metrics")
 FIGURES = Path("figures")
 PAGE = Path("report.html")

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from pag_core.errors import ArtifactError
@@ -60,7 +61,7 @@ def render_page(results: Results) -> str:
     """The page as HTML: no script, one link (to the page of all experiments), and names from the data are escaped."""
     params = results.params
     return rendered(
-        "page.html",
+        Path(__file__).with_name("page.html"),
         params=params,
         beside=baseline_label(params.baseline_method),
         method=METHODS[params.method].title,

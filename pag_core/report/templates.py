@@ -1,4 +1,4 @@
-"""How the pages are made from their templates, which lie beside this file."""
+"""How the pages are made from their templates."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import jinja2
 
 
-def rendered(template: str, **content: Any) -> str:
-    """A template of this folder filled in as HTML: what `content` holds is escaped, and an unknown name is an error."""
+def rendered(template: Path, **content: Any) -> str:
+    """A template filled in as HTML: what `content` holds is escaped, and an unknown name is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**content)
+    return environment.get_template(template.name).render(**content)

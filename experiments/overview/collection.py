@@ -1,6 +1,5 @@
-"""The experiments there are, for the page that lists them: of this checkout and its DVC experiments, and those run by hand."""
+"""The experiments there are, for the page that lists them: of this checkout and its DVC experiments."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -9,24 +8,18 @@ from pathlib import Path, PurePosixPath
 from fsspec import AbstractFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from experiments.described_stages import PARAMS, Plain
-from experiments.lock_files import LOCKS, locked_stages, outdated
-from experiments.repository import has_commits, stored
+from experiments.description.experiment import PARAMS
+from experiments.description.file import Plain
+from experiments.overview.lock_files import LOCKS, locked_stages, outdated
+from experiments.overview.page import Listed
+from experiments.runs.repository import has_commits, stored
 from pag_core.errors import ArtifactError
 from pag_core.figures.png_record import record_of
 from pag_core.params.reading import plain_params
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.places import FIGURES, METRICS, classifier_place, details_place
-from pag_core.report.overview import Listed
 
 DETAILS = str(details_place("autoattack"))
-
-
-def of_work(work: Path) -> list[Listed]:
-    """The experiments that ran by hand below `work`, by name; none if it holds no results."""
-    # what a killed command was writing has a name that begins with a dot
-    folders = sorted(path for path in (work / "results").glob("[!.]*") if path.is_dir())
-    return [listed(DirFileSystem(str(folder)), folder.name, f"by hand, {work}") for folder in folders]
 
 
 def of_checkout() -> list[Listed]:
@@ -34,7 +27,7 @@ def of_checkout() -> list[Listed]:
 
     What has no metrics is left out, and so is the checkout where it equals another.
     """
-    found = list(_of_revisions()) if importlib.util.find_spec("dvc") and has_commits() else []
+    found = list(_of_revisions()) if has_commits() else []
     here = listed(DirFileSystem(str(CHECKOUT)), "workspace", "as it is")
     if all((here.params, here.metrics) != (other.params, other.metrics) for other in found):
         found.insert(0, here)

@@ -16,7 +16,6 @@ from pydantic import (
     ValidationError,
 )
 
-from experiments.described_stages import Plain
 from pag_core.errors import ParamsError
 from pag_core.params.reading import plain_params
 
@@ -53,6 +52,7 @@ def _file_and_size(value: str) -> str:
     return value
 
 
+Plain = dict[str, Any]
 Name = Annotated[str, BeforeValidator(_name)]
 Section = Annotated[dict[str, Any], BeforeValidator(_section)]
 Names = Annotated[list[Name], Field(min_length=1)]
@@ -77,7 +77,6 @@ class Setup(BaseModel):
     title: Name | None = None
     stages: Names | None = None
     seeds: Seeds | None = None
-    classes: Names | None = None
     needs_images: StrictBool = False
     classifiers: Annotated[dict[str, Section], Field(min_length=1), BeforeValidator(_by_name)] | None = None
     rows: Annotated[dict[str, DescribedRow], BeforeValidator(_by_name)] = Field(default={})

@@ -8,15 +8,15 @@ from typing import Any
 
 import typer
 
-from experiments.described_stages import PARAMS, Plain, described_stages
-from experiments.description_file import DescribedRow, Setup, layers, read_description, refused
+from experiments.description.file import DescribedRow, Plain, Setup, layers, read_description, refused
 from pag_core.figures.labels import baseline_label
 from pag_core.params.reading import parse_params, plain_params
 from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import CHECKOUT
 
+PARAMS = "params.yaml"
 BASE = CHECKOUT / PARAMS
-PUBLISHED = Path(__file__).with_name("published.yaml")
+PUBLISHED = CHECKOUT / "experiments/published.yaml"
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class Row:
 class Experiment:
     """What is run: the parameters of each run (as params.yaml holds them), and the stages that are wanted of it.
 
-    `runs` has the names of each classifier's runs, one for each seed. `classes` are the class folders taken from a folder of
-    images, None takes all. `settings` are the columns of the published numbers; `needs_images` says that a folder of images
-    must be given. `changes` and `chosen` are what the command changed of the description and chose from it.
+    `runs` has the names of each classifier's runs, one for each seed. `settings` are the columns of the published numbers.
+    `changes` and `chosen` are what the command changed of the description and chose from it.
     """
 
     name: str
@@ -46,27 +45,15 @@ class Experiment:
     params: dict[str, Plain]
     runs: dict[str, list[str]]
     stages: tuple[str, ...]
-    classes: list[str] | None
     rows: tuple[Row, ...]
     settings: tuple[str, ...]
-    needs_images: bool
     changes: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> dict[str, str]:
-        """A name for each run that no run of another description or size has: of its DVC experiment, and of its results."""
-        return {run: f"{self.name}-{run}" for run in self.params}
 
     @property
     def attacks(self) -> bool:
         """Whether test images are attacked; if not, its table is of validation images."""
         return _attacks(self.stages)
-
-    def on_images(self, folder: Path) -> "Experiment":
-        """The same on the images of `folder`, as `image_folder` takes them."""
-        chosen = {"dataset": "image_folder", "image_folder": str(folder.resolve())}
-        return replace(self, params={name: {**plain, **chosen} for name, plain in self.params.items()})
 
     def only(self, wanted: list[str]) -> "Experiment":
         """The same with these of its classifiers or runs; raises BadParameter for a name of neither."""
@@ -103,18 +90,22 @@ def laid_over(params: Plain, *layers: Plain) -> Plain:
     return merged
 
 
-def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
+def read_experiment(file: Path, size: str, changes: list[str], images: Path | None = None) -> Experiment:
     """The experiment that `file` describes at one of its sizes, with changes `KEY=VALUE` or `CLASSIFIER:KEY=VALUE`.
 
-    Raises BadParameter for a file, size or key that does not exist, ParamsError for a value that params.yaml refuses.
+    It is on the image folder `images`, or without one on the dataset of the description. Raises BadParameter for a file, size
+    or key that does not exist, or where an image folder is needed; ParamsError for a value that params.yaml refuses.
     """
     described = read_description(file)
     if size not in described.sizes:
         raise typer.BadParameter(f"{size} is not one of: {', '.join(described.sizes)}", param_hint="--size")
+    if described.at(size).needs_images and images is None:
+        raise typer.BadParameter(f"{file.stem} ({size}) takes a folder of images", param_hint="--images")
     own = described.at(size)
     if own.stages is None or own.classifiers is None:
         raise refused(f"{file}: {'classifiers' if own.stages else 'stages'} is missing, and the size {size} has none")
-    common = laid_over(base_params(), *layers(file, described, size))
+    given = {} if images is None else {"dataset": "image_folder", "image_folder": str(images.resolve())}
+    common = laid_over(base_params(), *layers(file, described, size), given)
     # copies: layers share the sections that they do not name, and a change of one classifier is not one of all
     params = {name: copy.deepcopy(laid_over(common, layer)) for name, layer in own.classifiers.items()}
     seeds = own.seeds
@@ -135,10 +126,6 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
     }
     for run, plain in every.items():
         parse_params(plain, f"{file} ({size}, {run})")
-    # the stages have the same names in all runs
-    known = described_stages(next(iter(every.values())))
-    if unknown := [stage for stage in own.stages if stage not in known]:
-        raise refused(f"{file}: the stage {unknown[0]} is not one of: {', '.join(known)}")
     # a table without attacks is of it, and the page of all experiments shows it of each
     measured = () if "validation" in own.stages else ("validation",)
     return Experiment(
@@ -147,11 +134,8 @@ def read_experiment(file: Path, size: str, changes: list[str]) -> Experiment:
         params=every,
         runs=runs,
         stages=(*measured, *own.stages),
-        classes=own.classes,
         rows=_rows(file, own, params),
         settings=tuple(own.settings),
-        # classes are chosen from a folder of images, and not from another dataset
-        needs_images=own.needs_images or own.classes is not None,
         changes=tuple(changes),
     )
 

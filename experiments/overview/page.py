@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -19,7 +20,7 @@ from pag_core.report.templates import rendered
 
 PARAMETERS = "parameters"
 # where it ran is not part of an experiment
-NO_PARAMETERS = {"device", "processes", "threads", "checkpoint_seconds"}
+NO_PARAMETERS = {"device", "processes", "threads", "checkpoint_seconds", "check"}
 # in the order in which results are read; files of other names follow
 FILES = ("autoattack", "foolbox", "masking", "pag_score", "training")
 # what does not tell of the experiment's classifier
@@ -80,7 +81,7 @@ def render_overview(experiments: list[Listed]) -> str:
         "figures": [{"name": name, "caption": FIGURES.get(name, "")} for name in names],
         "pictures": pictures,
     }
-    return rendered("overview.html", content=content, experiments=len(experiments))
+    return rendered(Path(__file__).with_name("overview.html"), content=content, experiments=len(experiments))
 
 
 def table(experiments: list[Listed]) -> tuple[list[Column], list[list[str | float | None]]]:

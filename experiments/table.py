@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from experiments.described_stages import Plain
-from experiments.description import Experiment, Row
+from experiments.description.experiment import Experiment, Row
+from experiments.description.file import Plain
 from pag_core.figures.labels import seeds_label
 from pag_core.report.page import FOOLBOX_NAMES
 

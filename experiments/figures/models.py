@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.by_hand import ByHand
-from experiments.described_stages import Plain
-from experiments.description import Experiment, Row
-from experiments.results import Measured
+from experiments.description.experiment import Experiment, Row
+from experiments.description.file import Plain
+from experiments.table import Measured
 from pag_core.figures.model_marks import Kind
 from pag_core.params.reading import parse_params
 from pag_core.params.sections import Params
@@ -66,12 +65,10 @@ def models_of(finished: Finished, row: Row) -> list[Model]:
 def different_models(several: list[Finished]) -> list[Model]:
     """Every model of several experiments once: baselines of many runs are the same network, as rows of two tables can be."""
     found: dict[str, Model] = {}
-    contents: dict[str, str] = {}
     for finished in several:
         for run, measured in finished.measured.items():
-            # a folder is named after all that the network depends on; the code of now left out
-            stages = ByHand(finished.experiment.params[run], Path(), lambda script: "", contents)
             params = parse_params(finished.experiment.params[run])
-            for stage, baseline in (("baseline", True), ("train", False)):
-                found.setdefault(stages.folder(stage).name, Model(run, baseline, params, measured))
+            attacked = measured["details/autoattack"]["provenance"]
+            for who, network in (("baseline", "baseline"), ("model", "classifier")):
+                found.setdefault(attacked[who]["inputs"][network], Model(run, who == "baseline", params, measured))
     return list(found.values())

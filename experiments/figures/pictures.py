@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import typer
 
-from experiments.finished import Finished, Model, models_of
-from experiments.plots import Drawn
+from experiments.figures.models import Finished, Model, models_of
+from experiments.figures.plots import Drawn
 from pag_core.classifiers.building import load_classifier
 from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.compute.device import prepare_device

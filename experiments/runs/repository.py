@@ -1,6 +1,6 @@
 """What DVC needs of git: a repository, a commit, and who commits; and the files of any revision, as they lie in this checkout.
 
-python -m experiments.repository
+python -m experiments.runs.repository
 """
 
 import contextlib
@@ -34,12 +34,10 @@ def require_commits() -> None:
     require_repository()
     if _does_without_git():
         raise RepositoryMissing(
-            "DVC is told to do without git, where it has no experiments: dvc config --local --unset core.no_scm, or --by-hand"
+            "DVC is told to do without git, where it has no experiments: dvc config --local --unset core.no_scm"
         )
     if not has_commits():
-        raise RepositoryMissing(
-            f"{CHECKOUT} has no commit in git, and a DVC experiment begins with one: {COMMIT} (--by-hand needs none)"
-        )
+        raise RepositoryMissing(f"{CHECKOUT} has no commit in git, and a DVC experiment begins with one: {COMMIT}")
 
 
 def require_committer() -> None:
@@ -48,7 +46,7 @@ def require_committer() -> None:
     if any(not _git("config", key).stdout.strip() for key in ("user.name", "user.email")):
         raise RepositoryMissing(
             "git does not know who commits, and DVC keeps an experiment as a commit: git config user.name NAME && "
-            "git config user.email ADDRESS (--by-hand needs none)"
+            "git config user.email ADDRESS"
         )
 
 

@@ -1,0 +1,1 @@
+"""The file of a description, and the experiment that it describes."""

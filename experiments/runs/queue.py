@@ -1,0 +1,222 @@
+"""Runs as experiments in DVC's queue, worked off by DVC's workers."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from dvc.repo import Repo
+from dvc.repo.experiments.queue.base import QueueEntry
+from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
+
+from experiments.description.experiment import base_params
+from experiments.runs.named import Done, Run, finished, queue_lock
+from experiments.runs.overrides import overrides
+from experiments.runs.repository import require_committer
+from pag_core.compute.interruption import interruptible
+from pag_core.errors import ExperimentFailed
+from pag_core.pipeline.code_identity import CHECKOUT
+from pag_core.pipeline.locks import holding
+
+SECONDS_BETWEEN_LOOKS = 0.5
+# without a process, before a run counts as lost: the machine was switched off, or its worker was killed
+SECONDS_UNTIL_LOST = 30.0
+SECONDS_TO_SAVE = 120.0
+LINES_OF_A_FAILURE = 10
+# of DVC, while another of its commands changes the repository
+BUSY = "Unable to acquire lock"
+
+
+def run_all(runs: dict[str, Run], jobs: int) -> dict[str, Done]:
+    """Run what has not finished, `jobs` at once; returns all runs.
+
+    Of runs that share a stage that nobody has made yet, one goes first. A run that is in the queue already, for another
+    command or since one was killed, is waited for. Raises ExperimentFailed, with the last lines of each run that failed,
+    after the others have run, and Interrupted after Ctrl-C or SIGTERM, when its runs have saved checkpoints and ended.
+    """
+    require_committer()
+    before = finished(runs)
+    for run in before:
+        print(f"{runs[run].name}: done before", flush=True)
+    waiting = {run: wanted for run, wanted in runs.items() if run not in before}
+    if not waiting:
+        return before
+    with _Workers() as workers, interruptible(companion=False), Repo(str(CHECKOUT)) as repo:
+        failed = _Queue(repo, workers, jobs).work_off(waiting)
+    if failed:
+        raise ExperimentFailed("\n".join(f"{name} failed; its last lines:\n{log}" for name, log in failed.items()))
+    return finished(runs)
+
+
+class _Queue:
+    """DVC's queue as one command uses it."""
+
+    def __init__(self, repo: Repo, workers: "_Workers", jobs: int) -> None:
+        self._repo, self._queue = repo, repo.experiments.celery_queue
+        self._workers, self._jobs = workers, jobs
+        self._begun: dict[str, tuple[QueueEntry, float]] = {}
+        self._seen_alive: dict[str, float] = {}
+        self._failed: dict[str, str] = {}
+
+    def work_off(self, runs: dict[str, Run]) -> dict[str, str]:
+        """Run all; returns the last lines of those that failed, by the names of their experiments."""
+        waiting, made, total = dict(runs), set[str](), len(runs)
+        try:
+            for run, entry in self._entries(waiting).items():
+                self._begin(waiting.pop(run), run, entry, "is in the queue")
+            while waiting or self._begun:
+                for run, lost in list(self._ended()):
+                    if lost:
+                        waiting[run] = runs[run]
+                    elif runs[run].name not in self._failed:
+                        made |= runs[run].shared
+                self._begin_some(waiting, runs, made, total)
+                self._workers.keep(len(self._begun))
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        except BaseException:
+            self._give_up(runs)
+            raise
+        return self._failed
+
+    def _begin_some(self, waiting: dict[str, Run], runs: dict[str, Run], made: set[str], total: int) -> None:
+        for run, wanted in list(waiting.items()):
+            being_made = set().union(*(runs[other].shared for other in self._begun)) - made
+            if len(self._begun) < self._jobs and not wanted.shared & being_made:
+                del waiting[run]
+                put(wanted)
+                self._begin(wanted, run, self._entries({run: wanted})[run], f"{total - len(waiting)} of {total}")
+
+    def _begin(self, wanted: Run, run: str, entry: QueueEntry, said: str) -> None:
+        print(f"{wanted.name}: {said} (dvc queue logs {wanted.name} --follow)", flush=True)
+        self._begun[run] = (entry, time.monotonic())
+        self._seen_alive[run] = time.monotonic()
+
+    def _entries(self, wanted: dict[str, Run]) -> dict[str, QueueEntry]:
+        """What waits or runs in the queue of the runs that are `wanted`."""
+        by_name = {entry.name: entry for entry in [*self._queue.iter_queued(), *self._queue.iter_active()]}
+        return {run: by_name[one.name] for run, one in wanted.items() if one.name in by_name}
+
+    def _ended(self) -> Iterator[tuple[str, bool]]:
+        """The runs that have ended since the last look, and whether that was without a result of any kind."""
+        queued = {entry.stash_rev for entry in self._queue.iter_queued()}
+        active = {entry.stash_rev for entry in self._queue.iter_active()}
+        done = {result.entry.stash_rev: result.result for result in self._queue.iter_done()}
+        for run, (entry, since) in list(self._begun.items()):
+            revision = entry.stash_rev
+            if revision in done:
+                del self._begun[run]
+                if done[revision] is None:
+                    self._failed[entry.name] = self._last_lines(revision)
+                said = "failed" if done[revision] is None else "done"
+                print(f"{entry.name}: {said} after {time.monotonic() - since:.0f} s", flush=True)
+                yield run, False
+            elif revision in queued or self._is_alive(revision):
+                self._seen_alive[run] = time.monotonic()
+            elif time.monotonic() - self._seen_alive[run] > SECONDS_UNTIL_LOST:
+                self._seen_alive[run] = time.monotonic()
+                if revision not in active or self._is_dropped(entry.name):
+                    del self._begun[run]
+                    print(f"{entry.name}: its process is gone; it goes on from what was saved", flush=True)
+                    yield run, True
+
+    def _is_alive(self, revision: str) -> bool:
+        process = self._queue.proc.get(revision)
+        with contextlib.suppress(psutil.Error):
+            return process is not None and any(revision in word for word in psutil.Process(process.pid).cmdline())
+        return False
+
+    def _is_dropped(self, name: str) -> bool:
+        """Take a run whose process is gone out of the queue, unless a worker still has it."""
+        try:
+            self._queue.kill([name])
+        except CannotKillTasksError:
+            return False
+        return True
+
+    def _last_lines(self, revision: str) -> str:
+        process = self._queue.proc.get(revision)
+        if process is None:
+            return f"it could not be set up (see {Path(self._queue.wdir) / '*.out'})"
+        said = Path(process.stdout).read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(said[-LINES_OF_A_FAILURE:])
+
+    def _give_up(self, runs: dict[str, Run]) -> None:
+        """End what this command has begun: what waits leaves the queue, what runs saves a checkpoint."""
+        mine = {run: runs[run] for run in self._begun}
+        names = {self._begun[run][0].name for run in mine}
+        waiting = [entry.name for entry in self._queue.iter_queued() if entry.name in names]
+        if waiting:
+            self._queue.remove(waiting)
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        told: set[str] = set()
+        while time.monotonic() < deadline:
+            active = {entry.name: entry.stash_rev for entry in self._queue.iter_active() if entry.name in names}
+            running = {name for name, revision in active.items() if self._is_alive(revision)}
+            if running - told:
+                told |= running
+                self._queue.kill(sorted(running))
+            if not active or (told and not running):
+                return
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def put(run: Run) -> None:
+    """Queue an experiment of the run; raises ExperimentFailed with what DVC says where it cannot."""
+    settings = [f"--set-param={text}" for text in overrides(run.params, base_params())]
+    command = ["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.wanted]
+    with holding(queue_lock(), "queueing an experiment"):
+        _forget(run.name)
+        while (done := _dvc(command)).returncode:
+            if BUSY not in done.stderr:
+                raise ExperimentFailed(f"{run.name} cannot be queued: {done.stderr.strip()}")
+            time.sleep(1)
+
+
+def _forget(name: str) -> None:
+    """Free the name: of an experiment whose metrics are gone, and of failed attempts."""
+    with Repo(str(CHECKOUT)) as repo:
+        names = {one for found in repo.experiments.ls().values() for one, _ in found}
+        names |= {result.entry.name for result in repo.experiments.celery_queue.iter_failed()}
+        if name in names:
+            repo.experiments.remove([name])
+
+
+def _dvc(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", *command], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
+class _Workers:
+    """DVC's workers, each of which runs one experiment of the queue at a time. They end when there is nothing to do.
+
+    They are not told of Ctrl-C by the terminal, and go on if this program is killed.
+    """
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._started:
+            # a run that it has taken for another command it finishes
+            worker.terminate()
+
+    def keep(self, count: int) -> None:
+        """Start workers until there are `count`."""
+        self._started = [worker for worker in self._started if worker.poll() is None]
+        # stages are started by the name python
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        while len(self._started) < count:
+            name = f"pag-{os.getpid()}-{time.monotonic_ns()}@localhost"
+            self._started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "dvc", "exp", "queue-worker", name],
+                    cwd=CHECKOUT, env={**os.environ, "PATH": path}, start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )
+            )  # fmt: skip

@@ -1,0 +1,155 @@
+"""The stages of dvc.yaml as DVC resolves them for parameters of one's own, and what the result of each is known by."""
+
+import contextlib
+import functools
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+from dvc_data.hashfile.build import build
+from dvc_objects.fs.local import LocalFileSystem
+
+from experiments.description.experiment import PARAMS
+from experiments.description.file import Plain
+from pag_core.errors import DatasetError
+from pag_core.params.yaml_text import written_yaml
+from pag_core.pipeline.artifacts import digest
+from pag_core.pipeline.code_identity import CHECKOUT, code_record
+from pag_core.pipeline.places import CODE, METRICS
+
+PIPELINES = ("dvc.yaml", "stages/gradients/dvc.yaml")
+# they say that something is there, and not what: nothing is made from their outputs
+WATCHING = {"code", "check"}
+# where what the user gave lies; what a stage makes of it is known by its content
+GIVEN = {"image_folder", "diffusion_checkpoint"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage for the parameters of one run.
+
+    `identity` is a fingerprint of all that its result depends on: command, code, parameters, what the user gave, and the
+    stages before it. `cached` says that DVC's cache keeps what it makes for other runs, `metrics` are the paths of its metrics
+    files by name (`autoattack`, `details/autoattack`), `before` the names of all stages that it needs.
+    """
+
+    name: str
+    identity: str
+    cached: bool
+    metrics: dict[str, str]
+    before: frozenset[str]
+
+
+class Stages:
+    """The stages of this checkout, for one set of parameters after another."""
+
+    def __init__(self) -> None:
+        # removed with this object
+        self._place = tempfile.TemporaryDirectory()
+        self._folder = Path(self._place.name).resolve()
+        with _quiet():
+            Repo.init(str(self._folder), no_scm=True).close()
+        for file in PIPELINES:
+            (self._folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(CHECKOUT / file, self._folder / file)
+        self._code = functools.cache(lambda name: code_record(CHECKOUT / "stages" / f"{name}.py"))
+        self._given = functools.cache(content_of)
+
+    def of(self, params: Plain) -> dict[str, Stage]:
+        """Each stage by its name, as `heuristic@cm`; raises DatasetError where what the user gave is not there."""
+        (self._folder / PARAMS).write_text(written_yaml(params), encoding="utf-8")
+        with Repo(str(self._folder)) as repo:
+            return self._read(params, repo.index.graph)
+
+    def _read(self, params: Plain, graph: "networkx.DiGraph[PipelineStage]") -> dict[str, Stage]:
+        found: dict[str, Stage] = {}
+        # those before a stage come first
+        for stage in networkx.dfs_postorder_nodes(graph):
+            before = [found[one.name] for one in graph.successors(stage)]
+            identity = {
+                "command": stage.cmd,
+                "parameters": _parameters(stage, params),
+                "given": self._read_by(stage, params, made={out.fs_path for one in graph for out in one.outs}),
+                "before": {one.name: one.identity for one in before if one.name not in WATCHING},
+            }
+            outputs = [Path(out.fs_path).relative_to(self._folder).as_posix() for out in stage.outs]
+            found[stage.name] = Stage(
+                stage.name,
+                digest(identity),
+                cached=any(out.use_cache for out in stage.outs),
+                metrics={
+                    path.removeprefix(f"{METRICS}/").removesuffix(".json"): path
+                    for path in outputs
+                    if path.startswith(f"{METRICS}/")
+                },
+                before=frozenset({one.name for one in before}.union(*(one.before for one in before))),
+            )
+        return found
+
+    def _read_by(self, stage: PipelineStage, params: Plain, made: set[str]) -> dict[str, str]:
+        """By name the content of what `stage` reads and no stage makes: its code, and what the user gave."""
+        found = {}
+        for dep in stage.deps:
+            path = Path(dep.fs_path)
+            if isinstance(dep, ParamsDependency) or any(Path(out).is_relative_to(path) for out in made):
+                continue
+            inside = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
+            if inside.parent == CODE:
+                found["code"] = self._code(inside.stem)
+            # of any dataset DVC takes image_folder for an input, but only this one is read from it
+            elif stage.name != "code" and (
+                str(inside) != params["image_folder"] or params["dataset"] == "image_folder"
+            ):
+                found[inside.name if inside.is_absolute() else str(inside)] = self._given(CHECKOUT / inside)
+        return found
+
+
+def needed_for(stages: dict[str, Stage], wanted: Iterable[str]) -> list[str]:
+    """The stages `wanted` and all before them."""
+    return sorted(set(wanted).union(*(stages[name].before for name in wanted)))
+
+
+def content_of(path: Path) -> str:
+    """DVC's hash of a file or folder of the user's, which DVC takes again only where times or sizes have changed.
+
+    Raises DatasetError where it is not there.
+    """
+    if not path.exists():
+        raise DatasetError(f"{path} is not there; params.yaml, a description or --images names it")
+    with Repo(str(CHECKOUT)) as repo:
+        return str(build(repo.cache.local, str(path), LocalFileSystem(), "md5", dry_run=True)[2].hash_info.value)
+
+
+def _parameters(stage: PipelineStage, params: Plain) -> Plain:
+    tracked = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    # without keys it is the whole file
+    keys = [key for dep in tracked for key in dep.params or params]
+    return {key: value_at(params, key) for key in keys if key not in GIVEN}
+
+
+def value_at(params: Plain, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = params
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without what DVC says as it makes a repository."""
+    logger = logging.getLogger("dvc")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
