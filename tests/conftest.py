@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def own_params_below_descriptions(monkeypatch):
     """Descriptions of experiments are laid over the tests' parameters, not over those that the user has set."""
-    monkeypatch.setattr("experiments.description.BASE", PARAMS)
+    monkeypatch.setattr("experiments.description.experiment.BASE", PARAMS)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
-"""Folders of results as experiments/run.py --by-hand leaves them, with made-up numbers, for tests of the page over them."""
+"""Folders of made-up results, as an experiment has them at its root, for tests of the page over them."""
 
 import io
 import json
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.dirfs import DirFileSystem
 from PIL import Image
 
+from experiments.overview.collection import listed
+from experiments.overview.page import Listed
 from pag_core.params.yaml_text import written_yaml
 from tests.samples import changed
 
@@ -40,8 +43,8 @@ def write_results(
     metrics: dict[str, Any],
     figures: dict[str, bytes] | None = None,
 ) -> Path:
-    """Write WORK/results/NAME, with `changes` laid over `params`, and return it."""
-    place = work / "results" / name
+    """Write WORK/NAME, with `changes` laid over `params`, and return it."""
+    place = work / name
     (place / "metrics/details").mkdir(parents=True)
     (place / "params.yaml").write_text(written_yaml(changed(params, changes)), encoding="utf-8")
     for file, content in {"details/autoattack": {}, **metrics}.items():
@@ -50,3 +53,9 @@ def write_results(
         (place / "figures").mkdir(exist_ok=True)
         (place / "figures" / f"{figure}.png").write_bytes(content)
     return place
+
+
+def listed_in(work: Path) -> list[Listed]:
+    """The experiments below `work`, by name."""
+    folders = sorted(path for path in work.iterdir() if path.is_dir())
+    return [listed(DirFileSystem(str(folder)), folder.name, "here") for folder in folders]

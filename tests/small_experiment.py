@@ -6,17 +6,14 @@ import signal
 import subprocess
 import sys
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
+import time
 
 from PIL import Image
 
-from experiments.description.experiment import laid_over
 from pag_core.params.yaml_text import written_yaml
-from tests.samples import ROOT, make_labelled, plain_params
+from tests.samples import make_labelled
 
 NAMES = ("cat", "dog", "eel")
-
-
 DESCRIPTION = {
     "stages": ["autoattack", "pag_score"],
     "params": {"prepare": {"validation_fraction": 0.2}, "processes": 1},
@@ -30,11 +27,12 @@ DESCRIPTION = {
             "pag_score": {"images": 4, "judged_images": 4},
         },
     },
-    "classifiers": {"cm": {"source": "cm", "lambda": 0.2}},
+    "classifiers": {"cm": {"source": "cm", "lambda": 0.2}, "oi": {"source": "oi", "lambda": 0.2}},
     "settings": ["clean", "L2 0.5"],
     "rows": {
         "vanilla": {"of": "cm", "baseline": True, "published": "table_5/vgg16/vanilla"},
         "class means": {"of": "cm", "published": "table_5/vgg16/sbg"},
+        "one image": {"of": "oi"},
     },
 }
 
@@ -59,36 +57,30 @@ def archived(folder):
     return folder
 
 
-def _command(tmp_path, images, *arguments):
-    # this checkout's params.yaml lies below it, in which the user may have set anything
-    described = {**DESCRIPTION, "params": laid_over(plain_params(), DESCRIPTION["params"])}
-    (tmp_path / "tiny.yaml").write_text(written_yaml(described), encoding="utf-8")
-    return [
-        sys.executable, str(ROOT / "experiments/run.py"), "tiny.yaml", "--images", str(images), "--work", "work",
-        "--size", "tiny", *arguments,
-    ]  # fmt: skip
+def command(project, images, *arguments):
+    """The command that runs DESCRIPTION in a copy of the project, on the pictures in `images`."""
+    (project.path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
+    return [sys.executable, "experiments/run.py", "tiny.yaml", "--images", str(images), "--size", "tiny", *arguments]
 
 
-def run(tmp_path, images, *arguments):
-    """What the command printed and returned that runs DESCRIPTION in `tmp_path`, with the pictures in `images`."""
-    command = _command(tmp_path, images, *arguments)
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def stopped_in(stage, number, project, given):
+    """What a command printed that got the signal `number` as `stage` ran for it, and its exit code."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    with subprocess.Popen(given, cwd=project.path, env=project.environment(), **options) as process:
+        deadline = time.monotonic() + 300
+        while not running(stage, project):
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.05)
+        # as a terminal does it
+        (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
+        said, _ = process.communicate(timeout=200)
+    return said, process.returncode
 
 
-def killed_in(stage, tmp_path, images, *arguments):
-    """What the same command printed until it was killed, as it began `stage`."""
-    options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-    said = []
-    with subprocess.Popen(_command(tmp_path, images, *arguments), cwd=tmp_path, **options) as process:
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith(f"=== {stage}:"):
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-    return "".join(said)
-
-
-def in_two_threads(function):
-    """What two calls at once return; as two commands they hold locks of their own."""
-    with ThreadPoolExecutor(2) as pool:
-        return [future.result() for future in [pool.submit(function), pool.submit(function)]]
+def running(stage, project):
+    """Whether an experiment of the project is at `stage`."""
+    logs = (project.path / ".dvc/tmp/exps/run").glob("*/*.out")
+    last = [
+        [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("> ")][-1:] for log in logs
+    ]
+    return any(stage in line for lines in last for line in lines)

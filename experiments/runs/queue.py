@@ -22,7 +22,7 @@ from pag_core.errors import ExperimentFailed
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.locks import holding
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LOOKS = 2.0
 # without a process, before a run counts as lost: the machine was switched off, or its worker was killed
 SECONDS_UNTIL_LOST = 30.0
 SECONDS_TO_SAVE = 120.0

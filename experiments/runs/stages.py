@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -108,7 +109,7 @@ class Stages:
             elif stage.name != "code" and (
                 str(inside) != params["image_folder"] or params["dataset"] == "image_folder"
             ):
-                found[inside.name if inside.is_absolute() else str(inside)] = self._given(CHECKOUT / inside)
+                found["the user's"] = self._given(CHECKOUT / inside)
         return found
 
 
@@ -120,10 +121,17 @@ def needed_for(stages: dict[str, Stage], wanted: Iterable[str]) -> list[str]:
 def content_of(path: Path) -> str:
     """DVC's hash of a file or folder of the user's, which DVC takes again only where times or sizes have changed.
 
-    Raises DatasetError where it is not there.
+    Raises DatasetError where it is not there, and for a link to a folder in it, behind which DVC does not look.
     """
     if not path.exists():
         raise DatasetError(f"{path} is not there; params.yaml, a description or --images names it")
+    path = path.resolve()
+    for place, folders, _ in os.walk(path):
+        if link := next((Path(place) / name for name in folders if (Path(place) / name).is_symlink()), None):
+            raise DatasetError(
+                f"{link} is a link to {link.readlink()}, and DVC sees no change behind a link to a folder: copy the folder "
+                "(cp -al makes hard links, which take no space), or name the one that it leads to"
+            )
     with Repo(str(CHECKOUT)) as repo:
         return str(build(repo.cache.local, str(path), LocalFileSystem(), "md5", dry_run=True)[2].hash_info.value)
 

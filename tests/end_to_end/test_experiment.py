@@ -1,181 +1,115 @@
-"""Experiments: real stages on a handful of images, from archives, broken off and resumed, by hand and through DVC."""
+"""Experiments through DVC: real stages on a handful of images, from archives; broken off, resumed, failed and changed."""
 
-import json
-import shutil
-import subprocess
-import sys
-import time
+import re
+import signal
 
+import psutil
 import pytest
+from PIL import Image
 
-from experiments.by_hand import ByHand
-from experiments.collection import of_work
-from experiments.description import base_params
-from pag_core.params.yaml_text import written_yaml
 from tests.project_copy import ProjectCopy, stages_run
-from tests.samples import ROOT
-from tests.small_experiment import DESCRIPTION, archived, as_folders, in_two_threads, killed_in, run
+from tests.small_experiment import archived, as_folders, command, stopped_in
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory):
+def images(tmp_path_factory):
     """train.tar.xz and test.tar.xz of three classes of small pictures."""
     return archived(as_folders(tmp_path_factory.mktemp("archives") / "pictures"))
 
 
 @pytest.fixture(scope="module")
-def by_hand(tmp_path_factory, archives):
-    """The folder in which the experiment ran by hand, and what it printed: refused, killed, shown, and whole."""
-    folder = tmp_path_factory.mktemp("by_hand")
-    refused = run(folder, archives, "--by-hand", "--set", "autoattack.images=1000")
-    killed = killed_in("baseline_autoattack", folder, archives, "--by-hand")
-    shown = run(folder, archives, "--by-hand", "--show")
-    whole = run(folder, archives, "--by-hand", "--output", "tables")
-    return folder, refused, killed, shown, whole
-
-
-def ran(output):
-    return [line.split(":")[0].removeprefix("=== ") for line in output.splitlines() if line.startswith("=== ")]
-
-
-@pytest.mark.slow
-def test_an_experiment_by_hand_broken_off_and_changed(archives, by_hand):
-    folder, refused, killed, shown, whole = by_hand
-
-    def again_by_hand(*arguments):
-        return run(folder, archives, "--by-hand", *arguments)
-
-    # nothing has run but what shows it; masking and others, for which there are too few images too, are not wanted
-    assert refused.returncode == 1 and "autoattack.images is 1000" in refused.stderr and "masking" not in refused.stderr
-    assert ran(refused.stdout) == ["prepare", "check"]
-    assert ran(killed) == ["check", "heuristic@cm", "train", "validation", "baseline", "baseline_autoattack"]
-
-    # what was not run is a gap
-    assert "| class means | not run | 81.93 |  | not run | 42.03 |  |" in shown.stdout and ran(shown.stdout) == []
-
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    assert ran(whole.stdout) == ["baseline_autoattack", "autoattack", "heuristic@none", "pag_score"]
-    results = folder / "work/results/tiny-tiny-cm"
-    attacked = json.loads((results / "metrics/autoattack.json").read_text())
-    assert attacked["images"] == 2 and set(attacked["model"]) == {"clean", "L2 3.0"}
-    clean, robust = (100 * attacked["model"][name] for name in ("clean", "L2 3.0"))
-    row = f"| class means | {clean:.1f} | 81.93 | {clean - 81.93:+.1f} | {robust:.1f} | 42.03 | {robust - 42.03:+.1f} |"
-    assert row in whole.stdout and "| vanilla |" in whole.stdout and "2 test images; one seed." in whole.stdout
-    written = (folder / "tables/tiny-tiny.csv").read_text(encoding="utf-8").splitlines()
-    # vanilla first, as the description has its rows
-    assert [line.split(",")[1] for line in written[1:]] == [*["vanilla"] * 2, *["class means"] * 2]
-    assert written[3].startswith(f"tiny-tiny,class means,clean,{clean:.2f},")
-    assert row in (folder / "tables/tiny-tiny.md").read_text(encoding="utf-8")
-    assert (results / "metrics/details/training.json").exists() and len(
-        json.loads((results / "seconds.json").read_text())
-    ) == 10
-
-    (results / "metrics/of_an_earlier_run.json").touch()
-
-    # both models of one seed, from the runs by hand
-    command = ["experiments/figure.py", "correlation", "tiny.yaml", "--by-hand", "--work", "work", "--size", "tiny"]
-    drawn = subprocess.run(
-        [sys.executable, str(ROOT / command[0]), *command[1:], "--images", str(archives), "--output", "drawn"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert drawn.returncode == 0, drawn.stderr[-2000:]
-    assert (folder / "drawn/correlation.png").read_bytes().startswith(b"\x89PNG")
-    assert "; 2 models; seed 3407." in (folder / "drawn/correlation.txt").read_text(encoding="utf-8")
-
-    # a stage whose output is gone runs again; equal inputs are not asked for again
-    (train,) = (path.parent for path in (folder / "work").glob("train-*/ended.json"))
-    shutil.rmtree(train / "data/classifier")
-    again = again_by_hand()
-    assert again_by_hand("--show").stdout.strip() == again.stdout[again.stdout.index("tiny\n") :].strip()
-    assert ran(again.stdout) == ["train"] and again.stdout.count("done before") == 9
-
-    # lambda changes one classifier; everything before it stays
-    changed = again_by_hand("--set", "cm:lambda=0.5")
-    assert (
-        ran(changed.stdout) == ["check", "train", "validation", "autoattack", "pag_score"]
-        and changed.stdout.count("done before") == 5
-    )
-    (listed,) = of_work(folder / "work")
-    assert listed.params["lambda"] == 0.5 and listed.metrics.keys() == {"autoattack", "pag_score", "training"}
-
-
-@pytest.mark.slow
-def test_the_same_experiment_through_dvc(tmp_path, archives, by_hand):
-    project = ProjectCopy(tmp_path / "project", {})
-    (project.path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
-    command = [
-        sys.executable,
-        "experiments/run.py",
-        "tiny.yaml",
-        "--images",
-        str(archives),
-        "--work",
-        str(tmp_path / "work"),
-    ]
-    whole = project.run(*command, "--size", "tiny")
-    assert "tiny-tiny-cm" in project.run("dvc", "exp", "show", "--csv").stdout
-    # the numbers do not depend on who runs the stages
-    assert table_of(whole.stdout) == table_of(by_hand[-1].stdout) != []
-
-    # the networks come out of DVC's cache
-    pictured = project.run(
-        command[0], "experiments/figure.py", "targeted", *command[2:], "--size", "tiny", "--output", "drawn"
-    )
-    assert "class means" in pictured.stdout and "not run" not in pictured.stderr
-    assert (project.path / "drawn/targeted.png").exists()
-
-    # what a broken-off command left in the queue has other parameters, and does not take the name
-    project.run("dvc", "exp", "remove", "tiny-tiny-cm")
-    project.run("dvc", "exp", "run", "--queue", "--name", "tiny-tiny-cm", "-S", "lambda=7")
-    again = project.run(*command, "--size", "tiny")
-    assert table_of(again.stdout) == table_of(whole.stdout)
-    # a store that is made in seconds stays out of DVC's cache; the rest comes out of it.
-    # DVC takes independent stages in any order
-    assert sorted(stages_run(last_log(project))) == ["heuristic@cm", "heuristic@none"]
-
-    # what has finished with the parameters and the code of now is not queued again
-    finished = project.run(*command, "--size", "tiny")
-    assert table_of(finished.stdout) == table_of(whole.stdout)
-    assert "tiny-tiny-cm: done before" in finished.stdout and "ueued" not in finished.stdout + finished.stderr
-
-    # only what ran with the same parameters is shown, also from later commits
-    project.run("git", "commit", "--allow-empty", "--quiet", "--message", "later")
-    assert table_of(project.run(*command, "--size", "tiny", "--show").stdout) == table_of(whole.stdout)
-    other = project.run(*command, "--size", "tiny", "--set", "cm:lambda=0.5", "--show")
-    assert "| class means | not run |" in other.stdout and "tiny-tiny-cm ran with other parameters" in other.stderr
-
-    failed = project.run(*command, "--size", "tiny", "--set", "autoattack.images=1000", check=False)
-    assert (
-        failed.returncode == 1
-        and "autoattack.images is 1000" in failed.stderr
-        and "tiny-tiny-cm failed" in failed.stderr
-    )
-
-
-def last_log(project):
-    tasks = project.run("dvc", "queue", "status").stdout.splitlines()
-    newest = [line.split()[0] for line in tasks if "tiny-tiny-cm" in line][-1]
-    return project.run("dvc", "queue", "logs", newest).stdout
+def project(tmp_path_factory):
+    return ProjectCopy(tmp_path_factory.mktemp("experiments") / "project", {"checkpoint_seconds": 0})
 
 
 def table_of(output):
     return [line for line in output.splitlines() if line.startswith("| ")]
 
 
-def test_two_commands_make_a_stage_once(tmp_path, capsys):
-    ran = []
+def names_in(output):
+    return re.findall(r"^(tiny-tiny-\w+-[0-9a-f]{8}): done", output, re.MULTILINE)
 
-    class Slow(ByHand):
-        def is_done(self, name):
-            return (self.folder(name) / "done").exists()
 
-        def _run(self, name):
-            time.sleep(0.5)
-            self.folder(name).mkdir()
-            (self.folder(name) / "done").touch()
-            ran.append(name)
+def stages_of(project, name):
+    return stages_run(project.run("dvc", "queue", "logs", name).stdout)
 
-    in_two_threads(lambda: Slow(base_params(), tmp_path).make("prepare"))
-    assert ran == ["prepare"]
-    said = capsys.readouterr().out
-    assert "Another process is running the stage prepare; waiting for it." in said and "prepare: done before" in said
+
+def test_an_experiment_whole_shown_and_broken_off(project, images):
+    # what was not run is a gap
+    shown = project.run(*command(project, images, "--show"))
+    assert "| class means | not run | 81.93 |  | not run |" in shown.stdout
+
+    # Ctrl-C ends the run too, and nothing is left of it
+    said, code = stopped_in("stages/train.py", signal.SIGINT, project, command(project, images))
+    assert code == 130 and "the same command resumes" in said
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(project.path) in str(one.info["cmdline"])]
+    assert not project.run("dvc", "exp", "list", "--name-only").stdout.split()
+
+    # a command that is killed leaves its run to the next one
+    said, code = stopped_in("stages/pag_score.py", signal.SIGKILL, project, command(project, images))
+    assert code == -signal.SIGKILL
+    whole = project.run(*command(project, images, "--jobs", "2", "--output", "tables"))
+    assert "is in the queue" in whole.stdout
+    cm, oi = sorted(names_in(whole.stdout))
+    assert sorted(project.run("dvc", "exp", "list", "--name-only").stdout.split()) == [cm, oi]
+    # what they share was made once
+    assert set(stages_of(project, oi)) & {"prepare", "baseline", "baseline_autoattack"} == set()
+
+    rows = table_of(whole.stdout)
+    found = [re.split(r" *\| *", row.strip("| ")) for row in rows[1:]]
+    assert [row[0] for row in found] == ["vanilla", "class means", "one image"]
+    for _, clean, published, difference, *_ in found[:2]:
+        assert float(difference) == pytest.approx(float(clean) - float(published), abs=0.06)
+    assert "2 test images; one seed." in whole.stdout
+    assert (project.path / "tables/tiny-tiny.md").read_text(encoding="utf-8").splitlines()[2:6] == [
+        line for line in whole.stdout.splitlines() if line.startswith("|")
+    ][:4]
+    assert (project.path / "tables/tiny-tiny.csv").read_text(encoding="utf-8").count("tiny-tiny,class means,") == 2
+
+    # done: nothing is queued again, also from a later commit and with other settings of where it runs
+    project.run("git", "commit", "--allow-empty", "--quiet", "--message", "later")
+    again = project.run(*command(project, images, "--set", "processes=2"))
+    assert table_of(again.stdout) == rows and again.stdout.count("done before") == 2 and "queue" not in again.stdout
+
+    # the networks come out of DVC's cache
+    drawn = project.run(*_figure(command(project, images), "targeted", "--output", "drawn"))
+    assert "class means" in drawn.stdout and "not run" not in drawn.stderr
+    assert (project.path / "drawn/targeted.png").exists()
+    project.run(*_figure(command(project, images), "correlation", "--output", "drawn"))
+    # two models of one seed, and their one baseline
+    assert "; 3 models; seed 3407." in (project.path / "drawn/correlation.txt").read_text(encoding="utf-8")
+
+
+def _figure(given, name, *arguments):
+    return [given[0], "experiments/figure.py", name, *given[2:], *arguments]
+
+
+def test_a_run_that_fails_ends_no_other(project, images):
+    given = command(project, images, "--set", "cm:autoattack.images=1000", "--set", "oi:lambda=0.3")
+    failed = project.run(*given, check=False)
+    assert failed.returncode == 1 and re.search(r"tiny-tiny-oi-\w{8}: done after", failed.stdout)
+    assert re.search(r"(?s)tiny-tiny-cm-\w{8} failed; its last lines:.*autoattack.images is 1000", failed.stderr)
+    # masking and others, for which there are too few images too, are not wanted
+    assert "masking" not in failed.stderr
+    shown = project.run(*given, "--show")
+    assert "| class means | not run |" in shown.stdout and "| one image | not run |" not in shown.stdout
+    assert re.search(r"tiny-tiny-cm: other code, parameters or images made tiny-tiny-cm-\w{8}", shown.stderr)
+
+
+def test_what_changes_runs_again_and_the_rest_does_not(project, tmp_path):
+    """Code of a stage, and an image of the user's."""
+    folders = as_folders(tmp_path / "pictures")
+    given = command(project, folders, "--only", "cm")
+    (first,) = names_in(project.run(*given).stdout)
+    source = project.path / "pag_core/evaluation/pag_score.py"
+    source.write_text(source.read_text(encoding="utf-8").replace("def ", "EDITED = 1\n\n\ndef ", 1), encoding="utf-8")
+    (edited,) = names_in(project.run(*given).stdout)
+    # a store that is made in seconds stays out of DVC's cache
+    rerun = set(stages_of(project, edited)) - {"code", "heuristic@cm", "heuristic@none"}
+    assert edited != first and rerun == {"check", "pag_score"} or rerun == {"pag_score"}
+    picture = next((folders / "train/cat").iterdir())
+    Image.open(picture).transpose(Image.Transpose.ROTATE_90).save(picture)
+    (other,) = names_in(project.run(*given).stdout)
+    assert other not in (first, edited) and {"prepare", "train", "autoattack"} <= set(stages_of(project, other))

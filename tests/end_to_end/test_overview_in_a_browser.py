@@ -2,10 +2,9 @@
 
 import pytest
 
-from experiments.collection import of_work
-from pag_core.report.overview import render_overview
+from experiments.overview.page import render_overview
 from tests.browser import CHROMIUM, browsing
-from tests.results_folders import autoattack, details, png, write_results
+from tests.results_folders import autoattack, details, listed_in, png, write_results
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,7 +48,7 @@ def browser(tmp_path_factory):
     other = {"autoattack": autoattack(0.4, 0.5), "details/autoattack": details(NINE, "other")}
     write_results(folder, NAME, plain, {"lambda": 1e-3}, other)
     page = folder / "experiments.html"
-    page.write_text(render_overview(of_work(folder)), encoding="utf-8")
+    page.write_text(render_overview(listed_in(folder)), encoding="utf-8")
     (folder / "profile").mkdir()
     with browsing(page, folder / "profile") as opened:
         yield opened

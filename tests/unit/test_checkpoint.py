@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 import torch
 
-from experiments.described_stages import value_at
+from experiments.runs.stages import value_at
 from pag_core.compute import processes as processes_module
 from pag_core.errors import TrainingDiverged
 from pag_core.params.values import MethodName

@@ -3,11 +3,10 @@
 import pytest
 import typer
 
-from experiments import description, figure
-from experiments.described_stages import described_stages, outputs_of
-from experiments.description import base_params, read_experiment
-from experiments.results import markdown
-from experiments.with_dvc import metrics_paths, overrides
+from experiments import figure
+from experiments.description.experiment import base_params, read_experiment
+from experiments.runs.overrides import overrides
+from experiments.table import markdown
 from pag_core.errors import ParamsError
 from pag_core.params.reading import parse_params, plain_params
 from pag_core.params.yaml_text import written_yaml
@@ -64,10 +63,8 @@ TABLE_5 = ", ".join(f"table_5/{network}" for network in ("vgg16/vanilla", "vgg16
         (STAGES + SIZES + "classifiers: {}\n", "classifiers: {} is refused: .*at least 1"),
         (STAGES + SIZES + "classifiers: {true: {}}\n", "classifiers: .*True is not a name, .*in quotes"),
         (STAGES + SIZES + "classifiers: {1e-1: {}}\n", "classifiers: .*0.1 is not a name, .*in quotes"),
-        (WHOLE + "classes: [001, 2]\n", "classes: 0: 1 is .*not a name, .*in quotes"),
         (WHOLE + "params: [1]\n", r"params: \[1\] is refused: .*dictionary"),
         (WHOLE + "needs_images: 1\n", "needs_images: 1 is refused: .*boolean"),
-        (WHOLE + "classes: cat\n", "classes: 'cat' is refused: .*list"),
         (WHOLE + "seeds: []\n", r"seeds: \[\] is refused: .*at least 1"),
         (WHOLE + "seeds: 3407\n", "seeds: 3407 is refused: .*list"),
         (WHOLE + "seeds: [1, 2, 1]\n", r"seeds: \[1, 2, 1\] is refused: a seed is given twice"),
@@ -103,19 +100,19 @@ def test_a_section_without_a_value_is_empty(tmp_path):
 
 
 def test_a_number_in_quotes_is_a_name(tmp_path):
-    """Of classifiers, rows and classes."""
+    """Of classifiers and rows."""
     models = "classifiers: {'0.5': {lambda: 0.5}, '1e-1': {lambda: 1e-1}}\n"
     experiment = read(tmp_path, STAGES + SIZES + models)
     assert list(experiment.params) == ["0.5", "1e-1"] and experiment.params["1e-1"]["lambda"] == 0.1
-    rows = read(tmp_path, STAGES + SIZES + models + "rows: {'2': {of: '1e-1'}}\nclasses: ['0', '1']\n")
-    assert [(row.label, row.classifier) for row in rows.rows] == [("2", "1e-1")] and rows.classes == ["0", "1"]
+    rows = read(tmp_path, STAGES + SIZES + models + "rows: {'2': {of: '1e-1'}}\n")
+    assert [(row.label, row.classifier) for row in rows.rows] == [("2", "1e-1")]
     assert "| 2 | not run |" in markdown(rows, {})
 
 
 @pytest.mark.parametrize("stage", ["prepare", "masking", "pag_score", "figures"])
 def test_a_table_without_attacks_is_of_validation_whatever_the_stages(tmp_path, stage):
     experiment = read(tmp_path, f"stages: [{stage}]\n" + SIZES + MODELS)
-    assert experiment.stages == ("validation", stage) and "training" in metrics_paths(experiment, "cm")
+    assert experiment.stages == ("validation", stage)
 
 
 def test_a_radius_of_another_norm_takes_the_place_of_the_first(tmp_path):
@@ -137,12 +134,12 @@ def test_published_numbers_are_those_of_the_settings(tmp_path):
     assert read(tmp_path, "stages: [foolbox]\nsettings: [clean]\n" + SIZES + MODELS + rows).rows[1].published
 
 
-def test_a_figure_of_a_folder_of_images_asks_for_it(tmp_path):
-    with pytest.raises(typer.BadParameter, match="cifar10_resnet18-small takes a folder of images"):
-        figure.main(
-            "correlation", [ROOT / "experiments/cifar10_resnet18.yaml"], tmp_path / "drawn", size="small",
-            by_hand=True, work=tmp_path / "work",
-        )  # fmt: skip
+def test_a_size_that_is_made_for_a_folder_of_images_asks_for_it(tmp_path):
+    with pytest.raises(typer.BadParameter, match=r"table_2 \(mini\) takes a folder of images"):
+        figure.main("correlation", [ROOT / "experiments/tables/table_2.yaml"], tmp_path / "drawn", size="mini")
+    experiment = read_experiment(ROOT / "experiments/tables/table_2.yaml", "mini", [], tmp_path)
+    for params in experiment.params.values():
+        assert (params["dataset"], params["image_folder"]) == ("image_folder", str(tmp_path))
 
 
 def test_a_wrong_value_is_refused_before_anything_runs(tmp_path):
@@ -151,15 +148,6 @@ def test_a_wrong_value_is_refused_before_anything_runs(tmp_path):
         read_experiment(tmp_path / "tiny.yaml", "tiny", ["cm:train.epochs=0"])
     with pytest.raises(typer.BadParameter, match="huge is not one of: tiny"):
         read_experiment(tmp_path / "tiny.yaml", "huge", [])
-
-
-def test_the_metrics_of_the_stages_that_are_wanted_are_taken():
-    """Those of validation images are wanted of every experiment: the page of all shows them."""
-    for size, names in (("levels", ["training"]), ("full", ["autoattack", "pag_score", "training"])):
-        experiment = read_experiment(ROOT / "experiments/cifar10_16px.yaml", size, [])
-        found = metrics_paths(experiment, next(iter(experiment.params)))
-        assert sorted(found) == sorted(f"{place}{name}" for name in names for place in ("", "details/"))
-        assert all(path == f"metrics/{name}.json" for name, path in found.items())
 
 
 VALUES = [
@@ -205,7 +193,6 @@ def test_the_committed_experiment_is_valid(size):
     for name, params in experiment.params.items():
         # heuristic targets aligned with the log-probability cost the clean accuracy
         assert parse_params(params).objective.output == {"cm": "logit", "sbg": "log_softmax"}[name]
-        assert set(experiment.stages) <= described_stages(params).keys()
 
 
 @pytest.mark.parametrize("size", ["full", "small"])
@@ -217,14 +204,6 @@ def test_the_rivals_on_digits_are_valid(size):
     assert experiment.params["at_linf-seed3407"]["at"]["norm"] == "Linf"
 
 
-def test_stages_are_described_with_their_values():
-    params = {**base_params(), "source": "nn"}
-    stages = described_stages(params)
-    assert "data/gradients/nn.zarr" in stages["train"]["deps"] and "source_defaults.nn" in stages["train"]["params"]
-    assert outputs_of(stages["heuristic@nn"]) == ["data/gradients/nn.zarr"] and "code" not in stages
-    assert stages["heuristic@nn"]["cmd"] == "python stages/heuristic.py nn" and "nn" in stages["heuristic@nn"]["params"]
-
-
 @pytest.mark.parametrize(("key", "value", "words"), [("source", "sgb", "did you mean 'sbg'"), ("lamda", 1, "'lambda'")])
 def test_a_mistake_in_params_yaml_is_refused_before_a_description_is_laid_over_it(
     plain_params, tmp_path, monkeypatch, key, value, words
@@ -232,6 +211,6 @@ def test_a_mistake_in_params_yaml_is_refused_before_a_description_is_laid_over_i
     """Also of a value that the description has otherwise; the message names the file that it is in."""
     (tmp_path / "params.yaml").write_text(written_yaml({**plain_params, key: value}), encoding="utf-8")
     (tmp_path / "tiny.yaml").write_text(written_yaml(DESCRIPTION), encoding="utf-8")
-    monkeypatch.setattr(description, "BASE", tmp_path / "params.yaml")
+    monkeypatch.setattr("experiments.description.experiment.BASE", tmp_path / "params.yaml")
     with pytest.raises(ParamsError, match=rf"^params\.yaml:\n  {key}.*{words}"):
         read_experiment(tmp_path / "tiny.yaml", "tiny", [])

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from experiments import figure
-from experiments.description import read_experiment
-from experiments.finished import Finished, different_models, models_of
-from experiments.plots import draw_correlation, draw_curves
+from experiments.description.experiment import read_experiment
+from experiments.figures.models import Finished, different_models, models_of
+from experiments.figures.plots import draw_correlation, draw_curves
 from pag_core.figures.correlation import ScoredModel, correlations, rank_correlation
 from pag_core.figures.labels import METHODS
 from pag_core.figures.model_marks import Kind, legend_marks
@@ -21,6 +21,7 @@ from pag_core.figures.palette import save_figure
 from pag_core.figures.targeted_blocks import targeted_blocks
 from pag_core.params.values import MethodName, Source
 from pag_core.params.yaml_text import written_yaml
+from pag_core.pipeline.artifacts import digest
 from tests.samples import ROOT
 from tests.unit.test_figures import overlapping_texts, pictures, texts
 
@@ -38,6 +39,7 @@ DESCRIPTION = {
         "vit": {"arch": "vit", "source": "cm", "classifier": {"patch_size": 2}},
     },
 }
+TRAINED = ("seed", "arch", "source", "lambda", "method", "at", "classifier", "train")
 MODELS = 3 * 8  # of three seeds: six classifiers, and the vanilla ones of two architectures
 
 
@@ -57,7 +59,13 @@ def made_up(experiment, without=()):
         of = {"model": random, "baseline": beside}
         scores = {who: {"class means": draw.uniform(), "sbg": draw.uniform()} for who, draw in of.items()}
         seen = {who: draw.uniform() for who, draw in of.items()}
+        # what a network was trained with; names and the stages that are wanted are none of it
+        networks = {
+            "model": {"classifier": digest({key: plain[key] for key in TRAINED if key in plain})},
+            "baseline": {"baseline": f"{plain['seed']} {plain['arch']}"},
+        }
         measured[run] = {
+            "details/autoattack": {"provenance": {who: {"inputs": found} for who, found in networks.items()}},
             "autoattack": {
                 "images": 200,
                 **{

@@ -7,8 +7,8 @@ import pytest
 import torch
 import typer
 
-from experiments import pictures
-from experiments.finished import Finished
+from experiments.figures import pictures
+from experiments.figures.models import Finished
 from pag_core.compute.randomness import generator
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.evaluation.pgd import targeted_images

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.described_stages import value_at
+from experiments.runs.stages import value_at
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.stage import stage
 from tests.samples import ROOT, changed

@@ -8,19 +8,17 @@ import re
 import struct
 
 import pytest
-import typer
 from fsspec.implementations.dirfs import DirFileSystem
 from matplotlib.figure import Figure
 from PIL import Image, ImageFile
 
 from experiments import page
-from experiments.by_hand import ByHand, gather
-from experiments.collection import listed, of_work
+from experiments.overview.collection import listed
+from experiments.overview.page import Listed, render_overview, table
 from pag_core.errors import ArtifactError, PagError
 from pag_core.figures.palette import save_figure
 from pag_core.params.yaml_text import read_yaml, written_yaml
-from pag_core.report.overview import Listed, render_overview, table
-from tests.results_folders import autoattack, png, write_results
+from tests.results_folders import autoattack, listed_in, png, write_results
 
 HOSTILE = "<img src=x onerror=alert(1)></script><b>'\"&"
 
@@ -49,7 +47,7 @@ def work(tmp_path, plain_params):
 
 
 def test_the_table(work):
-    keys, rows = shown(of_work(work))
+    keys, rows = shown(listed_in(work))
     assert keys == ["name", "seed", "source", "method", "lambda", "objective.output",
                     "autoattack.model.clean", "autoattack.model.L2 0.75", "pag_score.PAG"]  # fmt: skip
     assert [row["name"] for row in rows] == ["at", "cm", "sbg"]
@@ -63,9 +61,9 @@ def test_the_table(work):
 
 
 def test_what_numbers_were_measured_with_is_shown_where_it_differs(work, plain_params):
-    assert "autoattack.images" not in shown(of_work(work))[0]
+    assert "autoattack.images" not in shown(listed_in(work))[0]
     write_results(work, "few", plain_params, {"autoattack.images": 10}, {"autoattack": autoattack(0.9, 0.5, images=50)})
-    keys, rows = shown(of_work(work))
+    keys, rows = shown(listed_in(work))
     # the parameter, and what was measured, which are told apart
     assert [key for key in keys if key.endswith("images")] == ["autoattack.images", "metrics/autoattack.images"]
     assert [row["autoattack.images"] for row in rows] == [200, 200, 10, 200]
@@ -85,7 +83,7 @@ def test_sections_and_files_stay_together(plain_params):
 
 
 def test_each_picture_is_there_once_and_with_all_its_pixels(work):
-    html = render_overview(of_work(work))
+    html = render_overview(listed_in(work))
     content = content_of(html)
     assert [figure["name"] for figure in content["figures"]] == ["targeted_pgd", "gradient_sources"]
     assert all("Figure" in figure["caption"] for figure in content["figures"])
@@ -97,7 +95,7 @@ def test_each_picture_is_there_once_and_with_all_its_pixels(work):
         with Image.open(io.BytesIO(base64.b64decode(encoded))) as found, Image.open(io.BytesIO(original)) as wanted:
             assert found.format == "WEBP"
             assert found.size == wanted.size and found.convert("RGB").tobytes() == wanted.tobytes()
-    assert html == render_overview(of_work(work))
+    assert html == render_overview(listed_in(work))
 
 
 def test_a_picture_that_is_too_long_for_webp_stays_png():
@@ -120,7 +118,7 @@ def test_no_exception_of_pillow_leaves_without_the_pictures_name(monkeypatch, ki
 
 
 def test_the_page_needs_nothing_outside_itself_and_escapes_names(work):
-    plain = render_overview(of_work(work))
+    plain = render_overview(listed_in(work))
     assert not re.search(r"https?://|<link|<iframe|@import|url\(|\ssrc=|\shref=", plain)
     html = render_overview(
         [Listed(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, {HOSTILE: {HOSTILE: HOSTILE}}, {HOSTILE: png(20)})]
@@ -153,20 +151,13 @@ def lock(stages):
 
 @pytest.mark.parametrize("content", [b"", b"<<<<<<< HEAD\nstages: {}\n=======", b"schema: '2.0'", b"\xff"])
 def test_a_damaged_lock_file_is_named(work, content):
-    (work / "results/sbg/dvc.lock").write_bytes(content)
+    (work / "sbg/dvc.lock").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"dvc\.lock of sbg \(.*\) is damaged .*dvc repro"):
-        of_work(work)
-
-
-def test_what_a_killed_command_was_writing_is_no_experiment(work):
-    before = of_work(work)
-    for name in (".sbg.x1y2.partial", ".sbg.before.partial"):
-        (work / "results" / name).mkdir()
-    assert of_work(work) == before
+        listed_in(work)
 
 
 def test_outdated_results_are_left_out_with_a_remark(work, capsys):
-    folder = work / "results/sbg"
+    folder = work / "sbg"
     outs = [{"path": path, "md5": "m"} for path in ("metrics/autoattack.json", "figures")]
     (folder / "dvc.lock").write_bytes(lock({"all": {"params": {"params.yaml": {"seed": 1}}, "outs": outs}}))
     found = listed(DirFileSystem(str(folder)), "sbg", "here")
@@ -181,29 +172,26 @@ def test_a_figure_that_dvc_lists_but_does_not_hold_is_remarked_on(work, capsys):
                 raise FileNotFoundError(path)
             return super().cat_file(path, *args, **options)
 
-    found = listed(Emptied(str(work / "results/sbg")), "sbg", "here")
+    found = listed(Emptied(str(work / "sbg")), "sbg", "here")
     assert found.figures.keys() == {"gradient_sources"} and found.metrics.keys() == {"autoattack", "pag_score"}
     assert "figures/targeted_pgd.png of sbg (here) is not in DVC's cache" in capsys.readouterr().err
 
 
-def test_the_command(work, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(page, "of_checkout", list)
-    output = tmp_path / "made/experiments.html"
-    page.main([work], output)
+def test_the_command(work, tmp_path_factory, capsys, monkeypatch):
+    monkeypatch.setattr(page, "of_checkout", lambda: listed_in(work))
+    output = tmp_path_factory.mktemp("made") / "deeper/experiments.html"
+    page.main(output)
     assert "3 experiments, " in capsys.readouterr().out and "<h1>3 experiments</h1>" in output.read_text()
     first = output.read_bytes()
-    page.main([work], output)
+    page.main(output)
     assert output.read_bytes() == first
 
 
 def test_nothing_to_show(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(page, "of_checkout", list)
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="1"):
-        page.main(None, tmp_path / "page.html")
+        page.main(tmp_path / "page.html")
     assert "No experiment has results yet" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
-    with pytest.raises(typer.BadParameter, match="nowhere holds no results"):
-        page.main([tmp_path / "nowhere"], tmp_path / "page.html")
 
 
 @pytest.mark.parametrize(
@@ -218,32 +206,12 @@ def test_nothing_to_show(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_what_is_damaged_is_named(work, file, text, message):
-    path = work / "results/cm" / file
+    path = work / "cm" / file
     path.unlink()
     if text is not None:
         path.write_text(text, encoding="utf-8")
     with pytest.raises(PagError, match=message):
-        render_overview(of_work(work))
-
-
-def test_results_of_a_run_by_hand_are_gathered_for_the_page(tmp_path, plain_params):
-    runs = ByHand({**plain_params, "seed": 5}, tmp_path)
-    for stage, path, content in (
-        ("validation", "metrics/training.json", b'{"proxy": 0.5}'),
-        ("validation", "metrics/details/training.json", b'{"proxy": 0.5, "more": 1}'),
-        ("figures", "figures/targeted_pgd.png", png(30)),
-    ):
-        runs.folders[stage] = tmp_path / stage
-        runs.made.add(stage)
-        (tmp_path / stage / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / stage / path).write_bytes(content)
-        (tmp_path / stage / "ended.json").write_text('{"seconds": 1.5}')
-    (tmp_path / "results/run").mkdir(parents=True)
-    gather(runs, tmp_path / "results/run")
-    (found,) = of_work(tmp_path)
-    assert found.params["seed"] == 5 and found.metrics == {"training": {"proxy": 0.5}}
-    assert found.figures == {"targeted_pgd": png(30)}
-    assert json.loads((tmp_path / "results/run/seconds.json").read_text()) == {"validation": 1.5, "figures": 1.5}
+        render_overview(listed_in(work))
 
 
 def test_what_is_of_another_network_than_is_there_is_left_out(tmp_path, plain_params, capsys):
@@ -298,6 +266,6 @@ def test_equal_pictures_of_several_networks_are_on_the_page_once(tmp_path, plain
         write_results(
             tmp_path, name, plain_params, {}, {"autoattack": autoattack(0.9, 0.5)}, {"gradient_sources": picture}
         )
-    content = content_of(render_overview(of_work(tmp_path)))
+    content = content_of(render_overview(listed_in(tmp_path)))
     assert [found["figures"] for found in content["experiments"]] == [{"gradient_sources": n} for n in (0, 0, 1)]
     assert len(content["pictures"]) == 2

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from experiments import collection, repository
+from experiments.overview import collection
+from experiments.runs import named, repository
 from pag_core.errors import RepositoryMissing
 
 
@@ -21,7 +22,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     place = tmp_path / "my papers/pag"
     (place / ".dvc").mkdir(parents=True)
-    for module in (repository, collection):
+    for module in (repository, collection, named):
         monkeypatch.setattr(module, "CHECKOUT", place)
     return place
 

@@ -9,9 +9,8 @@ from dvc.utils.serialize import loads_yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments.described_stages import described_stages
-from experiments.description import base_params, read_experiment
-from experiments.lock_files import outdated
+from experiments.description.experiment import read_experiment
+from experiments.overview.lock_files import outdated
 from pag_core.errors import ParamsError
 from pag_core.params.reading import load_params, plain_params
 from pag_core.params.yaml_text import read_yaml, written_yaml
@@ -106,13 +105,6 @@ def test_parameters_of_a_command_are_read_alike():
     experiment = read_experiment(file, "full", ["train.epochs=010", "train.weight_decay=1e-5"])
     for params in experiment.params.values():
         assert params["train"]["epochs"] == 10 and params["train"]["weight_decay"] == 1e-5
-
-
-@pytest.mark.parametrize("folder", ["0123", "yes", "a: b", "images # 2", "my images", "${HOME}", "[a]", "~"])
-def test_a_folder_in_the_place_of_a_template_stays_the_word_that_it_is(folder):
-    stages = described_stages({**base_params(), "image_folder": folder})
-    assert stages["prepare"]["deps"] == ["data/code/prepare.txt", folder]
-    assert "data/gradients/cm.zarr" in str(stages["heuristic@cm"]["outs"])
 
 
 def test_a_lock_file_is_read_as_dvc_wrote_it():
