@@ -108,7 +108,7 @@ def test_what_changes_runs_again_and_the_rest_does_not(project, tmp_path):
     (edited,) = names_in(project.run(*given).stdout)
     # a store that is made in seconds stays out of DVC's cache
     rerun = set(stages_of(project, edited)) - {"code", "heuristic@cm", "heuristic@none"}
-    assert edited != first and rerun == {"check", "pag_score"} or rerun == {"pag_score"}
+    assert edited != first and rerun - {"check"} == {"pag_score"}
     picture = next((folders / "train/cat").iterdir())
     Image.open(picture).transpose(Image.Transpose.ROTATE_90).save(picture)
     (other,) = names_in(project.run(*given).stdout)
