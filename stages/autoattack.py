@@ -13,7 +13,8 @@ from pag_core.pipeline.stage import run, stage
 def main(baseline: BaselineOption = False) -> None:
     """Write metrics/autoattack.json, which includes the baseline's results, or those alone with --baseline."""
     who = "baseline" if baseline else "classifier"
-    with stage(f"autoattack_{who}", shared=True, memory="autoattack.batch_size") as opened:
+    reads = ("dataset", "seed", "autoattack")
+    with stage(f"autoattack_{who}", reads=reads, shared=True, memory="autoattack.batch_size") as opened:
         params = opened.params
         with open_subject(opened, "autoattack", (who,), params.autoattack.images) as subject:
             found = run_autoattack(

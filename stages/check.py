@@ -27,6 +27,7 @@ from pag_core.gradients.distillation import require_kept_classes
 from pag_core.gradients.nearest_neighbor import require_neighbours
 from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.methods import build_method
+from pag_core.params.declared import ALL
 from pag_core.params.sections import ObjectiveParams, Params
 from pag_core.params.values import CheckedStage, MethodName
 from pag_core.pipeline.artifacts import replacing_file
@@ -161,7 +162,7 @@ def misfits(params: Params, dataset: Dataset, device: torch.device) -> list[str]
 
 def main() -> None:
     """Write data/check.txt, or refuse."""
-    with stage("check") as opened:
+    with stage("check", reads=ALL) as opened:
         params, place = opened.params, dataset_place(opened.params.dataset)
         dataset = read_labels(place)
         if found := misfits(params, dataset, opened.device):

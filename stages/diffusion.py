@@ -18,13 +18,14 @@ from pag_core.pipeline.stage import run, stage
 
 def main() -> None:
     """Write data/diffusion and curves/diffusion."""
-    with stage("diffusion", shared=True, memory="diffusion.batch_size") as opened:
+    reads = ("dataset", "seed", "diffusion")
+    with stage("diffusion", reads=reads, shared=True, memory="diffusion.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
         shape = architecture(params.diffusion)
         processes = replica_count(params.processes)
         opened.divide_cores(processes)
-        provenance = opened.provenance("diffusion", inputs={"dataset": dataset.fingerprint}, processes=processes)
+        provenance = opened.provenance(inputs={"dataset": dataset.fingerprint}, processes=processes)
         with run_folder("diffusion", provenance, opened.device) as folder:
             weights, curve = train_diffusion(
                 lambda: build_network(shape, dataset.image_shape, dataset.classes),

@@ -36,10 +36,12 @@ from pag_core.pipeline.places import (
     gradients_place,
 )
 from pag_core.pipeline.saved_network import SavedNetwork
-from pag_core.pipeline.stage import run, stage
+from pag_core.pipeline.stage import OpenStage, run, stage
 
 Found = dict[str, Any]
 Curve = dict[str, list[tuple[int, float]]]
+READS = ("dataset", "source", "method", "baseline_method", "lambda", "source_defaults.${source}", "seed", "oi", "cm", "nn",
+         "control", "pag_score.reference", "figures", "gradient_store.held_out_images")  # fmt: skip
 
 
 def _pictured(params: Params) -> slice:
@@ -83,7 +85,7 @@ def _targeted(
 
 
 def _record(
-    params: Params,
+    opened: OpenStage,
     dataset: Dataset,
     networks: dict[str, SavedNetwork],
     measured: dict[str, Found],
@@ -93,7 +95,7 @@ def _record(
     fingerprints = {who: saved.fingerprint for who, saved in networks.items()} | {"dataset": dataset.fingerprint}
     for who, command in (("classifier", "train.py"), ("baseline", "train.py --baseline")):
         card, remedy = networks[who].card, f"run python stages/{command} again"
-        require_of_now(classifier_place(who), card["provenance"], inputs={}, params=params, remedy=remedy)
+        require_of_now(classifier_place(who), card["provenance"], inputs={}, params=opened.all_params, remedy=remedy)
         if {name: curve[-1][1] for name, curve in curves[who].items()} != card.get("training"):
             raise ArtifactError(f"{curves_place(who)} is of another training than {classifier_place(who)}; {remedy}")
     autoattack = measured["autoattack"].get("provenance", {})
@@ -105,14 +107,14 @@ def _record(
     ):
         inputs = {what: fingerprints[what] for what in ("dataset", who)}
         remedy = f"run dvc repro, or python stages/{name}.py again"
-        require_of_now(details_place(name), record, inputs=inputs, params=params, remedy=remedy)
+        require_of_now(details_place(name), record, inputs=inputs, params=opened.all_params, remedy=remedy)
     digests = {name: digest(details) for name, details in measured.items()}
-    return {"params": {"figures": params.section("figures")["figures"]}, "inputs": fingerprints | digests}
+    return {"params": opened.recorded, "inputs": fingerprints | digests}
 
 
 def main() -> None:
     """Write the folder figures."""
-    with stage("figures", memory="figures.batch_size") as opened:
+    with stage("figures", reads=READS, memory="figures.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
         model = model_label(params.source, params.weight, params.method, params.control)
@@ -123,7 +125,7 @@ def main() -> None:
         measured = {name: read_json(details_place(name)) for name in ("masking", "autoattack")}
         curves = {who: read_curves(curves_place(who)) for who in ("classifier", "baseline")}
         loaded = {who: load_classifier(classifier_place(who), dataset, opened.device) for who in curves}
-        record = _record(params, dataset, {who: saved for who, (_, saved) in loaded.items()}, measured, curves)
+        record = _record(opened, dataset, {who: saved for who, (_, saved) in loaded.items()}, measured, curves)
         figures = {
             "training_curves": training_curves(
                 curves["classifier"],

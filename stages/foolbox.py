@@ -13,7 +13,8 @@ from pag_core.pipeline.stage import run, stage
 def main(baseline: BaselineOption = False) -> None:
     """Write metrics/foolbox.json, which includes the baseline's results, or those alone with --baseline."""
     who = "baseline" if baseline else "classifier"
-    with stage(f"foolbox_{who}", shared=True, memory="foolbox.batch_size") as opened:
+    reads = ("dataset", "seed", "foolbox")
+    with stage(f"foolbox_{who}", reads=reads, shared=True, memory="foolbox.batch_size") as opened:
         params = opened.params
         with open_subject(opened, "foolbox", (who,), params.foolbox.images) as subject:
             found = run_foolbox(

@@ -15,14 +15,14 @@ from pag_core.pipeline.stage import run, stage
 
 def main(source: str) -> None:
     """Write data/gradients/SOURCE.zarr."""
-    with stage(source) as opened:
+    with stage(source, reads=("dataset", "seed", source)) as opened:
         makers = {name: found.store for name, found in SOURCES.items() if found.store is not None}
         if source not in makers:
             raise ParamsError(f"python stages/heuristic.py {source}: the source is not one of: {', '.join(makers)}")
         dataset = read_dataset(dataset_place(opened.params.dataset))
         images = {split: dataset.splits[split].images for split in ("train", "test")}
         content = makers[source](dataset, opened.params, images)
-        provenance = opened.provenance("dataset", source, inputs={"dataset": dataset.fingerprint}, on_device=False)
+        provenance = opened.provenance(inputs={"dataset": dataset.fingerprint}, on_device=False)
         write_small_store(gradients_place(source), dataset, source, content, provenance)
 
 

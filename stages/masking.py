@@ -13,7 +13,8 @@ from pag_core.pipeline.stage import run, stage
 
 def main() -> None:
     """Write metrics/masking.json, the number of signs of masking, and the details beside it."""
-    with stage("masking", shared=True, memory="masking.batch_size") as opened:
+    reads = ("dataset", "seed", "masking")
+    with stage("masking", reads=reads, shared=True, memory="masking.batch_size") as opened:
         params = opened.params
         with open_subject(opened, "masking", ("classifier", "baseline"), params.masking.images) as subject:
             found = masking_checks(

@@ -21,6 +21,7 @@ from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import OpenStage, run, stage
 
 MEANS = "class means"
+READS = ("dataset", "source", "seed", "pag_score", "gradient_store.held_out_images", "figures.targeted_steps")
 
 
 def _targets(opened: OpenStage, dataset: Dataset, test: Split) -> dict[str, TargetGradients]:
@@ -45,10 +46,7 @@ def _provenance(opened: OpenStage, dataset: Dataset, networks: dict[str, SavedNe
         trained = networks["classifier"].card["provenance"]
         remedy = "run python stages/train.py again"
         require_of_now(classifier_place("classifier"), trained, inputs=own, remedy=remedy)
-    record = opened.provenance("source", "pag_score", inputs=inputs)
-    # of the figures it takes this alone
-    record["params"]["figures"] = {"targeted_steps": params.figures.targeted_steps}
-    return record
+    return opened.provenance(inputs=inputs)
 
 
 def main() -> None:
@@ -56,7 +54,7 @@ def main() -> None:
 
     Its details have the scores against a chosen reference and class means too, and how good the judge is.
     """
-    with stage("pag_score", memory="pag_score.batch_size") as opened:
+    with stage("pag_score", reads=READS, memory="pag_score.batch_size") as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]

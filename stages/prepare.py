@@ -14,7 +14,7 @@ from pag_core.pipeline.stage import run, stage
 
 def main() -> None:
     """Write data/DATASET.zarr."""
-    with stage("prepare") as opened:
+    with stage("prepare", reads=("dataset", "image_folder", "seed", "prepare")) as opened:
         params = opened.params
         raw = load_raw(params)
         splits = split(
@@ -25,7 +25,7 @@ def main() -> None:
             seed=params.seed,
         )
         path = dataset_place(params.dataset)
-        provenance = opened.provenance("dataset", "prepare", inputs={}, on_device=False)
+        provenance = opened.provenance(inputs={}, on_device=False)
         write_dataset(path, raw.class_names, splits, provenance)
         sizes = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
         print(f"{path}: {sizes} images {splits['train'].images.shape[1:]} of {len(raw.class_names)} classes")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
+from pag_core.params.declared import ALL
 from pag_core.pipeline.artifacts import replacing_file
 from pag_core.pipeline.places import PAGE
 from pag_core.pipeline.stage import run, stage
@@ -14,7 +15,7 @@ from pag_core.report.results import read_results
 
 def main() -> None:
     """Write report.html."""
-    with stage("report") as opened:
+    with stage("report", reads=ALL) as opened:
         text = render_page(read_results(opened.params))
         with replacing_file(PAGE) as partial:
             partial.write_text(text, encoding="utf-8")

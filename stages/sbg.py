@@ -66,7 +66,8 @@ def main(
 ) -> None:
     """Write data/gradients/sbg.zarr (or sbg_online.zarr) and its metrics; a model that ignores its label is refused."""
     source = "sbg_online" if online else "sbg"
-    with stage(source, shared=True, memory="sbg.batch_size") as opened:
+    reads = ("dataset", "seed", "diffusion_checkpoint", "sbg", "gradient_store")
+    with stage(source, reads=reads, shared=True, memory="sbg.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_place(params.dataset))
         require_kept_classes(params.gradient_store, dataset.classes)
@@ -87,9 +88,7 @@ def main(
         # companions take over shards of a model that was already checked
         metrics = "diffusion_online.json" if online else "diffusion.json"
         measured = _measured(params, predictor, teacher, dataset, metrics) if this_process().leads else {}
-        provenance = opened.provenance(
-            "sbg", "gradient_store", inputs={"dataset": dataset.fingerprint, "diffusion model": saved.fingerprint}
-        )
+        provenance = opened.provenance(inputs={"dataset": dataset.fingerprint, "diffusion model": saved.fingerprint})
         with run_folder(source, provenance, opened.device) as folder:
             distill(
                 gradients_place(source),

@@ -63,10 +63,10 @@ def _over_seeds(found: list[dict[str, float]]) -> Found:
 
 def main() -> None:
     """Write metrics/toy.json and data/toy: the decision boundaries of the first seed (Fig. 4), and every seed's accuracies."""
-    with stage("toy", memory="toy.batch_size") as opened:
+    with stage("toy", reads=("seed", "toy"), memory="toy.batch_size") as opened:
         params, device = opened.params, opened.device
         seeds = [params.seed + number for number in range(params.toy.seeds)]
-        record = opened.provenance("toy", inputs={})
+        record = opened.provenance(inputs={})
         with run_folder("toy", record, device) as folder:
             seconds = params.checkpoint_seconds
             units = {

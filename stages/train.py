@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradients.controls import exchanged, require_exchangeable
 from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
+from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.places import classifier_place, curves_place, dataset_place, gradients_place
 from pag_core.pipeline.saved_network import load_network
@@ -25,25 +26,13 @@ from pag_core.pipeline.stage import OpenStage, run, stage
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
 
-
-def _provenance(opened: OpenStage, dataset: Dataset, *, baseline: bool) -> dict[str, Any]:
-    params, inputs = opened.params, {"dataset": dataset.fingerprint}
-    processes = replica_count(params.processes)
-    opened.divide_cores(processes)
-    recipe = ("arch", "classifier", "train")
-    if baseline:
-        method = ("baseline_method", params.baseline_method)
-        record = opened.provenance(*recipe, *method, inputs=inputs, processes=processes)
-        # of the objective a baseline has the form of its input-gradients, which the gradient norm takes
-        form = {"differentiation": params.objective.differentiation, "batch_norm": params.objective.batch_norm}
-        return {**record, "params": {**record["params"], "objective": form}}
-    inputs["gradient store"] = read_manifest(gradients_place(params.source))["checksum"]
-    method = ("method", params.method)
-    aligned = ("source", "lambda", "control", "objective")
-    record = opened.provenance(*recipe, *method, *aligned, inputs=inputs, processes=processes)
-    if params.feed.window_shards is not None:
-        record["params"]["feed"] = {"window_shards": params.feed.window_shards}
-    return record
+RECIPE = ("dataset", "arch", "seed", "classifier", "train")
+READS = {
+    "classifier": (*RECIPE, "source", "lambda", "source_defaults.${source}", "control", "method", "${method}", "objective",
+                   "feed.window_shards"),
+    # of the objective a baseline has the form of its input-gradients, which the gradient norm takes
+    "baseline": (*RECIPE, "baseline_method", "${baseline_method}", "objective.differentiation", "objective.batch_norm"),
+}  # fmt: skip
 
 
 def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> AlignmentTerm | None:
@@ -57,7 +46,8 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
         teacher = open_online(gradients_place(params.source), dataset, opened.device)
         return AlignmentTerm(teacher, params.weight, params.objective)
     inputs = {}
-    checkpoint = Path(params.diffusion_checkpoint)
+    # a guard: what the term takes from the model is the store
+    checkpoint = Path(opened.all_params.diffusion_checkpoint)
     if params.source == "sbg" and checkpoint.exists():
         inputs["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
     targets = open_feed(
@@ -82,11 +72,20 @@ def main(
 ) -> None:
     """Write data/classifier (or data/baseline) and its curves; stages/validation.py measures it."""
     who = "baseline" if baseline else "classifier"
-    with stage(who, shared=True, memory="train.batch_size") as opened:
+    with stage(who, reads=READS[who], shared=True, memory="train.batch_size") as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
-        provenance = _provenance(opened, dataset, baseline=baseline)
-        options = params.classifier.model_dump()
+        inputs = {"dataset": dataset.fingerprint}
+        if not baseline:
+            inputs["gradient store"] = read_manifest(gradients_place(params.source))["checksum"]
+        processes = replica_count(params.processes)
+        opened.divide_cores(processes)
+        provenance = opened.provenance(inputs=inputs, processes=processes)
+        options, form = params.classifier.model_dump(), params.objective
+        if baseline:  # the objective asks for an output too, of no class
+            form = ObjectiveParams.model_construct(
+                output="logit", differentiation=form.differentiation, batch_norm=form.batch_norm
+            )
         with run_folder(who, provenance, device) as folder:
             term = None if baseline else _alignment_term(opened, dataset, folder)
             seed_global_streams(params.seed, "classifier")
@@ -102,10 +101,10 @@ def main(
                 seed=params.seed,
                 device=device,
                 folder=folder,
-                processes=replica_count(params.processes),
+                processes=processes,
                 checkpoint_seconds=params.checkpoint_seconds,
                 method=build_method(params.baseline_method if baseline else params.method, params),
-                form=params.objective,
+                form=form,
             )
             history = trainer.run(curves_place(who))
             classifier.eval().requires_grad_(False)

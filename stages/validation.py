@@ -27,7 +27,8 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
     The details have the last epoch of the training as well.
     """
     who = "baseline" if baseline else "classifier"
-    with stage(f"validation_{who}", memory="validation.batch_size") as opened:
+    reads = ("dataset", "seed", "validation")
+    with stage(f"validation_{who}", reads=reads, memory="validation.batch_size") as opened:
         params, size = opened.params, opened.params.validation.batch_size
         dataset = read_dataset(dataset_place(params.dataset))
         validation = dataset.splits["validation"].to(opened.device)
@@ -55,7 +56,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
         ]
         clean = sum(int(batch.sum()) for batch in hits) / len(validation)
         found = {"clean": clean, f"APGD-{APGD_STEPS} on {attacked.stop} images (fast proxy)": proxy}
-        record = opened.provenance("validation", inputs={"dataset": dataset.fingerprint, who: saved.fingerprint})
+        record = opened.provenance(inputs={"dataset": dataset.fingerprint, who: saved.fingerprint})
         details = {"train": saved.card["training"], "validation": found, "provenance": record}
         if baseline:
             write_json(DATA / "baseline_training.json", details)

@@ -37,12 +37,15 @@ GIVEN = {"image_folder", "diffusion_checkpoint"}
 class Stage:
     """A stage for the parameters of one run.
 
-    `identity` is a fingerprint of all that its result depends on: command, code, parameters, what the user gave, and the
-    stages before it. `cached` says that DVC's cache keeps what it makes for other runs, `metrics` are the paths of its metrics
-    files by name (`autoattack`, `details/autoattack`), `before` the names of all stages that it needs.
+    `identity` is a fingerprint of all that its result depends on: its command, code, the parameters of the keys that are
+    `tracked` (all: `params.yaml`), what the user gave, and the stages before it. `cached` says that DVC's cache keeps what it
+    makes for other runs, `metrics` are the paths of its metrics files by name (`autoattack`, `details/autoattack`), `before`
+    the names of all stages that it needs.
     """
 
     name: str
+    command: str
+    tracked: frozenset[str]
     identity: str
     cached: bool
     metrics: dict[str, str]
@@ -75,15 +78,19 @@ class Stages:
         # those before a stage come first
         for stage in networkx.dfs_postorder_nodes(graph):
             before = [found[one.name] for one in graph.successors(stage)]
+            of_params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+            tracked = frozenset(key for dep in of_params for key in dep.params or [PARAMS])
             identity = {
                 "command": stage.cmd,
-                "parameters": _parameters(stage, params),
+                "parameters": _parameters(tracked, params),
                 "given": self._read_by(stage, params, made={out.fs_path for one in graph for out in one.outs}),
                 "before": {one.name: one.identity for one in before if one.name not in WATCHING},
             }
             outputs = [Path(out.fs_path).relative_to(self._folder).as_posix() for out in stage.outs]
             found[stage.name] = Stage(
                 stage.name,
+                stage.cmd,
+                tracked,
                 digest(identity),
                 cached=any(out.use_cache for out in stage.outs),
                 metrics={
@@ -136,10 +143,8 @@ def content_of(path: Path) -> str:
         return str(build(repo.cache.local, str(path), LocalFileSystem(), "md5", dry_run=True)[2].hash_info.value)
 
 
-def _parameters(stage: PipelineStage, params: Plain) -> Plain:
-    tracked = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
-    # without keys it is the whole file
-    keys = [key for dep in tracked for key in dep.params or params]
+def _parameters(tracked: frozenset[str], params: Plain) -> Plain:
+    keys = params.keys() if PARAMS in tracked else tracked
     return {key: value_at(params, key) for key in keys if key not in GIVEN}
 
 

@@ -56,11 +56,11 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int
     inputs = {"dataset": dataset.fingerprint} | {network: saved.fingerprint for network, (_, saved) in loaded.items()}
     processes = process_count(params.processes, opened.device)
     opened.divide_cores(processes)
-    record = opened.provenance(name, inputs=inputs)
+    record = opened.provenance(inputs=inputs)
     if who == ("classifier",):
         # before an attack of hours, not after it
         _of_baseline(name, record)
-    shared = opened.provenance(name, inputs=inputs, processes=processes)
+    shared = opened.provenance(inputs=inputs, processes=processes)
     networks: dict[str, nn.Module] = {network: module for network, (module, _) in loaded.items()}
     with run_folder("_".join((name, *who)), shared, opened.device) as folder:
         yield Subject(networks, test.pixels(rows), test.labels[rows], dataset.classes, folder, processes, record)

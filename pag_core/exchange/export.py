@@ -83,7 +83,7 @@ def main(
     baseline: Annotated[bool, typer.Option("--baseline", help="Export the baseline, not the classifier.")] = False,
 ) -> None:
     """Export the trained classifier, with what was measured of it, to a folder that loads without this project."""
-    with stage("export") as opened:
+    with stage("export", reads=("dataset",)) as opened:
         measured = export(folder, "baseline" if baseline else "classifier", opened.params.dataset)
         absent = [name for name, found in measured.items() if found is None]
         print(f"{folder}: README.md says how to load it" + "".join(f"; {name}: not measured" for name in absent))

@@ -99,7 +99,7 @@ def import_diffusion(
         "image_shape": list(dataset.image_shape),
         "dataset": None,  # it does not say which images it was trained on
         "measured": measured,
-        "provenance": opened.provenance("sbg", inputs=inputs)
+        "provenance": opened.provenance(inputs=inputs)
         | {"file": checkpoint.name, "weights": read.prefix, "no_class": no_class},
     }
     save_network(folder, tensors, card)
@@ -135,7 +135,7 @@ def main(
     ] = None,
 ) -> None:
     """Take a diffusion model of C+1 labels from elsewhere, and measure on validation images whether its labels do anything."""
-    with stage("import_diffusion", memory="sbg.batch_size") as opened:
+    with stage("import_diffusion", reads=("dataset", "seed", "sbg"), memory="sbg.batch_size") as opened:
         options = {
             "timesteps": timesteps,
             "schedule": schedule,

@@ -294,7 +294,10 @@ class Params(Section):
     figures: FiguresParams
     toy: ToyParams
 
-    def section(self, *names: str) -> dict[str, Any]:
-        """The named parameters as plain data, spelled as in params.yaml: what a stage's result depends on."""
+    def section(self, *keys: str) -> dict[str, Any]:
+        """The named parameters, or `section.key` of one, as plain data, spelled as in params.yaml."""
         plain = self.model_dump(mode="json", by_alias=True)
-        return {name: plain[name] for name in names}
+        found: dict[str, Any] = {}
+        for name, _, key in (key.partition(".") for key in keys):
+            found[name] = {**found.get(name, {}), key: plain[name][key]} if key else plain[name]
+        return found

@@ -18,6 +18,7 @@ from pag_core.compute.interruption import Interrupted, interruptible
 from pag_core.compute.memory import is_out_of_memory, what_was_asked_for
 from pag_core.compute.processes import COMPANION, divide_cores
 from pag_core.errors import LaunchRefused, PagError
+from pag_core.params.declared import Reads, declared_params, recorded_params
 from pag_core.params.reading import load_params
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import write_json
@@ -27,12 +28,26 @@ TIMINGS = Path("timings")
 
 
 class OpenStage:
-    """A running stage: its parameters and its device, each read when it is first asked for."""
+    """A running stage: the parameters that it `reads` and its device, each when it is first asked for."""
+
+    def __init__(self, name: str, reads: Reads = ()) -> None:
+        self.name = name
+        self.reads = reads
 
     @functools.cached_property
-    def params(self) -> Params:
-        """What params.yaml says; raises ParamsError."""
+    def all_params(self) -> Params:
+        """All that params.yaml says, for what may refuse and shapes no result; raises ParamsError."""
         return load_params()
+
+    @property
+    def params(self) -> Params:
+        """What the stage declares that it reads, and where it runs; raises ParamsError, and UndeclaredParameter for more."""
+        return declared_params(self.all_params, self.reads, self.name)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The parameters that shape its result, as records hold them."""
+        return recorded_params(self.all_params, self.reads)
 
     @functools.cached_property
     def device(self) -> torch.device:
@@ -44,12 +59,10 @@ class OpenStage:
         if self.device.type == "cpu":
             divide_cores(processes)
 
-    def provenance(
-        self, *sections: str, inputs: dict[str, str], on_device: bool = True, processes: int = 1
-    ) -> dict[str, Any]:
-        """The record of an artifact that the named parameters and `inputs` (fingerprints by name) made on this device."""
+    def provenance(self, *, inputs: dict[str, str], on_device: bool = True, processes: int = 1) -> dict[str, Any]:
+        """The record of an artifact that the stage's parameters and `inputs` (fingerprints by name) made on this device."""
         return provenance(
-            params=self.params.section(*sections),
+            params=self.recorded,
             seed=self.params.seed,
             inputs=inputs,
             device=self.device if on_device else None,
@@ -58,15 +71,16 @@ class OpenStage:
 
 
 @contextlib.contextmanager
-def stage(name: str, *, shared: bool = False, memory: str | None = None) -> Iterator[OpenStage]:
+def stage(name: str, *, reads: Reads = (), shared: bool = False, memory: str | None = None) -> Iterator[OpenStage]:
     """Run a stage's body; a PagError ends it with its message and exit code 1, without a traceback.
 
+    `reads` declares its parameters in the words of dvc.yaml: it gets no others, and they are the record of what it writes.
     SIGTERM and Ctrl-C end it with 143 and 130, after a checkpoint where it trains.
     Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run. Only a
     `shared` stage, whose processes divide its work, may be one of several ranks of torchrun. `memory` is the parameter
     (`section.key`) that bounds what the stage holds in memory, which a message names where that ran out.
     """
-    opened = OpenStage()
+    opened = OpenStage(name, reads)
     start = time.perf_counter()
     try:
         if not shared and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1":
@@ -106,7 +120,7 @@ def _out_of_memory(error: BaseException, opened: OpenStage, parameter: str | Non
     if parameter is None:
         return f"{said}; end what else runs on this machine, or take one with more memory, and run again"
     section, key = parameter.split(".")
-    value = getattr(getattr(opened.params, section), key)
+    value = getattr(getattr(opened.all_params, section), key)
     if value == 1:
         return f"{said}, although {parameter} is 1; take a device with more memory, or a smaller network or images"
     return f"{said}; set {parameter}, which is {value}, lower in params.yaml and run again"

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any, get_args
 
 import pytest
 
+from experiments.runs.stages import Stages
 from pag_core.figures.labels import METHODS
 from pag_core.gradients.sources import SOURCES
-from pag_core.params.sections import Params, SourceDefaults
-from pag_core.params.values import MethodName, Section, Source
+from pag_core.params.declared import WHERE, Reads, keys_of
+from pag_core.params.sections import SourceDefaults
+from pag_core.params.values import MethodName, Source
 from pag_core.params.yaml_text import read_yaml
-from pag_core.pipeline.code_identity import file_fingerprints, imported_modules
+from pag_core.pipeline.code_identity import imported_modules
+from tests.samples import changed
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = ("dvc.yaml", "stages/gradients/dvc.yaml")
@@ -30,21 +34,6 @@ HEURISTIC = GRADIENTS["heuristic"]["matrix"]["source"]
 PROGRAMS = sorted(
     path for folder in ("pag_core", "stages", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
-SECTIONS_BY_NAME = {
-    "${item.source}": HEURISTIC,
-    "${method}": get_args(MethodName),
-    "${baseline_method}": get_args(MethodName),
-}
-# what the program of a stage reads, but not in that stage
-UNREAD: dict[str, list[Any]] = {
-    # it has no alignment term, and of the objective takes how a method's own gradient is computed; the model that a store
-    # was made from is a guard, the store itself a dependency
-    "baseline": ["source", "method", "lambda", "source_defaults", "feed", "diffusion_checkpoint", "objective.output",
-                 "objective.classes_per_step", "objective.scaling", "objective.weight_warmup", "control"],
-    "train": ["baseline_method", "diffusion_checkpoint"],
-}  # fmt: skip
-# where work runs, and where its data lie, is no part of an experiment's identity
-UNTRACKED = {"device", "processes", "threads", "checkpoint_seconds", "feed.mode", "feed.budget_gb"}
 
 
 def program_of(stage: dict[str, Any]) -> Path:
@@ -108,109 +97,41 @@ def test_the_experiment_is_short() -> None:
     assert sum((ROOT / path).read_text(encoding="utf-8").count("\n") for path in EXPERIMENT) <= 260
 
 
-def _keys_of(field: str) -> set[str]:
-    """A parameter's dotted keys: its own name, or those of its section's values."""
-    section = Params.model_fields[field].annotation
-    name = Params.model_fields[field].alias or field
-    return {f"{name}.{key}" for key in section.model_fields} if _is_section(section) else {name}
+class Declared(Exception):
+    pass
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section) and bool(kind.model_fields)
+def declared(command: str, monkeypatch: pytest.MonkeyPatch) -> Reads:
+    """What a stage's command declares that it reads."""
+
+    def opening(name: str, *, reads: Reads = (), **options: Any) -> None:
+        raise Declared(reads)
+
+    program, *arguments = command.split()[1:]
+    monkeypatch.setattr("pag_core.pipeline.stage.stage", opening)
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(Declared) as found:
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    reads: Reads = found.value.args[0]
+    return reads
 
 
-def _keys_read(code: str) -> set[str]:
-    """The keys that a file reads of a name `params` of the whole Params; a section passed on whole stands for all its keys."""
-    read: set[str] = set()
-    tree = ast.parse(code)
-    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _called(node) in ("section", "provenance", "open_subject"):
-            # open_subject takes the section's name before those of networks
-            parts = node.args[1:2] if _called(node) == "open_subject" else [node]
-            named = {part.value for top in parts for part in ast.walk(top) if isinstance(part, ast.Constant)}
-            read.update(
-                *(_keys_of(field) for field, info in Params.model_fields.items() if (info.alias or field) in named)
-            )
-            if _called(node) != "section":  # the record of an artifact names the seed
-                read.add("seed")
-        if not isinstance(node, ast.Attribute) or id(node) in inner:
-            continue
-        chain: list[str] = []
-        place: ast.expr = node
-        while isinstance(place, ast.Attribute):
-            chain.insert(0, place.attr)
-            place = place.value
-        if isinstance(place, ast.Name) and [place.id, chain[0]] == ["opened", "params"]:
-            place, chain = ast.Name("params"), chain[1:]
-        if not (isinstance(place, ast.Name) and place.id == "params" and chain and chain[0] in Params.model_fields):
-            continue
-        keys = _keys_of(chain[0])
-        read |= {f"{chain[0]}.{chain[1]}"} if len(chain) > 1 and f"{chain[0]}.{chain[1]}" in keys else keys
-    if "lambda" in read:  # where it is auto
-        read |= _keys_of("source_defaults")
-    return read
-
-
-def _called(node: ast.Call) -> str:
-    """The name of a method, or of the function open_subject."""
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    return name if isinstance(node.func, ast.Attribute) or name == "open_subject" else ""
-
-
-def _keys_declared(entries: list[Any]) -> set[str]:
-    declared: set[str] = set()
-    for entry in entries:
-        if isinstance(entry, dict):  # all of params.yaml
-            return set.union(*(_keys_of(field) for field in Params.model_fields))
-        if entry.startswith("${"):  # one section of several, by its name
-            declared |= set.union(*(_keys_of(section) for section in SECTIONS_BY_NAME[entry]))
-            continue
-        name, _, key = entry.partition(".")
-        whole = _keys_of("weight" if name == "lambda" else name)
-        declared |= whole if not key or key.startswith("$") else {entry}
-    return declared
-
-
-@pytest.mark.parametrize(
-    ("code", "keys"),
-    [
-        ("params.feed.mode", {"feed.mode"}),
-        ("f(params.feed)", {"feed.mode", "feed.budget_gb", "feed.window_shards"}),
-        ("params.feed.model_dump()", {"feed.mode", "feed.budget_gb", "feed.window_shards"}),
-        ("params.section('feed', 'seed')", {"feed.mode", "feed.budget_gb", "feed.window_shards", "seed"}),
-        ("opened.provenance('feed', inputs={})", {"feed.mode", "feed.budget_gb", "feed.window_shards", "seed"}),
-        ("params.arch + other.seed", {"arch"}),
-        ("params.autoattack.radii.items()", {"autoattack.radii"}),
-        ("f(opened.params); opened.params.feed.mode", {"feed.mode"}),
-    ],
-)
-def test_reads_are_found_key_by_key(code: str, keys: set[str]) -> None:
-    assert _keys_read(code) == keys
-
-
-@pytest.mark.parametrize(("name", "stage"), STAGES)
-def test_dvc_tracks_the_parameters_that_a_stage_reads(name: str, stage: dict[str, Any]) -> None:
-    texts = {
-        path: (ROOT / path).read_text(encoding="utf-8")
-        for path in file_fingerprints(ROOT / program_of(stage))
-        if path.endswith(".py")
-    }
-    if name == "toy":  # it takes cross-entropy from there, and builds no method by its name
-        del texts["pag_core/objective/methods.py"]
-        assert not any("build_method" in text for text in texts.values())
-    whole = [
-        text
-        for text in texts.values()
-        if "opened.params" in text or "pag_core.params.sections.Params" in imported_modules(text)
-    ]
-    assert whole
-    read = {key for text in whole for key in _keys_read(text)}
-    unread = _keys_declared(UNREAD[name]) if name in UNREAD else set()
-    assert unread <= read, f"{name} does not read {sorted(unread - read)}, which is excepted"
-    read -= unread | UNTRACKED
-    declared = _keys_declared(stage["params"])
-    assert read <= declared, f"{name} reads {sorted(read - declared)}, which dvc.yaml does not list"
+@pytest.mark.parametrize("changes", [{}, {"source": "cm", "method": "at", "baseline_method": "trades"}])
+def test_dvc_tracks_what_each_stage_declares(
+    make_params: Any, plain_params: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    resolved = Stages().of(changed(plain_params, changes))
+    stages = {name: (stage.command, set(stage.tracked)) for name, stage in resolved.items() if name != "code"}
+    for name, stage in read_yaml((ROOT / PIPELINES[2]).read_text(encoding="utf-8"))["stages"].items():
+        stages[name] = (stage["cmd"], set(stage["params"]))
+    reads = {name: declared(command, monkeypatch) for name, (command, _) in stages.items()}
+    found = {name: set(keys_of(entries, make_params(changes))) for name, entries in reads.items()}
+    assert found == {name: tracked for name, (_, tracked) in stages.items()}
+    for name, entries in reads.items():
+        assert not (WHERE | {"feed"}) & set(entries), f"{name}: where it runs is part of no experiment's identity"
+        auto = {"lambda", "objective", "objective.output"} & set(entries)
+        assert bool(auto) == ("source_defaults.${source}" in entries), f"{name}: {auto} may be auto"
 
 
 def test_every_source_is_known_where_it_is_needed() -> None:

@@ -1,20 +1,15 @@
 """Work in progress survives a kill, and is never taken up under other conditions."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 import time
-from typing import get_args
 
 import pytest
 import torch
 
-from experiments.runs.stages import value_at
 from pag_core.compute import processes as processes_module
 from pag_core.errors import TrainingDiverged
-from pag_core.params.values import MethodName
-from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline import checkpoint
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.loop import CheckpointClock, LossWatch
@@ -214,32 +209,6 @@ def test_the_watch_names_the_first_bad_step(bad):
         watch.flush()
 
 
-@pytest.mark.parametrize("baseline", [True, False])
-@pytest.mark.parametrize("method", get_args(MethodName))
-def test_a_training_is_known_by_every_parameter_that_its_stage_depends_on(
-    make_params, dataset, monkeypatch, method, baseline
-):
-    """As dvc.yaml lists them; a killed run of other parameters would go on from the wrong checkpoint."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "stages/train.py")
-    train = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec.loader.exec_module(train)
-    monkeypatch.setattr(train, "read_manifest", lambda place: {"checksum": "of the store"})
-    opened = OpenStage()
-    opened.params = make_params({"baseline_method": method, "method": method, "feed.window_shards": 3})
-    record = train._provenance(opened, dataset, baseline=baseline)
-    known = record["params"] | {"seed": record["seed"]}
-    stages = read_yaml((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    described = stages["baseline" if baseline else "train"]["params"]
-    # the dataset by its content, defaults by the values that they stand for
-    keys = [key for key in described if key not in ("dataset", "source_defaults.${source}")]
-    named = [method if key in ("${method}", "${baseline_method}") else key for key in keys]
-    plain = opened.params.model_dump(mode="json", by_alias=True)
-    assert len(named) > 5 and {key: value_at(known, key) for key in named} == {
-        key: value_at(plain, key) for key in named
-    }
-
-
 def test_a_record_states_the_threads_that_each_of_several_processes_has(make_params, monkeypatch):
     """They decide how sums are rounded, and whether a killed run may go on."""
     before = torch.get_num_threads()
@@ -247,10 +216,10 @@ def test_a_record_states_the_threads_that_each_of_several_processes_has(make_par
     try:
         described = {}
         for count in (1, 2, 3, 100):
-            opened = OpenStage()
-            opened.params = make_params({"threads": 4, "device": "cpu"})
+            opened = OpenStage("some", ("seed",))
+            opened.all_params = make_params({"threads": 4, "device": "cpu"})
             opened.divide_cores(count)
-            described[count] = opened.provenance("train", inputs={})["device"].rsplit(", ")[-1]
+            described[count] = opened.provenance(inputs={})["device"].rsplit(", ")[-1]
         assert described == {1: "4 threads", 2: "4 threads", 3: "2 threads", 100: "1 thread"}
     finally:
         torch.set_num_threads(before)

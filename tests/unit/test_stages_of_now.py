@@ -50,11 +50,9 @@ def network(name, params, **inputs):
 
 
 def test_scores_say_of_what_they_are(stage, store, dataset, make_params, cpu):
-    opened = OpenStage()
-    opened.params, opened.device = (
-        make_params({**CHOSEN, "pag_score.reference": "cm", "figures.targeted_steps": 9}),
-        cpu,
-    )
+    opened = OpenStage("pag_score", stage("pag_score").READS)
+    opened.all_params = make_params({**CHOSEN, "pag_score.reference": "cm", "figures.targeted_steps": 9})
+    opened.device = cpu
     networks = {"classifier": network("c", {}, **{"gradient store": store}), "baseline": network("b", {})}
     record = stage("pag_score")._provenance(opened, dataset, networks)
     assert record["inputs"] == {
@@ -62,7 +60,7 @@ def test_scores_say_of_what_they_are(stage, store, dataset, make_params, cpu):
         "gradient store": store, "reference store": store,
     }  # fmt: skip
     assert record["params"]["figures"] == {"targeted_steps": 9} and record["params"]["source"] == "cm"
-    assert record["params"]["pag_score"] == opened.params.section("pag_score")["pag_score"]
+    assert record["params"]["pag_score"] == opened.all_params.section("pag_score")["pag_score"]
     networks["classifier"] = network("c", {}, **{"gradient store": "e" * 64})
     words = rf"data/classifier was .*another gradient store \(fingerprint e{{12}}\) than .* \({store[:12]}\); run .*train.py"
     with pytest.raises(ArtifactError, match=words):
@@ -87,13 +85,14 @@ def drawn(stage, dataset, make_params):
 
     def make(change=lambda given: None):
         given = SimpleNamespace(
-            params=make_params(CHOSEN),
+            opened=OpenStage("figures", stage("figures").READS),
             networks=dict(networks),
             measured=copy.deepcopy(measured),
             curves=copy.deepcopy(curves),
         )
+        given.opened.all_params = make_params(CHOSEN)
         change(given)
-        record = stage("figures")._record(given.params, dataset, given.networks, given.measured, given.curves)
+        record = stage("figures")._record(given.opened, dataset, given.networks, given.measured, given.curves)
         return record, given
 
     return make
@@ -105,7 +104,8 @@ def test_figures_say_of_what_they_are(drawn, dataset):
         "dataset": dataset.fingerprint, "classifier": "c" * 64, "baseline": "b" * 64,
         **{name: digest(details) for name, details in given.measured.items()},
     }  # fmt: skip
-    assert record["params"] == given.params.section("figures")
+    assert record["params"]["lambda"] == 1.0 and record["params"]["pag_score"] == {"reference": "none"}
+    assert record["params"]["figures"] == given.opened.all_params.section("figures")["figures"]
 
 
 def measured_on_another(name, who, *path):

@@ -93,8 +93,8 @@ def opened(dataset, make_classifier, make_params, cpu):
         save_classifier(
             classifier_place(who), network, arch="small_resnet", options=options, dataset=dataset, provenance={}
         )
-    opened = OpenStage()
-    opened.params = make_params({"seed": 1, "dataset": "digits", "autoattack.images": 4, "processes": 3})
+    opened = OpenStage("autoattack_classifier", ("dataset", "seed", "autoattack"))
+    opened.all_params = make_params({"seed": 1, "dataset": "digits", "autoattack.images": 4, "processes": 3})
     opened.device = cpu
     opened.beside = read_card(classifier_place("baseline"), "classifier")["checksum"]
     attacked(opened, dataset, opened.beside)
@@ -103,7 +103,7 @@ def opened(dataset, make_classifier, make_params, cpu):
 
 def attacked(opened, dataset, fingerprint):
     record = {
-        "params": opened.params.section("autoattack"), "seed": 1,
+        "params": opened.all_params.section("dataset", "autoattack"), "seed": 1,
         "inputs": {"dataset": dataset.fingerprint, "baseline": fingerprint},
     }  # fmt: skip
     write_json(baseline_place("autoattack"), {"result": 0.25, "provenance": record})
@@ -121,7 +121,7 @@ def test_what_an_attack_is_given(opened, dataset, make_classifier):
         }  # fmt: skip
         assert (subject.classes, subject.processes) == (3, 3) and "processes" not in subject.provenance
         several = subject.folder.path
-    opened.params = opened.params.model_copy(update={"processes": 2})
+    opened.all_params = opened.all_params.model_copy(update={"processes": 2})
     with open_subject(opened, "autoattack", ("classifier",), 4) as subject:
         assert subject.folder.path != several
 
