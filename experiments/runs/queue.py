@@ -45,8 +45,12 @@ def run_all(runs: dict[str, Run], jobs: int) -> dict[str, Done]:
     waiting = {run: wanted for run, wanted in runs.items() if run not in before}
     if not waiting:
         return before
-    with _Workers() as workers, interruptible(companion=False), Repo(str(CHECKOUT)) as repo:
-        failed = _Queue(repo, workers, jobs).work_off(waiting)
+    with Repo(str(CHECKOUT)) as repo:
+        # where DVC's own have theirs
+        logs = Path(repo.experiments.celery_queue.wdir)
+        logs.mkdir(parents=True, exist_ok=True)
+        with _Workers(jobs, logs) as workers, interruptible(companion=False):
+            failed = _Queue(repo, workers, jobs).work_off(waiting)
     if failed:
         raise ExperimentFailed("\n".join(f"{name} failed; its last lines:\n{log}" for name, log in failed.items()))
     return finished(runs)
@@ -192,31 +196,40 @@ def _dvc(command: list[str]) -> "subprocess.CompletedProcess[str]":
 class _Workers:
     """DVC's workers, each of which runs one experiment of the queue at a time. They end when there is nothing to do.
 
-    They are not told of Ctrl-C by the terminal, and go on if this program is killed.
+    Each has its share of the cores: `processes: null` takes all that it may use. They are not told of Ctrl-C by the terminal,
+    and go on if this program is killed.
     """
 
-    def __init__(self) -> None:
-        self._started: list[subprocess.Popen[bytes]] = []
+    def __init__(self, jobs: int, logs: Path) -> None:
+        self._logs = logs
+        self._started: list[subprocess.Popen[bytes] | None] = [None] * jobs
 
     def __enter__(self) -> "_Workers":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in self._started:
+        for worker in filter(None, self._started):
             # a run that it has taken for another command it finishes
             worker.terminate()
 
     def keep(self, count: int) -> None:
-        """Start workers until there are `count`."""
-        self._started = [worker for worker in self._started if worker.poll() is None]
+        """Start workers until there are `count`, or as many as there are jobs."""
+        for place, worker in enumerate(self._started[:count]):
+            if worker is None or worker.poll() is not None:
+                self._started[place] = self._start(place)
+
+    def _start(self, place: int) -> "subprocess.Popen[bytes]":
+        name = f"pag-{os.getpid()}-{time.monotonic_ns()}@localhost"
         # stages are started by the name python
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        while len(self._started) < count:
-            name = f"pag-{os.getpid()}-{time.monotonic_ns()}@localhost"
-            self._started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "dvc", "exp", "queue-worker", name],
-                    cwd=CHECKOUT, env={**os.environ, "PATH": path}, start_new_session=True,
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )
+        with (self._logs / f"{name}.out").open("wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "dvc", "exp", "queue-worker", name], cwd=CHECKOUT, env={**os.environ, "PATH": path},
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
+        process = psutil.Process(worker.pid)
+        # macOS has no such thing
+        if hasattr(process, "cpu_affinity"):
+            cores = process.cpu_affinity()
+            process.cpu_affinity(cores[place :: len(self._started)] or cores)
+        return worker
