@@ -37,7 +37,7 @@ class TrainingDiverged(PagError):
     """A loss stopped being finite."""
 
 
-class CompanionLost(PagError):
+class RankLost(PagError):
     """One of the processes that share a piece of work failed."""
 
 

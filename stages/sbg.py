@@ -85,7 +85,7 @@ def main(
         work = Distillation(params.sbg, params.gradient_store, params.seed, checkpoint if online else None)
         processes = distilling_processes(params.processes, opened.device, len(shards_of(dataset, work)))
         opened.divide_cores(processes)
-        # companions take over shards of a model that was already checked
+        # the other ranks take over shards of a model that was already checked
         metrics = "diffusion_online.json" if online else "diffusion.json"
         measured = _measured(params, predictor, teacher, dataset, metrics) if this_process().leads else {}
         provenance = opened.provenance(inputs={"dataset": dataset.fingerprint, "diffusion model": saved.fingerprint})

@@ -1,4 +1,4 @@
-"""A training run in miniature as a command of its own, which tests start in one process, with companions or by torchrun.
+"""A training run in miniature as a command of its own, which tests start in one process, in several or by torchrun.
 
     python tests/shared_training.py '{"kind": "classifier", "processes": 2, ...}' ...
 
@@ -39,14 +39,14 @@ def _die_at_checkpoint(folder: RunFolder, survive: int, rank: int) -> None:
 
     def save(state):
         if len(saved) == survive:
-            os.kill(os.getpid() if rank == 0 else _companion(rank), 9)
+            os.kill(os.getpid() if rank == 0 else _process_of(rank), 9)
         saved.append(state["step"] if "step" in state else state["done"])
         original(state)
 
     folder.save_checkpoint = save
 
 
-def _companion(rank: int) -> int:
+def _process_of(rank: int) -> int:
     return int(Path(f"pid-{rank}").read_text())
 
 
@@ -110,7 +110,7 @@ def _train(options: dict[str, Any]) -> None:
 
 def main() -> None:
     for training in sys.argv[1:]:
-        sys.argv[1:] = [training]  # the command with which companions are started
+        sys.argv[1:] = [training]  # the command that the ranks it starts run
         _train(json.loads(training))
 
 

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_BETWEEN_LOOKS = 1.0  # at the DVC that started this stage
@@ -23,26 +22,24 @@ class Interrupted(BaseException):
 class _State:
     received: int | None = None
     loops_that_save = 0
-    interrupting = False
 
 
 @contextlib.contextmanager
-def interruptible(*, companion: bool) -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Within the block a signal raises Interrupted: at once, or in `saving_when_interrupted` after the first one is looked at.
 
-    A `companion` leaves signals, which a terminal sends to all, to the process that started it and ends it. Signals that were
-    ignored stay so (nohup). If the DVC that started a stage is gone, that counts as SIGTERM: it tells its stages nothing.
+    Signals that were ignored stay so (nohup). If the DVC that started a stage is gone, that counts as SIGTERM: it tells its
+    stages nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler: Any = signal.SIG_IGN if companion else _receive
     before = {number: signal.getsignal(number) for number in SIGNALS}
     taken = [number for number, other in before.items() if other is not signal.SIG_IGN]
     for number in taken:
-        signal.signal(number, handler)
+        signal.signal(number, _receive)
     done = threading.Event()
-    if "DVC_STAGE" in os.environ and not companion:
+    if "DVC_STAGE" in os.environ:
         threading.Thread(target=_end_with_parent, args=(os.getppid(), done), daemon=True).start()
     try:
         yield
@@ -50,7 +47,7 @@ def interruptible(*, companion: bool) -> Iterator[None]:
         done.set()
         for number in taken:
             signal.signal(number, before[number] or signal.SIG_DFL)
-        _State.received, _State.interrupting = None, False
+        _State.received = None
 
 
 @contextlib.contextmanager
@@ -68,15 +65,7 @@ def interruption() -> Interrupted | None:
     return None if _State.received is None else Interrupted(_State.received)
 
 
-def interrupt_main_thread() -> None:
-    """Raise KeyboardInterrupt in the main thread, whatever it is at."""
-    _State.interrupting = True
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
 def _receive(number: int, frame: FrameType | None) -> None:
-    if _State.interrupting:
-        raise KeyboardInterrupt
     if _State.loops_that_save and _State.received is None:
         _State.received = number
         # not print: the main thread may be in it

@@ -1,18 +1,17 @@
 """The process group (torch.distributed) that the ranks of one piece of work form, and what they agree on through it.
 
-The ranks find each other at a TCP store: torchrun's, or one that the process which starts companions opens itself.
+The ranks find each other at a TCP store: torchrun's, or one that the rank 0 which starts the others opens.
 """
 
 import contextlib
 import datetime
-import os
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import distributed
 
-from pag_core.errors import CompanionLost
+from pag_core.errors import RankLost
 
 # a peer that hangs for this long ends the work (one that dies is noticed at once, because its connections close)
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
@@ -27,14 +26,14 @@ class ProcessGroup:
         self._messages = messages
 
     def from_leader(self, value: Any) -> Any:
-        """What rank 0 passes as `value`, on every rank; all ranks call it. Raises CompanionLost if one is gone."""
+        """What rank 0 passes as `value`, on every rank; all ranks call it. Raises RankLost if one is gone."""
         held = [value]
         with telling_losses():
             distributed.broadcast_object_list(held, src=0, group=self._messages)
         return held[0]
 
     def wait_for_all(self) -> None:
-        """Return when every rank has called it; raises CompanionLost if one is gone."""
+        """Return when every rank has called it; raises RankLost if one is gone."""
         with telling_losses():
             distributed.barrier(group=self._messages)
 
@@ -48,38 +47,21 @@ class ProcessGroup:
 _joined: ProcessGroup | None = None
 
 
-def open_store(count: int) -> "distributed.TCPStore":
-    """A store on a free port of this machine, at which `count` ranks can meet."""
-    return distributed.TCPStore(
-        "127.0.0.1", 0, count, is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT
-    )
+def open_store() -> "distributed.TCPStore":
+    """A store on a free port of this machine, at which ranks can meet as long as it is held."""
+    return distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def opened_store() -> "distributed.TCPStore":
-    """The store that the leader opened, at MASTER_ADDR and MASTER_PORT; raises CompanionLost if it is gone."""
-    address, port, count = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
-    with telling_losses():
-        return distributed.TCPStore(
-            address, int(port), int(count), is_master=False, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT
-        )
-
-
-def join(device: torch.device, store: "distributed.TCPStore | None" = None) -> ProcessGroup:
+def join(device: torch.device) -> ProcessGroup:
     """Join the group of the ranks that RANK and WORLD_SIZE number, once; returns when all have come.
 
-    They meet at `store`, under torchrun at its own (None). Raises CompanionLost if one does not come.
+    Raises RankLost if one does not come.
     """
     global _joined
     if _joined is None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         with telling_losses():
-            if store is None:
-                distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-            else:
-                distributed.init_process_group(
-                    backend, store=store, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT
-                )
+            distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
             messages = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
         _joined = ProcessGroup(cast("distributed.ProcessGroup", messages))
     return _joined
@@ -93,8 +75,19 @@ def current() -> ProcessGroup:
 
 
 @contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Within the block this process is in the group, which all enter together and leave together; raises RankLost."""
+    group = join(device)
+    # rank 0 has prepared the work (forgotten stale claims) before any rank begins
+    group.wait_for_all()
+    yield
+    group.wait_for_all()
+    group.leave()
+
+
+@contextlib.contextmanager
 def telling_losses() -> Iterator[None]:
-    """Turn the errors of collectives within the block into CompanionLost; others pass."""
+    """Turn the errors of collectives within the block into RankLost; others pass."""
     try:
         yield
     except RuntimeError as error:
@@ -102,6 +95,6 @@ def telling_losses() -> Iterator[None]:
         # gloo's errors come through autograd as plain RuntimeErrors
         if not isinstance(error, distributed.DistError) and "gloo" not in text and "NCCL" not in text:
             raise
-        raise CompanionLost(
+        raise RankLost(
             f"another process is gone or does not answer ({text.splitlines()[0]}); finished work is kept; run again to resume"
         ) from error

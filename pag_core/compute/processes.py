@@ -1,22 +1,32 @@
-"""Several processes at one piece of work: ranks that torchrun starts, or companions that a stage starts itself."""
+"""Several processes at one piece of work: the ranks that torchrun starts, or that a stage starts beside itself."""
 
 import contextlib
+import logging
+import multiprocessing
 import os
-import subprocess
+import runpy
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from pag_core.compute import process_group
-from pag_core.compute.interruption import interrupt_main_thread
-from pag_core.errors import CompanionLost, PagError
+from pag_core.compute.interruption import SIGNALS
+from pag_core.errors import RankLost
 
-COMPANION = "PAG_COMPANION"
-SECONDS_BETWEEN_LOOKS = 0.1  # at the companions
-SECONDS_TO_STOP = 15.0  # for a process whose companion failed, before it is ended in any case
+STARTED_RANK = "PAG_STARTED_RANK"
+SECONDS_TO_STOP = 15.0  # for rank 0 when another rank failed, before it is ended in any case
+SECONDS_TO_END = 5.0  # for a rank whose connections are closed already
+
+# it warns of every rank that it ends because another failed
+logging.getLogger(start_processes.__module__).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -31,16 +41,14 @@ class Process:
         return self.rank == 0
 
 
-def under_torchrun() -> bool:
-    """Whether torchrun started this process, so that its ranks exist already."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and COMPANION not in os.environ
+def is_rank() -> bool:
+    """Whether this process was started as one of several, by torchrun or by a rank 0."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or STARTED_RANK in os.environ
 
 
 def this_process() -> Process:
-    """Rank and count that torchrun, or the process that started this companion, gave it; else 0 of 1."""
-    if under_torchrun() or COMPANION in os.environ:
-        return Process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    return Process(0, 1)
+    """Rank and count that torchrun, or the rank 0 that started this process, gave it; else 0 of 1."""
+    return Process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_rank() else Process(0, 1)
 
 
 def usable_cores() -> int:
@@ -60,192 +68,132 @@ def process_count(wanted: int | None, device: torch.device) -> int:
 
 def replica_count(wanted: int | None) -> int:
     """Processes for training one network: `wanted`, or one if that is None; under torchrun its ranks."""
-    return this_process().count if under_torchrun() or COMPANION in os.environ else wanted or 1
+    return this_process().count if is_rank() else wanted or 1
 
 
 def processes_here(wanted: int | None) -> int:
     """Of the processes that train one network, those on this machine, which share its memory."""
-    if under_torchrun() or COMPANION in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return replica_count(wanted)
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if is_rank() else replica_count(wanted)
 
 
 def divide_cores(count: int) -> None:
-    """Leave this process the CPU threads of one of `count` on this machine; companions and ranks of torchrun have theirs."""
-    if not under_torchrun() and COMPANION not in os.environ and count > 1:
+    """Leave this process the CPU threads of one of `count` on this machine; one that was started as a rank has them."""
+    if not is_rank() and count > 1:
         torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // count)))
 
 
 @contextlib.contextmanager
-def companions(count: int, *, device: torch.device | None = None, units: int | None = None) -> Iterator[Process]:
-    """Start `count - 1` further processes of this very command and yield this one's place among them.
+def ranks(count: int, *, device: torch.device | None = None, units: int | None = None) -> Iterator[Process]:
+    """Start `count - 1` further ranks, which run this very command, and yield this process's place among them.
 
     At most as many as there are `units` of work, if their number is given. Each still has the threads of one of `count`, so
     that results do not depend on how many units were left.
-    With `device` they form a process group for work on it. On leaving, a companion exits, and rank 0 waits for the
-    others; raises CompanionLost, also in the middle of the work, if one failed. They end when rank 0 dies, so that a
-    killed run leaves nothing behind. On the CPU the processes share the cores. Under torchrun nothing is started, its
-    ranks enter together, and rank 0 continues alone when all have left.
+    With `device` they form a process group for work on it. On leaving, rank 0 waits for the others, and goes on alone;
+    raises RankLost, also in the middle of the work, if one failed. They end when rank 0 dies, so that a killed run leaves
+    nothing behind. On the CPU the processes share the cores. Under torchrun nothing is started, and its ranks enter together.
     """
-    if under_torchrun():
-        yield from _ranks_of_torchrun(device or torch.device("cpu"))
-    elif COMPANION in os.environ:
-        _end_with_parent()
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        group = process_group.join(device, process_group.opened_store()) if device is not None else None
-        yield this_process()
-        if group is not None:
-            group.wait_for_all()
-            group.leave()
-        sys.exit(0)
+    if is_rank():
+        alone = device is None and STARTED_RANK in os.environ
+        if STARTED_RANK in os.environ:
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        with contextlib.nullcontext() if alone else process_group.joined(device or torch.device("cpu")):
+            yield this_process()
+        if not this_process().leads:
+            sys.exit(0)
+        return
+    divide_cores(count)
+    started = count if units is None else max(1, min(count, units))
+    if started == 1:
+        yield Process(0, 1)
     else:
-        divide_cores(count)
-        started = count if units is None else max(1, min(count, units))
-        if started == 1:
-            yield Process(0, 1)
-        else:
-            yield from _started(started, device)
-
-
-def _ranks_of_torchrun(device: torch.device) -> Iterator[Process]:
-    group = process_group.join(device)
-    # rank 0 has prepared the work (forgotten stale claims) before any rank begins
-    group.wait_for_all()
-    yield this_process()
-    group.wait_for_all()
-    group.leave()
-    if not this_process().leads:
-        sys.exit(0)
+        yield from _started(started, device)
 
 
 def _started(count: int, device: torch.device | None) -> Iterator[Process]:
-    store = process_group.open_store(count) if device is not None else None
     place = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    if store is not None:
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    watch = _Watch([_start(rank, place) for rank in range(1, count)])
+    if device is not None:
+        store = process_group.open_store()
+        address = {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port)}
+        place |= {**address, "TORCHELASTIC_USE_AGENT_STORE": "True"}  # rank 0 does not open another
+    lost: list[RankLost] = []
+    left = threading.Event()
+
+    def watch() -> None:
+        try:
+            while not others.join(grace_period=0):
+                pass
+        except ProcessExitedException as error:
+            lost.append(
+                RankLost(
+                    f"process {error.error_index + 1} of {count} ended with exit code {error.exit_code} (its message, if it "
+                    "had one, is above); finished work is kept; run again to resume"
+                )
+            )
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
+            # the main thread takes no signal in a collective on a GPU, which waits for what is gone
+            if not left.wait(SECONDS_TO_STOP):
+                print(f"\nRankLost: {lost[0]}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    def tell(*_: object) -> None:
+        if lost:
+            raise lost[0]
+
+    watching = threading.Thread(target=watch, daemon=True)
+    handler = signal.signal(signal.SIGCHLD, tell)
     try:
-        with _environment({**place, "RANK": "0", "LOCAL_RANK": "0"}):
-            group = process_group.join(device, store) if device is not None else None
+        others = _start(count - 1, place)
+        watching.start()
+        os.environ.update(place, RANK="0", LOCAL_RANK="0")  # as torchrun, for libraries that read them
+        with contextlib.nullcontext() if device is None else process_group.joined(device):
             yield Process(0, count)
-            if group is not None:
-                group.wait_for_all()
-                group.leave()
-        watch.wait_for_all()
-    except BaseException as error:
-        failure = watch.failure_behind(error)
-        if failure is None:
-            raise
-        raise CompanionLost(failure) from error
+        watching.join()
+    except RankLost:
+        # a broken connection is noticed before the process behind it has ended, which `tell` then raises
+        if not lost:
+            watching.join(SECONDS_TO_END)
+        raise
     finally:
-        watch.end_all()
-
-
-def _start(rank: int, place: dict[str, str]) -> "subprocess.Popen[bytes]":
-    threads = str(torch.get_num_threads())
-    environment = {
-        **os.environ, **place, COMPANION: "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads,
-    }  # fmt: skip
-    # the pipe to its standard input closes when this process dies, however it dies
-    return subprocess.Popen([sys.executable, *sys.argv], env=environment, stdin=subprocess.PIPE)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables as torchrun sets them, for the libraries that read them, until the block ends."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-class _Watch:
-    """Watches the companions from a thread; when one fails it ends the others and interrupts the main thread.
-
-    A main thread that cannot be interrupted (in a collective that waits for a dead process) is ended after a while.
-    """
-
-    def __init__(self, started: "list[subprocess.Popen[bytes]]") -> None:
-        self._started = started
-        self._failure: str | None = None
-        self._working = True
-        self._lock = threading.Lock()
-        self._left = threading.Event()
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def _look(self) -> None:
-        while not any(process.poll() for process in self._started):
-            if self._left.wait(SECONDS_BETWEEN_LOOKS):
-                return
-        with self._lock:
-            if not self._working:
-                return
-            self._failure = self._failed()
-            for process in self._started:
-                process.kill()
-            interrupt_main_thread()
-        if not self._left.wait(SECONDS_TO_STOP):
-            print(f"\nCompanionLost: {self._failure}", file=sys.stderr, flush=True)
-            os._exit(1)
-
-    def _failed(self) -> str | None:
-        codes = {rank: process.poll() for rank, process in enumerate(self._started, start=1)}
-        # those that a signal ended (codes below 0) come first: others may have failed because these were gone
-        failed = sorted((code, rank) for rank, code in codes.items() if code)
-        if not failed:
-            return None
-        code, rank = failed[0]
-        return (
-            f"process {rank} of {len(self._started) + 1} ended with exit code {code} (its message, if it had one, is "
-            "above); finished work is kept; run again to resume"
-        )
-
-    def wait_for_all(self) -> None:
-        """Wait until the companions have ended; raises CompanionLost if one failed."""
-        for process in self._started:
-            process.wait()
-        if failure := self._failed():
-            raise CompanionLost(failure)
-
-    def failure_behind(self, error: BaseException) -> str | None:
-        """The failed companion because of which the main thread stopped with `error`, or None; ends the watch."""
-        if isinstance(error, PagError) and not isinstance(error, CompanionLost):
-            self._stop()
-            return None
-        if isinstance(error, Exception):
-            # a broken connection may be noticed before the companion behind it has ended
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                for process in self._started:
-                    process.wait(timeout=1.0)
-        self._stop()
-        return self._failure or (self._failed() if isinstance(error, Exception) else None)
-
-    def _stop(self) -> None:
-        # the watch may have interrupted this thread while it was on its way here
-        with contextlib.suppress(KeyboardInterrupt), self._lock:
-            self._working = False
-        self._working = False
-
-    def end_all(self) -> None:
-        """End the companions and the watch."""
-        self._stop()
-        self._left.set()
-        for process in self._started:
+        signal.signal(signal.SIGCHLD, handler)
+        left.set()
+        for process in multiprocessing.active_children():
             process.kill()
-            process.wait()
+        if watching.ident is not None:
+            watching.join()
+
+
+def _start(count: int, place: dict[str, str]) -> ProcessContext:
+    """Ranks that never see the signals of `interruption`: a terminal sends them to all, and rank 0 ends its others."""
+    resource_tracker.ensure_running()  # Python 3.11 unblocks signals in there
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        place = {**place, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        others: ProcessContext = start_processes(_run, (place,), nprocs=count, join=False)
+        return others
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run(index: int, place: dict[str, str]) -> None:
+    os.environ.update(place, RANK=str(index + 1), LOCAL_RANK=str(index + 1), **{STARTED_RANK: "1"})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    code: Any = 0
+    try:
+        runpy.run_path(str(sys.modules["__main__"].__file__), run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    # rank 0 waits: an interpreter that has torch takes a second to end by itself
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_parent() -> None:
-    def watch() -> None:
-        # not sys.stdin: a thread that waits in it would hold its lock when the interpreter ends
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # torch would tell by SIGINT, which Ctrl-C sends as well
+    parent.join()
+    os._exit(1)

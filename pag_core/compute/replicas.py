@@ -14,7 +14,7 @@ import torch
 from torch import distributed, nn
 
 from pag_core.compute import process_group
-from pag_core.compute.processes import Process, companions, under_torchrun
+from pag_core.compute.processes import Process, is_rank, processes_here, ranks
 from pag_core.compute.randomness import restore_global_state, seed_global_streams
 from pag_core.errors import ParamsError
 
@@ -116,15 +116,15 @@ class Replicas:
 def replicas(count: int, device: torch.device) -> Iterator[Replicas]:
     """`count` processes that train one network on `device` each, this one among them; rank 0 alone leaves the block.
 
-    Raises CompanionLost if one fails, and ParamsError where `device` does not give each a GPU.
+    Raises RankLost if one fails, and ParamsError where `device` does not give each a GPU.
     """
-    if count == 1 and not under_torchrun():
+    if count == 1 and not is_rank():
         yield Replicas(Process(0, 1), None)
         return
     if device.type == "cuda":
-        _require_a_gpu_each(int(os.environ.get("LOCAL_WORLD_SIZE", count)), device)
+        _require_a_gpu_each(processes_here(count), device)
     # around everything: DDP's forward talks to the other processes too (it broadcasts buffers)
-    with companions(count, device=device) as process, process_group.telling_losses():
+    with ranks(count, device=device) as process, process_group.telling_losses():
         yield Replicas(process, _fabric(process, device))
 
 

@@ -42,7 +42,7 @@ def train_diffusion(
 
     Resumes from the checkpoint in `folder` if there is one, with the same result as an unbroken run; checkpoints are at least
     `checkpoint_seconds` apart. Several `processes` share each batch; rank 0 alone returns. Raises TrainingDiverged at a loss
-    that is not finite, and CompanionLost where another process failed.
+    that is not finite, and RankLost where another process failed.
     """
     seed_global_streams(seed, "diffusion")
     trainer = _DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)

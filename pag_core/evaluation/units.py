@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from pag_core.compute.processes import companions, this_process
-from pag_core.errors import CompanionLost
+from pag_core.compute.processes import ranks, this_process
+from pag_core.errors import RankLost
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import progress_bar
 
@@ -14,13 +14,13 @@ Unit = Callable[[], dict[str, Any]]
 def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, what: str) -> dict[str, dict[str, Any]]:
     """The result of every unit in the order of `work`; those that an earlier run finished are not computed again.
 
-    A unit must not depend on which others ran before it in the same process. With `processes` above one, companions
-    or the ranks of torchrun take their share and only rank 0 returns. Raises CompanionLost if one of them failed.
+    A unit must not depend on which others ran before it in the same process. With `processes` above one, the ranks
+    that it starts or those of torchrun take their share and only rank 0 returns. Raises RankLost if one of them failed.
     """
     if this_process().leads:
         folder.forget_claims()
     with progress_bar(what, len(work), 0, "unit") as bar:
-        with companions(processes, units=sum(folder.load_unit(name) is None for name in work)):
+        with ranks(processes, units=sum(folder.load_unit(name) is None for name in work)):
             for name in work:
                 # units differ in length, so each process takes the next one that is free
                 if folder.load_unit(name) is None and folder.claim(name):
@@ -33,7 +33,7 @@ def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, 
 def _finished(folder: RunFolder, name: str) -> dict[str, Any]:
     result = folder.load_unit(name)
     if result is None:
-        raise CompanionLost(
+        raise RankLost(
             f"no process has finished the unit {name} of {folder.path}; machines that share the work need one folder "
             "for it. Finished work is kept; run again to resume"
         )

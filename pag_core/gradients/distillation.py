@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pag_core.compute.processes import companions, process_count, this_process
+from pag_core.compute.processes import process_count, ranks, this_process
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, Split
 from pag_core.diffusion.network import NoisePredictor
@@ -63,15 +63,15 @@ def distill(
     `measured` is what was measured of the model; the store's manifest holds it beside `provenance`.
 
     Each shard draws its noise from a stream of its own, so the store does not depend on where the work was interrupted
-    or which process wrote which shard. Finished shards of a killed run are kept. Companions of `processes` take their share,
-    and only this process returns; raises CompanionLost if one of them failed.
+    or which process wrote which shard. Finished shards of a killed run are kept. All `processes` take their share,
+    and only this process returns; raises RankLost if one of them failed.
     """
     if this_process().leads:
         folder.forget_claims()
         open_writer(folder, dataset, work, leads=True)
     images = images_of(dataset, work)
     still_open = sum(folder.load_unit(unit) is None for unit in shards_of(dataset, work))
-    with progress_bar("distillation", sum(images.values()), 0, "image") as bar, companions(processes, units=still_open):
+    with progress_bar("distillation", sum(images.values()), 0, "image") as bar, ranks(processes, units=still_open):
         writer = open_writer(folder, dataset, work, leads=False)
         splits = {name: dataset.splits[name].to(predictor.device) for name in images}
         with _BackgroundWriter(writer, folder) as background:

@@ -19,14 +19,14 @@ import torch
 
 from pag_core.compute import process_group
 from pag_core.compute.device import device_description
-from pag_core.compute.processes import this_process, under_torchrun
+from pag_core.compute.processes import is_rank, this_process
 from pag_core.pipeline.artifacts import digest, replacing_file, write_json
 from pag_core.pipeline.code_identity import code_fingerprint
 from pag_core.pipeline.locks import holding
 from pag_core.pipeline.provenance import versions
 
 DIGEST_BYTES = hashlib.sha256().digest_size
-# where companions, whose number of threads differs, find the folder of the process that started them
+# where ranks, whose number of threads differs, find the folder of the rank 0 that started them
 RUN_FOLDER = "PAG_RUN_FOLDER"
 
 
@@ -98,10 +98,10 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
     """The work folder of `stage` for `identity` (its params and the fingerprints of its inputs).
 
     Held by one process at a time, or by the processes that share the work; a second run with the same identity waits.
-    Removed when the body succeeds. Raises CompanionLost if a rank of torchrun is gone.
+    Removed when the body succeeds. Raises RankLost if a rank of torchrun is gone.
     """
     if not this_process().leads:
-        told = process_group.join(device).from_leader(None) if under_torchrun() else os.environ[RUN_FOLDER]
+        told = os.environ.get(RUN_FOLDER) or process_group.join(device).from_leader(None)
         yield RunFolder(Path(told))
         return
     root = cache_root()
@@ -115,7 +115,7 @@ def run_folder(stage: str, identity: dict[str, Any], device: torch.device) -> It
     with holding(root / "locks" / path.name, f"doing the same work in {path}"):
         path.mkdir(exist_ok=True)
         os.environ[RUN_FOLDER] = str(path.resolve())
-        if under_torchrun():
+        if is_rank():
             process_group.join(device).from_leader(str(path.resolve()))
         folder = RunFolder(path)
         yield folder

@@ -16,7 +16,7 @@ import typer
 from pag_core.compute.device import prepare_device
 from pag_core.compute.interruption import Interrupted, interruptible
 from pag_core.compute.memory import is_out_of_memory, what_was_asked_for
-from pag_core.compute.processes import COMPANION, divide_cores
+from pag_core.compute.processes import divide_cores
 from pag_core.errors import LaunchRefused, PagError
 from pag_core.params.declared import Reads, declared_params, recorded_params
 from pag_core.params.reading import load_params
@@ -87,7 +87,7 @@ def stage(name: str, *, reads: Reads = (), shared: bool = False, memory: str | N
             raise LaunchRefused(
                 f"torchrun started {os.environ['WORLD_SIZE']} processes of a stage that runs in one; start it with python"
             )
-        with interruptible(companion=COMPANION in os.environ):
+        with interruptible():
             yield opened
     except Interrupted as signal:
         print(

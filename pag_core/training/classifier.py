@@ -33,7 +33,7 @@ class Trainer:
     With `params.ema_decay` the classifier holds the moving average of its weights in the end, while the losses and accuracies
     of an epoch are those of the weights that were trained.
     Several `processes` share each batch of `params.batch_size`, and rank 0 alone returns from `run`. Raises ParamsError
-    where the parameters do not fit the data, TrainingDiverged at a loss that is not finite and CompanionLost where
+    where the parameters do not fit the data, TrainingDiverged at a loss that is not finite and RankLost where
     another process failed. Checkpoints are at least `checkpoint_seconds` apart.
     """
 

@@ -87,7 +87,7 @@ def test_training_by_dvc_and_by_torchrun(
     assert [path.name for path in (project.path / ".cache").iterdir()] == ["locks"]
 
 
-def test_diffusion_by_companions_and_by_torchrun(project: ProjectCopy) -> None:
+def test_diffusion_by_its_own_ranks_and_by_torchrun(project: ProjectCopy) -> None:
     project.set({"processes": 2})
     project.stage("diffusion")
     files = _files(project.path / "data/diffusion")

@@ -50,10 +50,10 @@ def interrupt(project: ProjectCopy, command: list[str], number: int, *, group: b
     while not any(int(done) >= at_least for done in re.findall(r"(\d+)/\d+ \[", log.read_text(encoding="utf-8"))):
         assert time.monotonic() < deadline and process.poll() is None, log.read_text(encoding="utf-8")[-2000:]
         time.sleep(0.01)
-    companions = psutil.Process(process.pid).children(recursive=True)
+    started = psutil.Process(process.pid).children(recursive=True)
     (os.killpg if group else os.kill)(process.pid, number)
     code = process.wait(timeout=120)
-    assert not psutil.wait_procs(companions, timeout=30)[1], "a process is left"
+    assert not psutil.wait_procs(started, timeout=30)[1], "a process is left"
     return code, log.read_text(encoding="utf-8")
 
 

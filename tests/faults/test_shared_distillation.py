@@ -1,6 +1,5 @@
 """Several processes at one store: the same bytes as one makes, and never a short store when one of them is lost."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -9,11 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
-from pag_core.compute.processes import COMPANION, usable_cores
+from pag_core.compute.processes import usable_cores
 from tests.project_copy import SMALL, ProjectCopy
+from tests.unit.test_processes import ranks_of
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +23,7 @@ COMMAND = [sys.executable, "stages/sbg.py"]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
-    """A diffusion model, and shards enough for a companion to get some after it has started."""
+    """A diffusion model, and shards enough for a further rank to get some after it has started."""
     overrides = {
         **SMALL, "gradient_store.images_per_shard": 16, "gradient_store.images_per_chunk": 16, "sbg.draws": 4,
     }  # fmt: skip
@@ -47,16 +46,6 @@ def alone(project: ProjectCopy) -> dict[str, bytes]:
     return store_bytes(project)
 
 
-def companions_of(parent: int) -> list[int]:
-    """The companions that `parent` started; libraries that it loads start short-lived processes too."""
-    found = []
-    for process in psutil.Process(parent).children():
-        with contextlib.suppress(psutil.Error):  # gone meanwhile
-            if process.environ().get(COMPANION) == "1":
-                found.append(process.pid)
-    return found
-
-
 def test_two_processes_make_the_same_bytes(project: ProjectCopy, alone: dict[str, bytes]) -> None:
     shutil.rmtree(project.path / STORE)
     # two have half of the threads each, and the manifest says so
@@ -65,7 +54,7 @@ def test_two_processes_make_the_same_bytes(project: ProjectCopy, alone: dict[str
     assert store_bytes(project) == alone
 
 
-def test_a_lost_companion_ends_the_run_and_a_rerun_completes_the_store(
+def test_a_lost_rank_ends_the_run_and_a_rerun_completes_the_store(
     project: ProjectCopy, alone: dict[str, bytes]
 ) -> None:
     shutil.rmtree(project.path / STORE)
@@ -79,19 +68,17 @@ def test_a_lost_companion_ends_the_run_and_a_rerun_completes_the_store(
         text=True,
     )
     deadline = time.monotonic() + 600
-    # until both have claimed shards: a companion claims its first seconds after the leader
-    while not (companion := companions_of(process.pid)):
+    # until both have claimed shards: a rank claims its first seconds after rank 0
+    while not (started := ranks_of(process.pid)):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     before = len(list((project.path / ".cache").glob("sbg-*/units/*.json")))
     while len(list((project.path / ".cache").glob("sbg-*/units/*.json"))) < before + 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    os.kill(companion[0], signal.SIGKILL)
+    os.kill(started[0], signal.SIGKILL)
     _, message = process.communicate(timeout=600)
-    assert process.returncode == 1 and "CompanionLost: process 1 of 2 ended with exit code -9" in message, message[
-        -2000:
-    ]
+    assert process.returncode == 1 and "RankLost: process 1 of 2 ended with exit code -9" in message, message[-2000:]
     assert "Traceback" not in message and not (project.path / STORE).exists()
     assert list((project.path / ".cache").glob("sbg-*/units/*.json"))
     project.stage("sbg")

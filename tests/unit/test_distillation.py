@@ -140,6 +140,6 @@ def test_an_error_of_the_writing_thread_ends_the_run_without_a_store(tmp_path, r
         (4, 3, 1, 3),
     ],
 )
-def test_companions_are_started_where_they_pay(monkeypatch, cpu, wanted, shards, cores, count):
+def test_ranks_are_started_where_they_pay(monkeypatch, cpu, wanted, shards, cores, count):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert distillation.distilling_processes(wanted, cpu, shards) == count

@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 
-from pag_core.compute.interruption import Interrupted, interrupt_main_thread, interruptible
+from pag_core.compute.interruption import Interrupted, interruptible
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import CheckpointClock
 from pag_core.pipeline.stage import stage
@@ -65,31 +64,19 @@ def test_a_second_signal_ends_a_long_step_at_once(place, cpu):
 
 
 def test_what_follows_the_loop_ends_at_once_again(place):
-    with pytest.raises(Interrupted), interruptible(companion=False):
+    with pytest.raises(Interrupted), interruptible():
         with CheckpointClock(RunFolder(place), 1e9):
             pass
         send(signal.SIGTERM)
 
 
-def test_a_companion_leaves_signals_to_its_leader():
-    with interruptible(companion=True):
-        for number in CODES:
-            send(number)
-
-
 def test_what_nohup_ignores_stays_ignored(monkeypatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interruptible(companion=False):
+        with interruptible():
             send(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_a_failing_companion_stops_the_main_thread_also_in_a_loop(place):
-    with pytest.raises(KeyboardInterrupt), stage("train"), CheckpointClock(RunFolder(place), 1e9):
-        threading.Timer(0.2, interrupt_main_thread).start()
-        time.sleep(60)
 
 
 ORPHAN = """

@@ -1,5 +1,6 @@
 """Processes that share units of work: each unit once, a failure told, nothing left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 from pag_core.compute import processes as processes_module
 from pag_core.compute.processes import divide_cores, process_count
-from pag_core.errors import CompanionLost
+from pag_core.errors import RankLost
 from pag_core.evaluation.units import finished_units
 from pag_core.pipeline.checkpoint import RunFolder
 from tests.samples import ROOT
@@ -30,10 +31,6 @@ from pag_core.evaluation.units import finished_units
 from pag_core.compute import processes
 from pag_core.pipeline.stage import stage
 
-if {stubborn} and "RANK" not in os.environ:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    processes.SECONDS_TO_STOP = 0.5
-
 def unit(number):
     rank = os.environ.get("RANK", "0")
     Path(f"started-{{number}}-{{rank}}-{{os.getpid()}}").touch()
@@ -41,16 +38,23 @@ def unit(number):
         while rank != "0" and not list(Path(".cache").glob("miniature-*/units/*.json")):
             time.sleep(0.02)
         raise RuntimeError("planted")
-    # a companion takes long to load where the machine is busy: one unit is finished, the others wait for it
+    # a further rank takes long to load where the machine is busy: one unit is finished, the others wait for it
     while {together} and rank == "0" and number > 0 and not list(Path().glob("started-*-1-*")):
         time.sleep(0.02)
     time.sleep({seconds} if number > 0 or not {together} else 0)
     return {{"number": number, "rank": rank}}
 
-with stage("miniature", shared=True), run_folder("miniature", {{}}, torch.device("cpu")) as folder:
-    work = {{f"unit-{{number}}": (lambda number=number: unit(number)) for number in range(6)}}
-    done = finished_units(folder, work, processes={processes}, what="units")
-    print([result["number"] for result in done.values()], sorted({{result["rank"] for result in done.values()}}))
+def main():
+    if {stubborn}:  # as a main thread that is in a collective on a GPU
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        processes.SECONDS_TO_STOP = 0.5
+    with stage("miniature", shared=True), run_folder("miniature", {{}}, torch.device("cpu")) as folder:
+        work = {{f"unit-{{number}}": (lambda number=number: unit(number)) for number in range(6)}}
+        done = finished_units(folder, work, processes={processes}, what="units")
+        print([result["number"] for result in done.values()], sorted({{result["rank"] for result in done.values()}}))
+
+if __name__ == "__main__":
+    main()
 """
 
 
@@ -66,7 +70,7 @@ def script(
     stubborn: bool = False,
     together: bool = False,
 ) -> list[str]:
-    """`together`: this process goes on after its first unit when the companion has begun one."""
+    """`together`: this process goes on after its first unit when the other rank has begun one."""
     path = folder / "miniature.py"
     options = {"processes": processes, "seconds": seconds, "failing": failing, "stubborn": stubborn}
     path.write_text(SCRIPT.format(root=str(ROOT), together=together, **options))
@@ -176,18 +180,18 @@ def test_a_unit_that_nobody_finished_is_told(tmp_path):
     work = {"there": lambda: {"number": 1}, "elsewhere": lambda: {"number": 2}}
     folder.forget_claims = lambda: None
     folder.claim("elsewhere")
-    with pytest.raises(CompanionLost, match="no process has finished the unit elsewhere"):
+    with pytest.raises(RankLost, match="no process has finished the unit elsewhere"):
         finished_units(folder, work, processes=1, what="units")
     assert folder.load_unit("there") == {"number": 1}
 
 
 @pytest.mark.slow
-def test_a_failing_companion_is_told_at_once_and_finished_units_are_kept(tmp_path):
+def test_a_failing_rank_is_told_at_once_and_finished_units_are_kept(tmp_path):
     failed = run(tmp_path, script(tmp_path, failing="1", seconds=15, together=True))
     assert failed.returncode == 1
     # this process had more units to do
     assert len(list(tmp_path.glob("started-*-0-*"))) < 5
-    assert "CompanionLost: process 1 of 2 ended with exit code 1" in failed.stderr
+    assert "RankLost: process 1 of 2 ended with exit code 1" in failed.stderr
     assert "planted" in failed.stderr
     kept = {path.stem for path in (tmp_path / ".cache").glob("miniature-*/units/*.json")}
     assert kept
@@ -202,9 +206,19 @@ def test_a_failing_companion_is_told_at_once_and_finished_units_are_kept(tmp_pat
 def test_work_that_cannot_be_interrupted_ends_too(tmp_path):
     failed = run(tmp_path, script(tmp_path, failing="1", seconds=20, stubborn=True, together=True))
     assert failed.returncode == 1
-    assert "CompanionLost: process 1 of 2 ended with exit code 1" in failed.stderr
+    assert "RankLost: process 1 of 2 ended with exit code 1" in failed.stderr
     assert not failed.stdout
     assert len(list(tmp_path.glob("started-*-0-*"))) < 5
+
+
+def ranks_of(parent: int) -> list[int]:
+    """The ranks that `parent` started; libraries that it loads start short-lived processes too."""
+    found = []
+    for process in psutil.Process(parent).children():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
 def lives(process):
@@ -215,7 +229,7 @@ def lives(process):
 
 
 @pytest.mark.slow
-def test_companions_end_with_the_process_that_started_them(tmp_path):
+def test_ranks_end_with_the_process_that_started_them(tmp_path):
     process = subprocess.Popen(
         script(tmp_path, seconds=30),
         cwd=tmp_path,
@@ -227,9 +241,28 @@ def test_companions_end_with_the_process_that_started_them(tmp_path):
     while not (found := list(tmp_path.glob("started-*-1-*"))):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    companion = int(found[0].name.split("-")[-1])
+    rank = int(found[0].name.split("-")[-1])
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    while lives(companion):
-        assert time.monotonic() < deadline, "the companion lives on"
+    while lives(rank):
+        assert time.monotonic() < deadline, "the rank lives on"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_ranks_leave_signals_to_rank_0_from_their_very_start(tmp_path):
+    """A terminal sends Ctrl-C to all, also to a rank that still imports."""
+    process = subprocess.Popen(
+        script(tmp_path, seconds=0, together=True),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (started := ranks_of(process.pid)):
+        assert process.poll() is None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(started[0], number)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, output) == (0, "[0, 1, 2, 3, 4, 5] ['0', '1']\n"), errors

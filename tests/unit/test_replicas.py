@@ -214,7 +214,7 @@ def test_two_processes_train_the_diffusion_model_that_one_trains(outcome):
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_diffusion_model_that_companions_train(tmp_path, outcome):
+def test_torchrun_trains_the_diffusion_model_that_ranks_of_its_own_train(tmp_path, outcome):
     # under torchrun its ranks are the processes, whatever the parameter says
     assert_equal(outcome("diffusion 2"), trained(tmp_path, {**DENOISER, "processes": 1}, TORCHRUN))
 
@@ -225,7 +225,7 @@ def unbroken(outcome):
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_classifier_that_companions_train(tmp_path, unbroken):
+def test_torchrun_trains_the_classifier_that_ranks_of_its_own_train(tmp_path, unbroken):
     assert_equal(unbroken, trained(tmp_path, DROPOUT, TORCHRUN))
 
 
@@ -238,7 +238,7 @@ def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same(tmp_path, unbr
     if launcher is TORCHRUN:
         assert f"rank      : {victim} " in broken.stderr and "exitcode  : -9" in broken.stderr, broken.stderr[-3000:]
     elif victim == 1:
-        assert "CompanionLost: process 1 of 2 ended with exit code -9" in broken.stderr, broken.stderr[-3000:]
+        assert "RankLost: process 1 of 2 ended with exit code -9" in broken.stderr, broken.stderr[-3000:]
     assert list((tmp_path / ".cache").glob("miniature-*/checkpoint.pt"))
     assert_equal(unbroken, trained(tmp_path, DROPOUT, launcher))
 
@@ -262,7 +262,7 @@ def test_two_nodes_and_the_loss_of_one(tmp_path, unbroken):
     lost, survived = sorted(errors, key=lambda text: "Signal 9 (SIGKILL)" not in text)
     assert "Signal 9 (SIGKILL)" in lost, errors
     # told by the connection between the ranks or by that to the meeting point, whichever is seen to break first
-    assert "CompanionLost: another process is gone" in survived or "RendezvousConnectionError" in survived, errors
+    assert "RankLost: another process is gone" in survived or "RendezvousConnectionError" in survived, errors
     codes, errors = two_nodes(tmp_path, DROPOUT)
     assert codes == [0, 0], errors
     assert_equal(unbroken, torch.load(tmp_path / "result.pt"))
