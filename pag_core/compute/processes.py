@@ -22,8 +22,7 @@ from pag_core.compute.interruption import SIGNALS
 from pag_core.errors import RankLost
 
 STARTED_RANK = "PAG_STARTED_RANK"
-SECONDS_TO_STOP = 15.0  # for rank 0 when another rank failed, before it is ended in any case
-SECONDS_TO_END = 5.0  # for a rank whose connections are closed already
+SECONDS_TO_STOP = 15.0  # for a process when another failed, before it is given up
 
 # it warns of every rank that it ends because another failed
 logging.getLogger(start_processes.__module__).setLevel(logging.ERROR)
@@ -93,20 +92,23 @@ def ranks(count: int, *, device: torch.device | None = None, units: int | None =
     nothing behind. On the CPU the processes share the cores. Under torchrun nothing is started, and its ranks enter together.
     """
     if is_rank():
-        alone = device is None and STARTED_RANK in os.environ
-        if STARTED_RANK in os.environ:
+        if started := STARTED_RANK in os.environ:
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        with contextlib.nullcontext() if alone else process_group.joined(device or torch.device("cpu")):
+        with _group(device if started else device or torch.device("cpu")):
             yield this_process()
         if not this_process().leads:
             sys.exit(0)
         return
     divide_cores(count)
-    started = count if units is None else max(1, min(count, units))
-    if started == 1:
+    count = count if units is None else max(1, min(count, units))
+    if count == 1:
         yield Process(0, 1)
     else:
-        yield from _started(started, device)
+        yield from _started(count, device)
+
+
+def _group(device: torch.device | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if device is None else process_group.joined(device)
 
 
 def _started(count: int, device: torch.device | None) -> Iterator[Process]:
@@ -123,12 +125,9 @@ def _started(count: int, device: torch.device | None) -> Iterator[Process]:
             while not others.join(grace_period=0):
                 pass
         except ProcessExitedException as error:
-            lost.append(
-                RankLost(
-                    f"process {error.error_index + 1} of {count} ended with exit code {error.exit_code} (its message, if it "
-                    "had one, is above); finished work is kept; run again to resume"
-                )
-            )
+            which = f"process {error.error_index + 1} of {count} ended with exit code {error.exit_code}"
+            remedy = "(its message, if it had one, is above); finished work is kept; run again to resume"
+            lost.append(RankLost(f"{which} {remedy}"))
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
             # the main thread takes no signal in a collective on a GPU, which waits for what is gone
             if not left.wait(SECONDS_TO_STOP):
@@ -145,13 +144,13 @@ def _started(count: int, device: torch.device | None) -> Iterator[Process]:
         others = _start(count - 1, place)
         watching.start()
         os.environ.update(place, RANK="0", LOCAL_RANK="0")  # as torchrun, for libraries that read them
-        with contextlib.nullcontext() if device is None else process_group.joined(device):
+        with _group(device):
             yield Process(0, count)
         watching.join()
     except RankLost:
         # a broken connection is noticed before the process behind it has ended, which `tell` then raises
         if not lost:
-            watching.join(SECONDS_TO_END)
+            watching.join(SECONDS_TO_STOP)
         raise
     finally:
         signal.signal(signal.SIGCHLD, handler)
