@@ -49,7 +49,7 @@ def run_all(runs: dict[str, Run], jobs: int) -> dict[str, Done]:
         # where DVC's own have theirs
         logs = Path(repo.experiments.celery_queue.wdir)
         logs.mkdir(parents=True, exist_ok=True)
-        with _Workers(jobs, logs) as workers, interruptible(companion=False):
+        with _Workers(jobs, logs) as workers, interruptible():
             failed = _Queue(repo, workers, jobs).work_off(waiting)
     if failed:
         raise ExperimentFailed("\n".join(f"{name} failed; its last lines:\n{log}" for name, log in failed.items()))
