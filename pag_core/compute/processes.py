@@ -117,48 +117,66 @@ def _started(count: int, device: torch.device | None) -> Iterator[Process]:
         store = process_group.open_store()
         address = {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port)}
         place |= {**address, "TORCHELASTIC_USE_AGENT_STORE": "True"}  # rank 0 does not open another
-    lost: list[RankLost] = []
-    left = threading.Event()
-
-    def watch() -> None:
-        try:
-            while not others.join(grace_period=0):
-                pass
-        except ProcessExitedException as error:
-            which = f"process {error.error_index + 1} of {count} ended with exit code {error.exit_code}"
-            remedy = "(its message, if it had one, is above); finished work is kept; run again to resume"
-            lost.append(RankLost(f"{which} {remedy}"))
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
-            # the main thread takes no signal in a collective on a GPU, which waits for what is gone
-            if not left.wait(SECONDS_TO_STOP):
-                print(f"\nRankLost: {lost[0]}", file=sys.stderr, flush=True)
-                os._exit(1)
-
-    def tell(*_: object) -> None:
-        if lost:
-            raise lost[0]
-
-    watching = threading.Thread(target=watch, daemon=True)
-    handler = signal.signal(signal.SIGCHLD, tell)
+    watch = _Watch(count)
+    handler = signal.signal(signal.SIGCHLD, watch.tell)
     try:
-        others = _start(count - 1, place)
-        watching.start()
+        watch.begin(_start(count - 1, place))
         os.environ.update(place, RANK="0", LOCAL_RANK="0")  # as torchrun, for libraries that read them
         with _group(device):
             yield Process(0, count)
-        watching.join()
+        watch.thread.join()
     except RankLost:
-        # a broken connection is noticed before the process behind it has ended, which `tell` then raises
-        if not lost:
-            watching.join(SECONDS_TO_STOP)
+        watch.wait_for_failure()
         raise
     finally:
         signal.signal(signal.SIGCHLD, handler)
-        left.set()
+        watch.end()
+
+
+class _Watch:
+    """Looks from a thread at the ranks that were started; where one fails it ends the others and raises in the main thread."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lost: RankLost | None = None
+        self._left = threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+
+    def begin(self, others: ProcessContext) -> None:
+        self._others = others
+        self.thread.start()
+
+    def tell(self, *_: object) -> None:
+        """As a handler of the signal that a process has ended."""
+        if self._lost:
+            raise self._lost
+
+    def wait_for_failure(self) -> None:
+        """A broken connection is noticed before the process behind it has ended, which `tell` then raises."""
+        if not self._lost:
+            self.thread.join(SECONDS_TO_STOP)
+
+    def end(self) -> None:
+        """End the ranks and the watch."""
+        self._left.set()
         for process in multiprocessing.active_children():
             process.kill()
-        if watching.ident is not None:
-            watching.join()
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def _look(self) -> None:
+        try:
+            while not self._others.join(grace_period=0):
+                pass
+        except ProcessExitedException as error:
+            which = f"process {error.error_index + 1} of {self._count} ended with exit code {error.exit_code}"
+            remedy = "(its message, if it had one, is above); finished work is kept; run again to resume"
+            self._lost = RankLost(f"{which} {remedy}")
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
+            # the main thread takes no signal in a collective on a GPU, which waits for what is gone
+            if not self._left.wait(SECONDS_TO_STOP):
+                print(f"\nRankLost: {self._lost}", file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def _start(count: int, place: dict[str, str]) -> ProcessContext:
