@@ -18,6 +18,7 @@ from benchmarks.synthetic_store import synthetic_dataset, write_synthetic_store
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset
 from pag_core.gradient_store.feed import open_feed
+from pag_core.gradient_store.store import GradientStore
 from pag_core.params.sections import FeedParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.stage import run
@@ -34,7 +35,7 @@ def project_fetch(mode: str, store: Path, dataset: Dataset, device: torch.device
     params = FeedParams.model_validate({"mode": mode, "budget_gb": None, "window_shards": None})
     run_folder = store.parent / f"run-{mode}"
     run_folder.mkdir()
-    targets = open_feed(store, dataset, device, params=params, folder=RunFolder(run_folder))
+    targets = open_feed(GradientStore(store), dataset, device, params=params, folder=RunFolder(run_folder))
 
     def fetch(indices: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # rows that are fetched ahead, in the background, are asked for and come on the CPU

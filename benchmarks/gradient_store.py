@@ -11,7 +11,7 @@ import typer
 from benchmarks.measurement import Measurement, report
 from benchmarks.synthetic_store import IMAGES_PER_SHARD, shard_gradients, synthetic_dataset, write_synthetic_store
 from pag_core.datasets.prepared import Dataset
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from pag_core.pipeline.stage import run
 
 DTYPES = ("int8", "float16")
@@ -24,7 +24,7 @@ def bytes_of(store: Path) -> int:
 
 def direction_errors(store: Path, dataset: Dataset) -> torch.Tensor:
     """1 - cosine, in float64, between each gradient as read from the store and as it was: [images * classes]."""
-    stored = open_gradients(store, dataset, "train", torch.device("cpu"))
+    stored = GradientStore(store).gradients(dataset, "train", torch.device("cpu"))
     images, every_class = len(dataset.splits["train"]), torch.arange(dataset.classes)
     errors = []
     for number, start in enumerate(range(0, images, IMAGES_PER_SHARD)):

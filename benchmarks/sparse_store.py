@@ -16,7 +16,7 @@ from benchmarks.synthetic_store import synthetic_dataset
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset
 from pag_core.gradient_store.feed import open_feed
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradient_store.targets import TargetGradients
 from pag_core.gradient_store.writer import GradientWriter, ShardContent
 from pag_core.gradients.distillation import stored_classes
@@ -63,7 +63,7 @@ def mapped(store: Path, dataset: Dataset) -> TargetGradients:
     folder = store.parent / f"run-{store.stem}" / "classifier"
     folder.mkdir(parents=True)
     params = FeedParams.model_validate({"mode": "memory_map", "budget_gb": None, "window_shards": None})
-    return open_feed(store, dataset, CPU, params=params, folder=RunFolder(folder))
+    return open_feed(GradientStore(store), dataset, CPU, params=params, folder=RunFolder(folder))
 
 
 def fetching(targets: TargetGradients, dataset: Dataset, batch_size: int) -> Callable[[], Any]:
@@ -96,7 +96,7 @@ def measure(
             gigabytes[kind] = written / sample * images / 1e9
         read = interleaved(
             {
-                kind: lambda store=store: open_gradients(store, dataset, "train", CPU)  # type: ignore[misc]
+                kind: lambda store=store: GradientStore(store).gradients(dataset, "train", CPU)  # type: ignore[misc]
                 for kind, store in stores.items()
             },
             rounds=rounds,

@@ -20,7 +20,7 @@ from pag_core.figures.palette import MOST_CLASSES, save_figure
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.figures.training_curves import training_curves
-from pag_core.gradient_store.store import TargetGradients, open_gradients
+from pag_core.gradient_store.store import GradientStore, TargetGradients
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
@@ -55,7 +55,7 @@ def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
     found: dict[str, TargetGradients] = {}
     for name, source in SOURCES.items():
         if name in (params.source, params.pag_score.reference) and source.store is None:
-            found[source.title] = open_gradients(gradients_place(name), dataset, "test", cpu)
+            found[source.title] = GradientStore(gradients_place(name)).gradients(dataset, "test", cpu)
         elif name != "none" and source.store is not None:
             found[source.title] = source.store(dataset, params, pictured).gradients(dataset, "test", cpu)
     return found

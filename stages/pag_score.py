@@ -7,12 +7,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 
 from typing import Any
 
+import torch
+
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import Dataset, Split, read_dataset
 from pag_core.evaluation.judge import judged, judged_unpushed, trained_judge
 from pag_core.evaluation.pag_score import pag_score, require_held_gradients
-from pag_core.gradient_store.manifest import read_manifest
-from pag_core.gradient_store.store import RepresentativeGradients, TargetGradients, open_gradients
+from pag_core.gradient_store.store import GradientStore, RepresentativeGradients, TargetGradients
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.params.radii import radius_value
 from pag_core.pipeline.origins import require_of_now
@@ -24,23 +25,25 @@ MEANS = "class means"
 READS = ("dataset", "source", "seed", "pag_score", "gradient_store.held_out_images", "figures.targeted_steps")
 
 
-def _targets(opened: OpenStage, dataset: Dataset, test: Split) -> dict[str, TargetGradients]:
-    """Class means, and those of the own source and the reference."""
-    params, device = opened.params, opened.device
+def _targets(
+    stores: dict[str, GradientStore], dataset: Dataset, test: Split, device: torch.device
+) -> dict[str, TargetGradients]:
+    """Class means, and those of `stores`."""
     means = class_mean_representatives(dataset.splits["train"], dataset.classes, factor=1.0).to(device)
-    targets: dict[str, TargetGradients] = {MEANS: RepresentativeGradients(means, test)}
-    for source in {params.source, params.pag_score.reference} - {"none"}:
-        targets[source] = open_gradients(gradients_place(source), dataset, "test", device)
-    return targets
+    return {MEANS: RepresentativeGradients(means, test)} | {
+        source: store.gradients(dataset, "test", device) for source, store in stores.items()
+    }
 
 
-def _provenance(opened: OpenStage, dataset: Dataset, networks: dict[str, SavedNetwork]) -> dict[str, Any]:
+def _provenance(
+    opened: OpenStage, dataset: Dataset, stores: dict[str, GradientStore], networks: dict[str, SavedNetwork]
+) -> dict[str, Any]:
     """The record of the scores; raises ArtifactError if the classifier was trained with another store than that of now."""
     params = opened.params
     inputs = {"dataset": dataset.fingerprint} | {who: saved.fingerprint for who, saved in networks.items()}
     for what, source in (("reference store", params.pag_score.reference), ("gradient store", params.source)):
         if source != "none":
-            inputs[what] = read_manifest(gradients_place(source))["checksum"]
+            inputs[what] = stores[source].manifest["checksum"]
     if params.source != "none":
         own = {"gradient store": inputs["gradient store"]}
         trained = networks["classifier"].card["provenance"]
@@ -59,9 +62,11 @@ def main() -> None:
         dataset = read_dataset(dataset_place(params.dataset))
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
         require_held_gradients(params)
-        targets = _targets(opened, dataset, test)
+        sources = {params.source, params.pag_score.reference} - {"none"}
+        stores: dict[str, GradientStore] = {source: GradientStore(gradients_place(source)) for source in sources}
+        targets = _targets(stores, dataset, test, device)
         loaded = {who: load_classifier(classifier_place(who), dataset, device) for who in ("classifier", "baseline")}
-        record = _provenance(opened, dataset, {who: saved for who, (_, saved) in loaded.items()})
+        record = _provenance(opened, dataset, stores, {who: saved for who, (_, saved) in loaded.items()})
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
         judge = trained_judge(train, test, class_names=dataset.class_names, images=params.pag_score.judge_images)
@@ -98,11 +103,7 @@ def main() -> None:
                 "images": shown.stop,
                 "attack": f"{norm} {radius}",
                 "steps": params.figures.targeted_steps,
-                "judge": {
-                    "accuracy": judge.accuracy,
-                    "training_images": judge.trained_on,
-                    "test_images": judge.tested,
-                },
+                "judge": {"accuracy": judge.accuracy, "training_images": judge.trained_on, "test_images": judge.tested},
                 "unpushed": judged_unpushed(judge, test.pixels(shown), test.labels[shown], classes=dataset.classes),
                 **seen,
             },

@@ -14,7 +14,7 @@ from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.gradient_store.feed import open_feed
-from pag_core.gradient_store.manifest import read_manifest
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.controls import exchanged, require_exchangeable
 from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
@@ -35,7 +35,9 @@ READS = {
 }  # fmt: skip
 
 
-def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> AlignmentTerm | None:
+def _alignment_term(
+    opened: OpenStage, dataset: Dataset, store: GradientStore, folder: RunFolder
+) -> AlignmentTerm | None:
     """The second term of Eq. 4, or None for vanilla training (source none, or lambda 0)."""
     params = opened.params
     control = params.control
@@ -43,7 +45,7 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
     if params.source == "none" or params.weight == 0:
         return None
     if params.source == "sbg_online":
-        teacher = open_online(gradients_place(params.source), dataset, opened.device)
+        teacher = open_online(store, dataset, opened.device)
         return AlignmentTerm(teacher, params.weight, params.objective)
     inputs = {}
     # a guard: what the term takes from the model is the store
@@ -51,7 +53,7 @@ def _alignment_term(opened: OpenStage, dataset: Dataset, folder: RunFolder) -> A
     if params.source == "sbg" and checkpoint.exists():
         inputs["diffusion model"] = load_network(checkpoint, "diffusion").fingerprint
     targets = open_feed(
-        gradients_place(params.source),
+        store,
         dataset,
         opened.device,
         params=params.feed,
@@ -76,8 +78,9 @@ def main(
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_place(params.dataset))
         inputs = {"dataset": dataset.fingerprint}
-        if not baseline:
-            inputs["gradient store"] = read_manifest(gradients_place(params.source))["checksum"]
+        store = None if baseline else GradientStore(gradients_place(params.source))
+        if store is not None:
+            inputs["gradient store"] = store.manifest["checksum"]
         processes = replica_count(params.processes)
         opened.divide_cores(processes)
         provenance = opened.provenance(inputs=inputs, processes=processes)
@@ -87,7 +90,7 @@ def main(
                 output="logit", differentiation=form.differentiation, batch_norm=form.batch_norm
             )
         with run_folder(who, provenance, device) as folder:
-            term = None if baseline else _alignment_term(opened, dataset, folder)
+            term = None if store is None else _alignment_term(opened, dataset, store, folder)
             seed_global_streams(params.seed, "classifier")
             classifier = build_classifier(
                 params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes

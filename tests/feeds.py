@@ -5,6 +5,7 @@ import torch
 import zarr
 
 from pag_core.gradient_store.feed import open_feed
+from pag_core.gradient_store.store import GradientStore
 from pag_core.params.sections import FeedParams
 from pag_core.pipeline.checkpoint import RunFolder
 from tests.samples import MADE_FROM, gaussian, write_dense
@@ -33,9 +34,8 @@ def folder_at(path):
 
 
 def opened(store, dataset, folder, mode, **options):
-    return open_feed(
-        store, dataset, CPU, params=feed_params(mode, **options), folder=folder, inputs=MADE_FROM
-    )  # fmt: skip
+    params = feed_params(mode, **options)
+    return open_feed(GradientStore(store), dataset, CPU, params=params, folder=folder, inputs=MADE_FROM)
 
 
 def by_zarr(store, image_indices, class_indices):

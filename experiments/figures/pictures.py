@@ -21,7 +21,7 @@ from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_nor
 from pag_core.figures.palette import MOST_CLASSES, shown_classes
 from pag_core.figures.targeted_blocks import targeted_blocks
 from pag_core.figures.targeted_pgd import targeted_pgd
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.score_based import averaged_gradients, drawn_noise
 from pag_core.gradients.sources import SOURCES
 from pag_core.objective.input_gradient import input_gradients
@@ -243,7 +243,7 @@ def _stored_gradients(shown: Opened, classes: torch.Tensor) -> dict[str, torch.T
                 param_hint="--test-image",
             )
         place = shown.finished.output(model.run, str(gradients_place(model.params.source)))
-        gradients = open_gradients(place, shown.dataset, "test", torch.device("cpu"))(shown.indices, classes)
+        gradients = GradientStore(place).gradients(shown.dataset, "test", torch.device("cpu"))(shown.indices, classes)
         of_source = found.setdefault(SOURCES[model.params.source].title, {})
         if not any(torch.equal(gradients, other) for other in of_source.values()):
             of_source[label] = gradients

@@ -6,7 +6,6 @@ in one order, so that free memory does not decide a result. On request shards ar
 mixed within a window. The other sources are computed on the device.
 """
 
-import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,8 @@ import torch
 
 from pag_core.datasets.prepared import Dataset
 from pag_core.gradient_store.budget import Choice, Need, choose, measured_room
-from pag_core.gradient_store.manifest import read_manifest, require_made_from
 from pag_core.gradient_store.shards import ShardedArray
-from pag_core.gradient_store.store import STORED, kept_classes, open_gradients, stored_array
+from pag_core.gradient_store.store import STORED, GradientStore
 from pag_core.gradient_store.targets import DenseGradients, TargetGradients
 from pag_core.gradient_store.window import WindowGradients
 from pag_core.params.sections import FeedParams
@@ -32,7 +30,7 @@ AHEAD = 4
 
 
 def open_feed(
-    path: Path,
+    store: GradientStore,
     dataset: Dataset,
     device: torch.device,
     *,
@@ -44,15 +42,13 @@ def open_feed(
     """The target gradients of the training split in the way that `params` asks for or memory allows; one line says which.
 
     Caches are beside `folder`. `processes` of this machine share its memory, each with its own gradients. Raises
-    StoreError as `open_gradients` does, and ParamsError where a mode does not fit.
+    StoreError as `store.gradients` does, and ParamsError where a mode does not fit.
     """
-    manifest = read_manifest(path)
-    if manifest["kind"] not in STORED:
-        return open_gradients(path, dataset, "train", device, inputs=inputs)
-    require_made_from(path, manifest, dataset, inputs)
-    kept = kept_classes(path, manifest, "train")
-    codes, scales = (stored_array(path, manifest, f"train/{name}") for name in ("gradient", "scale"))
-    cache = cache_path(path, folder)
+    if store.manifest["kind"] not in STORED:
+        return store.gradients(dataset, "train", device, inputs=inputs)
+    store.require_made_from(dataset, inputs)
+    codes, scales, kept = store.stored("train")
+    cache = cache_path(store, folder)
     # room for the copy, of which copies of other contents may take some
     remove_stale_copies(cache)
     choice = _chosen(codes, scales, cache, device, params, processes)
@@ -70,21 +66,16 @@ def open_feed(
     return WindowGradients(codes, factors, kept, window=params.window_shards or 1, ahead=AHEAD, pinned=pinned)
 
 
-def cache_path(store: Path, folder: RunFolder) -> Path:
+def cache_path(store: GradientStore, folder: RunFolder) -> Path:
     """The file beside the run folders that holds the raw codes of this content of a store's training split."""
-    return folder.path.parent / f"gradients-{store.stem}-train-{read_manifest(store)['checksum'][:20]}.raw"
+    return folder.path.parent / f"gradients-{store.path.stem}-train-{store.manifest['checksum'][:20]}.raw"
 
 
 def _chosen(
     codes: ShardedArray, scales: ShardedArray, cache: Path, device: torch.device, params: FeedParams, processes: int
 ) -> Choice:
-    itemsize = codes.dtype.itemsize
-    need = Need(
-        codes=math.prod(codes.shape) * itemsize,
-        scales=math.prod(scales.shape) * scales.dtype.itemsize,
-        shard=codes.per_shard * math.prod(codes.shape[1:]) * itemsize,
-        shards=len(codes),
-    )
+    whole = codes.array.nbytes
+    need = Need(whole, scales.array.nbytes, shard=whole // codes.shape[0] * codes.per_shard, shards=len(codes))
     room = measured_room(device, cache.parent, params.budget_gb, processes)
     if cache.exists():
         room = replace(room, disk=room.disk + cache.stat().st_size)

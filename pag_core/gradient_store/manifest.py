@@ -6,7 +6,6 @@ A missing shard would read as zeros, so a store is what its manifest says and no
 from pathlib import Path
 from typing import Any
 
-from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import StoreError
 from pag_core.gradient_store.remote import RemoteShards
@@ -85,26 +84,3 @@ def read_manifest(store: Path) -> dict[str, Any]:
         if path.name == "zarr.json" and file_digest(path) != record["sha256"]:
             raise StoreError(f"{path} is damaged (its SHA-256 differs); remove the store and run its stage again")
     return content
-
-
-def require_made_from(
-    store: Path, manifest: dict[str, Any], dataset: Dataset, inputs: dict[str, str] | None = None
-) -> None:
-    """Raise StoreError unless the store was made from `dataset` and from these `inputs` (SHA-256 by name)."""
-    if tuple(manifest["class_names"]) != dataset.class_names:
-        raise StoreError(
-            f"{store} was made for the classes {listed_classes(manifest['class_names'])}, the dataset has "
-            f"{listed_classes(dataset.class_names)}; run its stage again"
-        )
-    if manifest["dataset"] != dataset.fingerprint:
-        raise StoreError(
-            f"{store} was made from other data (fingerprint {manifest['dataset'][:12]}, the dataset has "
-            f"{dataset.fingerprint[:12]}); run its stage again"
-        )
-    for name, fingerprint in (inputs or {}).items():
-        stated = manifest["provenance"]["inputs"].get(name)
-        if stated != fingerprint:
-            raise StoreError(
-                f"{store} was made with another {name} (SHA-256 {str(stated)[:12]}, now {fingerprint[:12]}); "
-                "run its stage again"
-            )

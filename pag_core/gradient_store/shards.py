@@ -32,13 +32,13 @@ def _damaged(path: Path, place: str, error: Exception) -> StoreError:
 
 
 class ShardedArray:
-    """An array of a store, of which whole shards are read.
+    """The array `name` of the store `path` with the group `root`, of which whole shards are read.
 
     Where the store's shards lie at `address` its metadata there must be those of `path`; raises StoreError otherwise.
     """
 
-    def __init__(self, path: Path, name: str, address: str | None = None) -> None:
-        array = zarr.open_group(path, mode="r", use_consolidated=True)[name]
+    def __init__(self, path: Path, root: zarr.Group, name: str, address: str | None = None) -> None:
+        array = root[name]
         assert isinstance(array, zarr.Array)
         self.path = path
         self.place = name if address is None else f"{name} at {address}"

@@ -6,6 +6,7 @@ every class, `sparse` those of some classes of each training image, and `online`
 makes them in the step. All three have every class of the held-out test images.
 """
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset, consolidate_metadata
 from pag_core.errors import StoreError
-from pag_core.gradient_store.manifest import read_manifest, require_made_from, store_header, write_manifest
+from pag_core.gradient_store.manifest import read_manifest, store_header, write_manifest
 from pag_core.gradient_store.shards import ShardedArray, checked
 from pag_core.gradient_store.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
 from pag_core.gradient_store.writer import WRITE_ZEROS
@@ -71,46 +73,72 @@ def write_small_store(
         write_manifest(partial, store_header(dataset, source, content.kind, provenance), {})
 
 
-def open_gradients(
-    path: Path, dataset: Dataset, split: str, device: torch.device, *, inputs: dict[str, str] | None = None
-) -> TargetGradients:
-    """The target gradients of `split` (`train` or `test`), resident on `device`.
+class GradientStore:
+    """A finished store, opened once: its `manifest` is read and checked then, and handed on with it.
 
-    Raises StoreError if the store is damaged, incomplete, vanilla, or made from another dataset, other classes or
-    other `inputs` (SHA-256 by name) than these.
+    Raises StoreError if it is damaged or incomplete.
     """
-    manifest = read_manifest(path)
-    require_made_from(path, manifest, dataset, inputs)
-    match manifest["kind"]:
-        case "online" if split == "train":
-            raise StoreError(f"{path} holds no gradients of training images: their teacher is asked in the step")
-        case kind if kind in STORED:
-            codes, scales = (
-                stored_array(path, manifest, f"{split}/{name}").resident(device) for name in ("gradient", "scale")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+
+    @functools.cached_property
+    def _root(self) -> zarr.Group:
+        return zarr.open_group(self.path, mode="r", use_consolidated=True)
+
+    def require_made_from(self, dataset: Dataset, inputs: dict[str, str] | None = None) -> None:
+        """Raise StoreError unless the store was made from `dataset` and from these `inputs` (SHA-256 by name)."""
+        if tuple(self.manifest["class_names"]) != dataset.class_names:
+            raise StoreError(
+                f"{self.path} was made for the classes {listed_classes(self.manifest['class_names'])}, the dataset has "
+                f"{listed_classes(dataset.class_names)}; run its stage again"
             )
-            return DenseGradients(codes, scales, kept_classes(path, manifest, split))
-        case "representatives" as kind:
-            names = [kind]
-        case "neighbours" as kind:
-            names = [f"{split}/{kind}"]
-        case kind:
-            raise StoreError(f"{path} holds no gradients (kind {kind!r}): it stands for vanilla training")
-    content = SmallStore(kind, {name: _read_whole(path, name, device) for name in names})
-    return content.gradients(dataset, split, device)
+        if self.manifest["dataset"] != dataset.fingerprint:
+            raise StoreError(
+                f"{self.path} was made from other data (fingerprint {self.manifest['dataset'][:12]}, the dataset has "
+                f"{dataset.fingerprint[:12]}); run its stage again"
+            )
+        for name, fingerprint in (inputs or {}).items():
+            stated = self.manifest["provenance"]["inputs"].get(name)
+            if stated != fingerprint:
+                raise StoreError(
+                    f"{self.path} was made with another {name} (SHA-256 {str(stated)[:12]}, now {fingerprint[:12]}); "
+                    "run its stage again"
+                )
 
+    def stored(self, split: str) -> tuple[ShardedArray, ShardedArray, torch.Tensor | None]:
+        """Codes, scales, and the kept classes int64 [N, k] on the CPU, None where all are, of a kind in `STORED`."""
+        codes, scales = (self._sharded(f"{split}/{name}") for name in ("gradient", "scale"))
+        if self.manifest["kind"] != "sparse" or split != "train":
+            return codes, scales, None
+        return codes, scales, self._sharded(f"{split}/classes").resident(torch.device("cpu")).long()
 
-def stored_array(path: Path, manifest: dict[str, Any], name: str) -> ShardedArray:
-    """An array of the store `path`, whose shards are here or at the address that its manifest states."""
-    return ShardedArray(path, name, manifest.get("address"))
+    def gradients(
+        self, dataset: Dataset, split: str, device: torch.device, *, inputs: dict[str, str] | None = None
+    ) -> TargetGradients:
+        """The target gradients of `split` (`train` or `test`), resident on `device`.
 
+        Raises StoreError if the store is damaged, vanilla, or made from another dataset, other classes or other `inputs`
+        (SHA-256 by name) than these.
+        """
+        self.require_made_from(dataset, inputs)
+        match self.manifest["kind"]:
+            case "online" if split == "train":
+                raise StoreError(
+                    f"{self.path} holds no gradients of training images: their teacher is asked in the step"
+                )
+            case kind if kind in STORED:
+                codes, scales, kept = self.stored(split)
+                return DenseGradients(codes.resident(device), scales.resident(device), kept)
+            case "representatives" as kind:
+                name = kind
+            case "neighbours" as kind:
+                name = f"{split}/{kind}"
+            case kind:
+                raise StoreError(f"{self.path} holds no gradients (kind {kind!r}): it stands for vanilla training")
+        values = torch.from_numpy(checked(self.path, name, lambda: self._root[name][:]))  # type: ignore[index]
+        return SmallStore(kind, {name: values}).gradients(dataset, split, device)
 
-def kept_classes(path: Path, manifest: dict[str, Any], split: str) -> torch.Tensor | None:
-    """The classes of a sparse store's training images, int64 [N, k] on the CPU; None where every class is kept."""
-    if manifest["kind"] != "sparse" or split != "train":
-        return None
-    return stored_array(path, manifest, f"{split}/classes").resident(torch.device("cpu")).long()
-
-
-def _read_whole(path: Path, name: str, device: torch.device) -> torch.Tensor:
-    root = zarr.open_group(path, mode="r", use_consolidated=True)
-    return torch.from_numpy(checked(path, name, lambda: root[name][:])).to(device)  # type: ignore[index]
+    def _sharded(self, name: str) -> ShardedArray:
+        return ShardedArray(self.path, self._root, name, self.manifest.get("address"))

@@ -1,12 +1,10 @@
 """Score-based gradients without a store (`source: sbg_online`): the teacher is asked in the training step itself."""
 
-from pathlib import Path
-
 import torch
 
 from pag_core.datasets.prepared import Dataset
 from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
-from pag_core.gradient_store.manifest import read_manifest, require_made_from
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradient_store.targets import Targets
 from pag_core.gradient_store.writer import TEACHER
 from pag_core.gradients.distillation_precision import in_precision
@@ -30,14 +28,13 @@ class OnlineGradients(Targets):
         return averaged_gradients(self.teacher, images, self.sbg, noise, classes)
 
 
-def open_online(path: Path, dataset: Dataset, device: torch.device) -> OnlineGradients:
-    """The teacher that the store `path` holds, with the noise levels, draws and precision that it was checked with.
+def open_online(store: GradientStore, dataset: Dataset, device: torch.device) -> OnlineGradients:
+    """The teacher that `store` holds, with the noise levels, draws and precision that it was checked with.
 
-    Raises StoreError if the store is damaged or was made from another dataset, and WeightsError if its teacher is.
+    Raises StoreError if the store was made from another dataset, and WeightsError if its teacher is damaged.
     """
-    manifest = read_manifest(path)
-    teacher, saved = load_noise_predictor(path / TEACHER, dataset, device)
-    require_made_from(path, manifest, dataset, {"diffusion model": saved.fingerprint})
-    sbg = ScoreBasedParams.model_validate(manifest["provenance"]["params"]["sbg"])
+    teacher, saved = load_noise_predictor(store.path / TEACHER, dataset, device)
+    store.require_made_from(dataset, {"diffusion model": saved.fingerprint})
+    sbg = ScoreBasedParams.model_validate(store.manifest["provenance"]["params"]["sbg"])
     compiled_for = dataset.image_shape if sbg.compile else None
     return OnlineGradients(in_precision(teacher, precision=sbg.precision, compiled_for=compiled_for), sbg)

@@ -11,7 +11,7 @@ from guided_diffusion.unet import UNetModel
 
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, read_dataset
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from tests.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_the_distilled_gradients_are_those_of_a_plain_script(
     done = project.stage("sbg")
     assert f"{folder} comes from elsewhere" in done.stdout
     dataset = read_dataset(project.path / "data/digits.zarr")
-    store = open_gradients(project.path / "data/gradients/sbg.zarr", dataset, "test", torch.device("cpu"))
+    store = GradientStore(project.path / "data/gradients/sbg.zarr").gradients(dataset, "test", torch.device("cpu"))
     stored = store(torch.arange(HELD_OUT), torch.arange(CLASSES).expand(HELD_OUT, -1))
     expected = plain_gradients(project.path / name, dataset)
     assert stored.shape == expected.shape and expected.abs().max() > 0.01

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pag_core.compute.randomness import generator
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradient_store.writer import GradientWriter
 from pag_core.gradients import distillation
 from pag_core.gradients.distillation import Distillation, distill
@@ -46,7 +46,7 @@ def test_distilled_gradients_are_those_of_eq_8(tmp_path, dataset, run_distill, c
     run_distill(tmp_path / "sbg.zarr", RunFolder(tmp_path / "run"))
     for split, count in (("train", 36), ("test", 10)):
         every = torch.arange(3).expand(count, 3)
-        found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu)(torch.arange(count), every)
+        found = GradientStore(tmp_path / "sbg.zarr").gradients(dataset, split, cpu)(torch.arange(count), every)
         parts = []
         for number, start in enumerate(range(0, count, 8)):
             images = dataset.splits[split].pixels(slice(start, min(start + 8, count)))

@@ -8,7 +8,7 @@ import torch
 
 from pag_core.errors import ParamsError, StoreError
 from pag_core.gradient_store.feed import open_feed
-from pag_core.gradient_store.store import SmallStore, write_small_store
+from pag_core.gradient_store.store import GradientStore, SmallStore, write_small_store
 from pag_core.gradient_store.window import WindowGradients
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.batches import Batches
@@ -160,7 +160,7 @@ def test_stores_of_other_origin_are_refused(store, dataset, make_dataset, folder
     with pytest.raises(StoreError, match="made from other data"):
         opened(store, make_dataset(seed=99), folder, "auto")
     with pytest.raises(StoreError, match="another teacher"):
-        open_feed(store, dataset, CPU, params=feed_params(), folder=folder, inputs={"teacher": "b" * 64})
+        open_feed(GradientStore(store), dataset, CPU, params=feed_params(), folder=folder, inputs={"teacher": "b" * 64})
 
 
 # --- the choice
@@ -195,7 +195,7 @@ def test_sources_that_are_not_dense_are_computed(tmp_path, dataset, folder, caps
         SmallStore("representatives", {"representatives": torch.rand(3, 1, 8, 8)}),
         {},
     )
-    feed = open_feed(tmp_path / "cm.zarr", dataset, CPU, params=feed_params("memory_map"), folder=folder)
+    feed = open_feed(GradientStore(tmp_path / "cm.zarr"), dataset, CPU, params=feed_params("memory_map"), folder=folder)
     assert feed.ahead == 0 and not capsys.readouterr().out and not list(folder.path.parent.glob("*.raw"))
 
 
@@ -265,5 +265,5 @@ def test_window_gradients_say_their_window(store, dataset, folder):
 def test_processes_of_a_machine_share_its_memory(store, dataset, folder, monkeypatch):
     monkeypatch.setattr("pag_core.gradient_store.budget.available_host_memory", lambda: 2 * 10_500)
     options = {"params": feed_params(), "folder": folder, "inputs": MADE_FROM}
-    assert open_feed(store, dataset, CPU, **options).ahead == 0
-    assert open_feed(store, dataset, CPU, **options, processes=2).ahead > 0
+    assert open_feed(GradientStore(store), dataset, CPU, **options).ahead == 0
+    assert open_feed(GradientStore(store), dataset, CPU, **options, processes=2).ahead > 0

@@ -10,6 +10,7 @@ import zarr
 
 from pag_core.compute.processes import Process
 from pag_core.gradient_store import feed as feed_module
+from pag_core.gradient_store.store import GradientStore
 from pag_core.pipeline import raw_copies
 from tests.feeds import by_zarr, folder_at, opened, store_at
 from tests.samples import ROOT, flip
@@ -79,10 +80,10 @@ def test_a_flipped_byte_of_the_cache_is_seen(store, dataset, folder, capsys, dam
 
 def test_a_killed_writer_of_the_cache_leaves_nothing(store, dataset, folder):
     """Of this content or another, and before the room on the disk is measured."""
-    other = feed_module.cache_path(store, folder).with_name(f"gradients-sbg-train-{'0' * 20}.raw")
+    other = feed_module.cache_path(GradientStore(store), folder).with_name(f"gradients-sbg-train-{'0' * 20}.raw")
     leftovers = [
         folder.path.parent / f".{name}.abc.partial"
-        for name in (feed_module.cache_path(store, folder).name, other.name, f"{other.name}.json")
+        for name in (feed_module.cache_path(GradientStore(store), folder).name, other.name, f"{other.name}.json")
     ]
     for leftover in leftovers:
         leftover.write_bytes(b"half")

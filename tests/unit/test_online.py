@@ -7,7 +7,7 @@ from pag_core.compute.randomness import generator
 from pag_core.diffusion.network import architecture
 from pag_core.errors import StoreError, WeightsError
 from pag_core.gradient_store.manifest import read_manifest
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.distillation import Distillation, distill
 from pag_core.gradients.online import open_online
 from pag_core.gradients.score_based import score_based_gradients
@@ -68,7 +68,7 @@ def make_trainer(dataset, make_params, make_classifier):
     def make(store, folder, **changes):
         options = {"train.epochs": 2, "train.batch_size": 8, **changes}
         params = make_params({"objective.classes_per_step": 2, **options})
-        term = AlignmentTerm(open_online(store, dataset, CPU), 2.0, params.objective)
+        term = AlignmentTerm(open_online(GradientStore(store), dataset, CPU), 2.0, params.objective)
         return Trainer(
             classifier=make_classifier(), train=dataset.splits["train"], classes=3, params=params.train, term=term,
             seed=5, device=CPU, folder=folder,
@@ -83,10 +83,10 @@ def test_the_store_holds_the_teacher_and_held_out_gradients_alone(dataset, onlin
     assert (manifest["kind"], manifest["source"], manifest["images"]) == ("online", "sbg_online", {"test": 10})
     assert {"teacher/card.json", "teacher/weights.safetensors"} <= manifest["files"].keys()
     assert not any(name.startswith("train") for name in manifest["files"])
-    found = open_gradients(store, dataset, "test", CPU)(torch.arange(10), torch.arange(3).expand(10, 3))
+    found = GradientStore(store).gradients(dataset, "test", CPU)(torch.arange(10), torch.arange(3).expand(10, 3))
     assert found.shape == (10, 3, 1, 8, 8) and found.abs().max() > 0
     with pytest.raises(StoreError, match="holds no gradients of training images: their teacher is asked in the step"):
-        open_gradients(store, dataset, "train", CPU)
+        GradientStore(store).gradients(dataset, "train", CPU)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
@@ -139,7 +139,7 @@ def test_another_or_a_damaged_teacher_is_refused(tmp_path, dataset, teacher, onl
     store = online_store()
     flip(store / "teacher" / "weights.safetensors", 1000)
     with pytest.raises(WeightsError, match="is damaged"):
-        open_online(store, dataset, CPU)
+        open_online(GradientStore(store), dataset, CPU)
     other = online_store("other.zarr")
     saved = load_network(teacher[0], "diffusion")
     card = {name: value for name, value in saved.card.items() if name not in ("checksum", "sha256")}
@@ -148,4 +148,4 @@ def test_another_or_a_damaged_teacher_is_refused(tmp_path, dataset, teacher, onl
     for name in ("card.json", "weights.safetensors"):
         (other / "teacher" / name).write_bytes((tmp_path / "moved" / name).read_bytes())
     with pytest.raises(StoreError, match=r"made with another diffusion model"):
-        open_online(other, dataset, CPU)
+        open_online(GradientStore(other), dataset, CPU)

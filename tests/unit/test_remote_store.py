@@ -13,7 +13,7 @@ from pag_core.gradient_store import remote
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.remote import RemoteShards
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.distillation import Distillation, distill
 from pag_core.params.sections import FeedParams, GradientStoreParams
 from pag_core.pipeline.checkpoint import RunFolder
@@ -69,7 +69,7 @@ def test_a_store_elsewhere_reads_as_one_here(tmp_path, dataset, run_distill, add
     for store in (here, there):
         (tmp_path / f"cache-{store.stem}" / "run").mkdir(parents=True)
         folder = RunFolder(tmp_path / f"cache-{store.stem}" / "run")
-        feeds.append(open_feed(store, dataset, CPU, params=params, folder=folder, inputs=MADE_FROM))
+        feeds.append(open_feed(GradientStore(store), dataset, CPU, params=params, folder=folder, inputs=MADE_FROM))
     order = feeds[0].epoch_order(36, seed=1, epoch=0)
     assert torch.equal(order, feeds[1].epoch_order(36, seed=1, epoch=0))
     slots = torch.arange(2).expand(36, 2)
@@ -79,7 +79,9 @@ def test_a_store_elsewhere_reads_as_one_here(tmp_path, dataset, run_distill, add
     for feed in feeds:
         feed.close()
     every = torch.arange(3).expand(10, 3)
-    held_out = [open_gradients(store, dataset, "test", CPU)(torch.arange(10), every) for store in (here, there)]
+    held_out = [
+        GradientStore(store).gradients(dataset, "test", CPU)(torch.arange(10), every) for store in (here, there)
+    ]
     assert torch.equal(*held_out)
 
 
@@ -89,7 +91,7 @@ def test_what_lies_there_is_a_zarr_store_by_itself(tmp_path, dataset, run_distil
         zarr.storage.FsspecStore.from_url(read_manifest(there)["address"], read_only=True), mode="r"
     )
     codes, scales = np.asarray(found["train/gradient"]), np.asarray(found["train/scale"])
-    expected = open_gradients(there, dataset, "train", CPU)(torch.arange(36), torch.arange(2).expand(36, 2))
+    expected = GradientStore(there).gradients(dataset, "train", CPU)(torch.arange(36), torch.arange(2).expand(36, 2))
     assert np.allclose(codes * scales[..., None, None, None], expected.numpy(), rtol=1e-6)
 
 
@@ -130,15 +132,15 @@ def test_lost_cut_and_changed_shards_are_seen(tmp_path, dataset, run_distill, ad
         changed[position] ^= 1
         system.pipe_file(place, bytes(changed))
         with pytest.raises(StoreError, match=r"shard 2 of train/gradient at .*sbg-2\.zarr is damaged"):
-            open_gradients(there, dataset, "train", CPU)
+            GradientStore(there).gradients(dataset, "train", CPU)
     system.pipe_file(place, good[:-1])
     with pytest.raises(
         StoreError, match=rf"c/2/0/0/0/0 has {len(good) - 1} bytes, the manifest of .* {len(good)} bytes"
     ):
-        open_gradients(there, dataset, "train", CPU)
+        GradientStore(there).gradients(dataset, "train", CPU)
     system.rm_file(place)
     with pytest.raises(StoreError, match=r"bucket/sbg-2.zarr/train/gradient/c/2/0/0/0/0 is missing"):
-        open_gradients(there, dataset, "train", CPU)
+        GradientStore(there).gradients(dataset, "train", CPU)
 
 
 def test_other_metadata_there_are_refused(tmp_path, dataset, run_distill, address):
@@ -148,7 +150,7 @@ def test_other_metadata_there_are_refused(tmp_path, dataset, run_distill, addres
     whole["consolidated_metadata"]["metadata"]["train/gradient"]["shape"][0] = 35
     system.pipe_file(f"{root}/zarr.json", json.dumps(whole).encode())
     with pytest.raises(StoreError, match=r"train/gradient is another array than that of"):
-        open_gradients(there, dataset, "train", CPU)
+        GradientStore(there).gradients(dataset, "train", CPU)
 
 
 def test_what_arrives_short_is_refused(tmp_path, run_distill, monkeypatch):

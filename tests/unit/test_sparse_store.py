@@ -10,7 +10,7 @@ import zarr
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
-from pag_core.gradient_store.store import open_gradients
+from pag_core.gradient_store.store import GradientStore
 from pag_core.gradient_store.targets import DenseGradients
 from pag_core.gradients.distillation import Distillation, distill, stored_classes
 from pag_core.objective.pag import AlignedBatch, pag_objective
@@ -69,15 +69,17 @@ def test_what_is_kept_is_what_a_dense_store_has(tmp_path, five_classes, run_dist
     sparse = run_distill(tmp_path / "sparse.zarr", RunFolder(tmp_path / "b"))
     assert read_manifest(sparse)["kind"] == "sparse" and read_manifest(dense)["kind"] == "dense"
     images = len(five_classes.splits["train"])
-    found = open_gradients(sparse, five_classes, "train", CPU)
+    found = GradientStore(sparse).gradients(five_classes, "train", CPU)
     slots, indices = torch.arange(3).expand(images, 3), torch.arange(images)
     classes = found.classes_of(indices, slots)
     assert torch.equal(classes[:, 0], five_classes.splits["train"].labels)
-    expected = open_gradients(dense, five_classes, "train", CPU)(indices, classes)
+    expected = GradientStore(dense).gradients(five_classes, "train", CPU)(indices, classes)
     assert torch.allclose(found(indices, slots), expected, rtol=1e-3, atol=1e-6)
     # images held out keep all
     every = torch.arange(CLASSES).expand(6, CLASSES)
-    pair = [open_gradients(path, five_classes, "test", CPU)(torch.arange(6), every) for path in (sparse, dense)]
+    pair = [
+        GradientStore(path).gradients(five_classes, "test", CPU)(torch.arange(6), every) for path in (sparse, dense)
+    ]
     assert torch.allclose(*pair, rtol=1e-3, atol=1e-6)
     # another shard draws other classes
     table = np.asarray(zarr.open_group(sparse, mode="r")["train/classes"])
@@ -157,7 +159,9 @@ def test_every_feed_gives_the_rows_with_their_classes(tmp_path, five_classes, ru
     params = FeedParams(mode="auto" if mode == "window" else mode, budget_gb=None, window_shards=None)
     if mode == "window":
         params = params.model_copy(update={"window_shards": 2})
-    feed = open_feed(sparse, five_classes, CPU, params=params, folder=RunFolder(tmp_path / "cache" / "run"))
+    feed = open_feed(
+        GradientStore(sparse), five_classes, CPU, params=params, folder=RunFolder(tmp_path / "cache" / "run")
+    )
     root = zarr.open_group(sparse, mode="r")
     stored, scales, table = (np.asarray(root[f"train/{name}"]) for name in ("gradient", "scale", "classes"))
     images = len(five_classes.splits["train"])
@@ -179,7 +183,7 @@ def make_trainer(five_classes, make_params, make_classifier):
     def make(store, folder, **changes):
         options = {"train.epochs": 2, "train.batch_size": 8, **changes}
         params = make_params({"objective.classes_per_step": 2, **options})
-        term = AlignmentTerm(open_gradients(store, five_classes, "train", CPU), 2.0, params.objective)
+        term = AlignmentTerm(GradientStore(store).gradients(five_classes, "train", CPU), 2.0, params.objective)
         return Trainer(
             classifier=make_classifier(classes=CLASSES), train=five_classes.splits["train"], classes=CLASSES,
             params=params.train, term=term, seed=5, device=CPU, folder=folder,

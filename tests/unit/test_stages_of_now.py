@@ -10,7 +10,7 @@ import torch
 
 from pag_core.errors import ArtifactError
 from pag_core.gradient_store.manifest import read_manifest
-from pag_core.gradient_store.store import SmallStore, write_small_store
+from pag_core.gradient_store.store import GradientStore, SmallStore, write_small_store
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.places import gradients_place
 from pag_core.pipeline.saved_network import SavedNetwork
@@ -53,8 +53,9 @@ def test_scores_say_of_what_they_are(stage, store, dataset, make_params, cpu):
     opened = OpenStage("pag_score", stage("pag_score").READS)
     opened.all_params = make_params({**CHOSEN, "pag_score.reference": "cm", "figures.targeted_steps": 9})
     opened.device = cpu
+    stores = {"cm": GradientStore(gradients_place("cm"))}
     networks = {"classifier": network("c", {}, **{"gradient store": store}), "baseline": network("b", {})}
-    record = stage("pag_score")._provenance(opened, dataset, networks)
+    record = stage("pag_score")._provenance(opened, dataset, stores, networks)
     assert record["inputs"] == {
         "dataset": dataset.fingerprint, "classifier": "c" * 64, "baseline": "b" * 64,
         "gradient store": store, "reference store": store,
@@ -64,7 +65,7 @@ def test_scores_say_of_what_they_are(stage, store, dataset, make_params, cpu):
     networks["classifier"] = network("c", {}, **{"gradient store": "e" * 64})
     words = rf"data/classifier was .*another gradient store \(fingerprint e{{12}}\) than .* \({store[:12]}\); run .*train.py"
     with pytest.raises(ArtifactError, match=words):
-        stage("pag_score")._provenance(opened, dataset, networks)
+        stage("pag_score")._provenance(opened, dataset, stores, networks)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from pag_core.errors import StoreError
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.shards import checked
-from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
+from pag_core.gradient_store.store import GradientStore, SmallStore, write_small_store
 from pag_core.gradient_store.writer import quantised
 from tests.samples import MADE_FROM, cosines, flip, gaussian, write_dense
 
@@ -74,7 +74,9 @@ def test_dense_round_trip(tmp_path, dataset, gradients, cpu, dtype):
     }
     indices, class_indices = torch.tensor([9, 0, 7]), torch.tensor([[2, 0], [1, 2], [0, 1]])
     for split, whole in gradients.items():
-        found = open_gradients(tmp_path / "sbg.zarr", dataset, split, cpu, inputs=MADE_FROM)(indices, class_indices)
+        found = GradientStore(tmp_path / "sbg.zarr").gradients(dataset, split, cpu, inputs=MADE_FROM)(
+            indices, class_indices
+        )
         assert found.dtype == torch.float32 and found.shape == (3, 2, 1, 8, 8)
         expected = dequantised(whole, dtype)
         for b in range(3):
@@ -84,7 +86,7 @@ def test_dense_round_trip(tmp_path, dataset, gradients, cpu, dtype):
 
 def read_everything(path, dataset, cpu):
     for split in ("train", "test"):
-        open_gradients(path, dataset, split, cpu, inputs=MADE_FROM)
+        GradientStore(path).gradients(dataset, split, cpu, inputs=MADE_FROM)
 
 
 def test_a_flipped_byte_in_any_file_is_refused(dense, dataset, cpu):
@@ -141,9 +143,9 @@ def test_every_byte_of_a_shard_and_its_scales_is_checked(dense, dataset, cpu):
         for position in range(0, size, 1 if size < 100 else 37):
             flip(dense / name, position)
             with pytest.raises(StoreError, match="shard 1 of test/"):
-                open_gradients(dense, dataset, "test", cpu)
+                GradientStore(dense).gradients(dataset, "test", cpu)
             flip(dense / name, position)
-    open_gradients(dense, dataset, "test", cpu)
+    GradientStore(dense).gradients(dataset, "test", cpu)
 
 
 def test_a_deleted_or_cut_file_is_refused(dense, dataset, cpu):
@@ -162,15 +164,17 @@ def test_a_deleted_or_cut_file_is_refused(dense, dataset, cpu):
 
 def test_stores_of_other_origin_are_refused(dense, dataset, make_dataset, cpu):
     with pytest.raises(StoreError, match="made from other data"):
-        open_gradients(dense, make_dataset(seed=99), "train", cpu)
+        GradientStore(dense).gradients(make_dataset(seed=99), "train", cpu)
     with pytest.raises(StoreError, match="made for the classes class 0, class 1, class 2"):
-        open_gradients(dense, make_dataset(classes=4), "train", cpu)
+        GradientStore(dense).gradients(make_dataset(classes=4), "train", cpu)
     with pytest.raises(StoreError, match=r"has class 0, .*class 9 \.\.\. \(200 classes\); run"):
-        open_gradients(dense, make_dataset(classes=200, shape=(1, 2, 2), train=1, validation=1, test=1), "train", cpu)
+        GradientStore(dense).gradients(
+            make_dataset(classes=200, shape=(1, 2, 2), train=1, validation=1, test=1), "train", cpu
+        )
     with pytest.raises(StoreError, match="made with another diffusion model"):
-        open_gradients(dense, dataset, "train", cpu, inputs={"diffusion model": "b" * 64})
+        GradientStore(dense).gradients(dataset, "train", cpu, inputs={"diffusion model": "b" * 64})
     with pytest.raises(StoreError, match="made with another teacher"):
-        open_gradients(dense, dataset, "train", cpu, inputs={"teacher": "b" * 64})
+        GradientStore(dense).gradients(dataset, "train", cpu, inputs={"teacher": "b" * 64})
 
 
 def test_unfinished_and_missing_stores_are_refused(tmp_path, dataset, gradients, cpu):
@@ -179,7 +183,7 @@ def test_unfinished_and_missing_stores_are_refused(tmp_path, dataset, gradients,
     assert not (tmp_path / "sbg.zarr").exists()
     for path in (tmp_path / "work", tmp_path / "sbg.zarr"):
         with pytest.raises(StoreError, match=r"not a finished gradient store \(no manifest.json\); run its stage"):
-            open_gradients(path, dataset, "train", cpu)
+            GradientStore(path).gradients(dataset, "train", cpu)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_the_vanilla_store_holds_no_gradients(tmp_path, dataset, cpu):
     write_small_store(tmp_path / "none.zarr", dataset, "none", SmallStore("none"), {})
     assert read_manifest(tmp_path / "none.zarr")["kind"] == "none"
     with pytest.raises(StoreError, match="vanilla training"):
-        open_gradients(tmp_path / "none.zarr", dataset, "train", cpu)
+        GradientStore(tmp_path / "none.zarr").gradients(dataset, "train", cpu)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -223,7 +227,7 @@ def test_representatives_give_r_minus_x(tmp_path, dataset, cpu, split):
     write_small_store(
         tmp_path / "cm.zarr", dataset, "cm", SmallStore("representatives", {"representatives": representatives}), {}
     )
-    found = open_gradients(tmp_path / "cm.zarr", dataset, split, cpu)(
+    found = GradientStore(tmp_path / "cm.zarr").gradients(dataset, split, cpu)(
         torch.tensor([4, 1]), torch.tensor([[0, 2], [1, 1]])
     )
     images = dataset.splits[split].images.double() / 255
@@ -240,7 +244,7 @@ def test_neighbours_give_r_minus_x_from_the_training_split(tmp_path, dataset, cp
         for name in ("train", "test")
     }
     write_small_store(tmp_path / "nn.zarr", dataset, "nn", SmallStore("neighbours", arrays), {})
-    found = open_gradients(tmp_path / "nn.zarr", dataset, split, cpu)(
+    found = GradientStore(tmp_path / "nn.zarr").gradients(dataset, split, cpu)(
         torch.tensor([4, 1]), torch.tensor([[0, 2], [1, 1]])
     )
     train, images = (dataset.splits[name].images.double() / 255 for name in ("train", split))
@@ -263,14 +267,16 @@ def test_a_flipped_byte_in_a_small_store_is_refused(tmp_path, dataset, cpu):
                 position if file.suffix != ".json" or whole[position : position + 1] not in b" \n" else position + 1,
             )
             with pytest.raises(StoreError, match="damaged"):
-                open_gradients(path, dataset, "train", cpu)
+                GradientStore(path).gradients(dataset, "train", cpu)
             file.write_bytes(whole)
 
 
 def test_a_shard_of_zeros_can_be_stored(tmp_path, dataset, gradients, cpu):
     gradients["train"][:8] = 0
     write_dense(tmp_path / "sbg.zarr", tmp_path / "work", dataset, gradients)
-    found = open_gradients(tmp_path / "sbg.zarr", dataset, "train", cpu)(torch.tensor([0]), torch.tensor([[0, 1, 2]]))
+    found = GradientStore(tmp_path / "sbg.zarr").gradients(dataset, "train", cpu)(
+        torch.tensor([0]), torch.tensor([[0, 1, 2]])
+    )
     assert (found == 0).all()
 
 

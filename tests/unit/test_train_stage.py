@@ -1,7 +1,9 @@
 """The training stage: which target gradients its alignment term has, and which method trains the model and the baseline."""
 
 import importlib.util
+import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from pag_core.compute.randomness import generator
 from pag_core.errors import ParamsError
-from pag_core.gradient_store.store import SmallStore, open_gradients, write_small_store
+from pag_core.gradient_store.store import GradientStore, SmallStore, write_small_store
 from pag_core.gradient_store.targets import DenseGradients, RepresentativeGradients
 from pag_core.gradients.controls import OfAnotherClass, OfAnotherImage, OfShuffledPixels, other_images
 from pag_core.objective.methods import build_method
@@ -22,6 +24,7 @@ from tests.samples import ROOT, changed, gaussian, write_dense
 SEED, CLASSES, IMAGES = 11, 3, 36
 CONTROLS = {"other_image": OfAnotherImage, "other_class": OfAnotherClass, "shuffled_pixels": OfShuffledPixels}
 STORES = {"sbg": DenseGradients, "cm": RepresentativeGradients}
+FEEDS = ({"feed.mode": "resident"}, {"feed.mode": "memory_map"}, {"feed.window_shards": 2})
 
 
 @pytest.fixture
@@ -49,10 +52,13 @@ def place(tmp_path, dataset, monkeypatch):
 
 @pytest.fixture
 def term_of(train, place, dataset, make_params, cpu):
+    stores = {source: GradientStore(gradients_place(source)) for source in STORES}
+
     def make(**changes):
         opened = OpenStage("classifier", train.READS["classifier"])
         opened.all_params, opened.device = make_params({"seed": SEED, "lambda": 0.7, **changes}), cpu
-        return train._alignment_term(opened, dataset, RunFolder(place / ".cache" / "run"))
+        store = stores.get(opened.params.source)
+        return train._alignment_term(opened, dataset, store, RunFolder(place / ".cache" / "run"))
 
     return make
 
@@ -76,7 +82,7 @@ def test_the_alignment_term_has_the_gradients_of_the_control(term_of, dataset, c
     term = term_of(source=source, control=control)
     assert (term.weight, term.form.output) == (0.7, {"sbg": "log_softmax", "cm": "logit"}[source])
     assert type(term.targets) is CONTROLS.get(control, STORES[source])
-    store = open_gradients(gradients_place(source), dataset, "train", cpu)
+    store = GradientStore(gradients_place(source)).gradients(dataset, "train", cpu)
     slots = torch.arange(CLASSES).expand(IMAGES, CLASSES)
     found = term.targets(torch.arange(IMAGES), slots)
     labels = dataset.splits["train"].labels
@@ -122,6 +128,17 @@ def received(train, place, dataset, plain_params, monkeypatch):
         return SimpleNamespace(**caught.value.args[0])
 
     return run
+
+
+@pytest.mark.parametrize("changes", [{"source": "cm"}, *({"source": "sbg", **feed} for feed in FEEDS)])
+def test_training_opens_the_manifest_once(received, monkeypatch, changes):
+    read, opener = [], io.open
+    monkeypatch.setattr(io, "open", lambda path, *rest, **how: read.append(path) or opener(path, *rest, **how))
+    received(changes, baseline=False)
+    assert read.count(gradients_place(changes["source"]) / "manifest.json") == 1
+    read.clear()
+    received(changes, baseline=True)
+    assert not [path for path in read if gradients_place(changes["source"]) in Path(path).parents]
 
 
 def test_model_and_baseline_have_methods_of_their_own_and_the_model_alone_has_the_term(received, make_params):
