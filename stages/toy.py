@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from pag_core.classifiers.toy_mlp import toy_mlp
-from pag_core.evaluation.toy import METHODS, PUBLISHED, accuracies, held_out_points, trained_network
-from pag_core.figures.decision_boundary import Panel, decision_boundary
 from pag_core.figures.palette import save_figure
 from pag_core.params.measurements import ToyParams
 from pag_core.pipeline.artifacts import replacing_folder, write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.places import METRICS, TOY
 from pag_core.pipeline.stage import run, stage
+from pag_core.toy.decision_boundary import Panel, decision_boundary
+from pag_core.toy.experiment import METHODS, PUBLISHED, accuracies, held_out_points, toy_mlp, trained_network
 
 Found = dict[str, Any]
 

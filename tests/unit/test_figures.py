@@ -6,11 +6,8 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from pag_core.classifiers.toy_mlp import toy_mlp
 from pag_core.datasets.prepared import Dataset
-from pag_core.datasets.toy import toy_points
 from pag_core.figures.contact_sheet import INPUT, MARGIN
-from pag_core.figures.decision_boundary import Panel, decision_boundary
 from pag_core.figures.gradient_sources import gradient_sources, signed_picture
 from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, model_label, settings_by_norm
 from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
@@ -19,6 +16,9 @@ from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.figures.training_curves import training_curves
 from pag_core.gradient_store.store import RepresentativeGradients
 from pag_core.gradients.class_mean import class_mean_representatives
+from pag_core.toy.decision_boundary import Panel, decision_boundary
+from pag_core.toy.experiment import toy_mlp
+from pag_core.toy.points import toy_points
 
 MASKING = {
     "images": 40,

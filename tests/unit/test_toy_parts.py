@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pag_core.classifiers.toy_mlp import toy_mlp
 from pag_core.compute.randomness import seed_global_streams
-from pag_core.datasets.toy import Points, toy_points
-from pag_core.evaluation.plane import class_borders, distances_to, withstand_all, withstand_pgd
-from pag_core.evaluation.toy import accuracies, held_out_points, trained_network
 from pag_core.gradient_store.targets import plain_order
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.toy.exact_robustness import class_borders, distances_to, withstand_all
+from pag_core.toy.experiment import accuracies, held_out_points, toy_mlp, trained_network, withstand_pgd
+from pag_core.toy.points import Points, toy_points
 
 ATTACK = {"radius": 15.0, "steps": 10, "step_size": 2.0}
 

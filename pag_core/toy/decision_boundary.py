@@ -13,8 +13,6 @@ from matplotlib.patches import Circle, Patch
 from torch import nn
 
 from pag_core.datasets.prepared import Split
-from pag_core.datasets.toy import CLASSES, MODES, SLOPE
-from pag_core.evaluation.plane import class_borders
 from pag_core.figures.palette import (
     CLASS_COLOURS,
     LABEL_SIZE,
@@ -25,6 +23,8 @@ from pag_core.figures.palette import (
     pad,
     style,
 )
+from pag_core.toy.exact_robustness import class_borders
+from pag_core.toy.points import CLASSES, MODES, SLOPE
 
 # pixels of the regions' picture for each unit of x1 and x2
 FINENESS = 5

@@ -1,4 +1,4 @@
-"""Robustness of a classifier of points in the plane: under PGD, and exactly.
+"""Exact robustness of a classifier of points in the plane: whether any attack within a radius can succeed.
 
 A two-layer ReLU network is linear in each of the cells that the lines of its hidden units cut the plane into. So the border
 of its classes is a set of segments, one in a cell at most, and no attack within the distance of the nearest one can
@@ -9,28 +9,12 @@ from typing import cast
 
 import numpy as np
 import torch
-from foolbox.attacks import L2ProjectedGradientDescentAttack
-from foolbox.models import PyTorchModel
 from numpy.typing import NDArray
 from torch import nn
 
 from pag_core.evaluation.fitness import correct
 
 Array = NDArray[np.float64]
-
-
-def withstand_pgd(
-    network: nn.Module, points: torch.Tensor, labels: torch.Tensor, *, radius: float, steps: int, step_size: float
-) -> torch.Tensor:
-    """Which points [N, 2, 1, 1] keep their labels int64 [N] under L2 PGD from the point itself: bool [N].
-
-    No point is clipped to a range of values.
-    """
-    reach = float(points.abs().max()) + radius
-    attack = L2ProjectedGradientDescentAttack(abs_stepsize=step_size, steps=steps, random_start=False)
-    model = PyTorchModel(network, bounds=(-reach, reach), device=points.device)
-    _, moved, _ = attack(model, points, labels, epsilons=radius)
-    return correct(network, moved.detach(), labels, batch_size=len(labels))
 
 
 def withstand_all(network: nn.Sequential, points: torch.Tensor, labels: torch.Tensor, *, radius: float) -> torch.Tensor:
