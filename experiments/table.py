@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from experiments.description.experiment import Experiment, Row
 from experiments.description.file import Plain
+from pag_core.evaluation.attacks import FOOLBOX_NAMES
 from pag_core.figures.labels import seeds_label
-from pag_core.report.page import FOOLBOX_NAMES
 
 # each run's metrics by the names of their files, as "autoattack" and "details/foolbox"; a run that is not there is a gap
 Measured = dict[str, dict[str, Plain]]

@@ -15,9 +15,9 @@ from pag_core.compute.device import prepare_device
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.diffusion.network import NoisePredictor, load_noise_predictor
+from pag_core.evaluation.attacks import norm_and_radius, norm_label, settings_by_norm
 from pag_core.evaluation.pgd import targeted_images
 from pag_core.figures.gradient_sources import gradient_sheet
-from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
 from pag_core.figures.palette import MOST_CLASSES, shown_classes
 from pag_core.figures.targeted_blocks import targeted_blocks
 from pag_core.figures.targeted_pgd import targeted_pgd

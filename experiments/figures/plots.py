@@ -6,8 +6,8 @@ import typer
 from matplotlib.figure import Figure
 
 from experiments.figures.models import Finished, Model, different_models, models_of
+from pag_core.evaluation.attacks import settings_by_norm
 from pag_core.figures.correlation import ScoredModel, correlation, correlations
-from pag_core.figures.labels import settings_by_norm
 from pag_core.figures.radius_curves import CLEAN, RadiusCurve, radius_curves
 from pag_core.gradients.sources import SOURCES
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pag_core.classifiers.architectures import ARCHITECTURES
 from pag_core.datasets.labelled_images import listed_classes
-from pag_core.figures.labels import settings_by_norm
+from pag_core.evaluation.attacks import settings_by_norm
 from pag_core.report.verdict import MASKING_CHECKS, gradients_phrase, percent
 
 Plain = dict[str, Any]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import spearmanr
 
-from pag_core.figures.labels import norm_and_radius, norm_label
+from pag_core.evaluation.attacks import norm_and_radius, norm_label
 from pag_core.figures.model_marks import MARKER_SIZE, Kind, fills, legend_marks
 from pag_core.figures.palette import LABEL_SIZE, MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE, pad, style, tidy
 

@@ -1,8 +1,7 @@
-"""Names as a reader meets them in figures and on the page: norms, the experiment's model, the settings of an attack."""
+"""Names as a reader meets them in figures and on the page: methods, controls, the experiment's model and its baseline."""
 
 from dataclasses import dataclass
 
-from pag_core.params.radii import radius_value
 from pag_core.params.values import Control, MethodName
 
 
@@ -25,7 +24,6 @@ METHODS: dict[MethodName, Method] = {
     "gradient_norm": Method("gradient norm", "a penalty on the norm of the input-gradient", {"": "X"}),
     "gaussian_noise": Method("Gaussian noise", "Gaussian noise on the images", {"": "h"}),
 }
-_NORM_SYMBOLS = {"L0": "L\N{SUBSCRIPT ZERO}", "L1": "L\N{SUBSCRIPT ONE}", "L2": "L\N{SUBSCRIPT TWO}", "Linf": "L∞"}
 
 
 @dataclass(frozen=True)
@@ -67,23 +65,3 @@ def baseline_label(method: MethodName) -> str:
 def seeds_label(count: int) -> str:
     """How many seeds a number stands for: `one seed`, `3 seeds`."""
     return "one seed" if count == 1 else f"{count} seeds"
-
-
-def norm_label(norm: str) -> str:
-    """The norm as it is typeset: `L∞` for `Linf`."""
-    return _NORM_SYMBOLS[norm]
-
-
-def norm_and_radius(setting: str) -> tuple[str, str]:
-    """The norm and the radius, as in params.yaml, of a metric's key such as `Linf 8/255`."""
-    norm, radius = setting.split(" ")
-    return norm, radius
-
-
-def settings_by_norm(settings: list[str]) -> dict[str, list[str]]:
-    """The keys `NORM RADIUS` grouped by norm (L0, L1, L2, Linf), radii ascending: metrics files sort them as text."""
-    ordered = sorted(settings, key=lambda setting: (setting.split(" ")[0], radius_value(setting.split(" ")[1])))
-    grouped: dict[str, list[str]] = {}
-    for setting in ordered:
-        grouped.setdefault(norm_and_radius(setting)[0], []).append(setting)
-    return grouped

@@ -6,7 +6,8 @@ from typing import Literal
 
 from matplotlib.lines import Line2D
 
-from pag_core.figures.labels import CONTROLS, METHODS, norm_label, source_label
+from pag_core.evaluation.attacks import norm_label
+from pag_core.figures.labels import CONTROLS, METHODS, source_label
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.values import Control, MethodName, Source
 

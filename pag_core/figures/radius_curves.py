@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pag_core.evaluation.attacks import norm_and_radius, norm_label, settings_by_norm
 from pag_core.figures.fonts import escaped
-from pag_core.figures.labels import norm_and_radius, norm_label, seeds_label, settings_by_norm
+from pag_core.figures.labels import seeds_label
 from pag_core.figures.model_marks import Fill, Kind, fills
 from pag_core.figures.palette import MUTED_COLOUR, OUTSIDE_LEGEND, SMALL_SIZE, TITLE, pad, style, tidy
 from pag_core.params.radii import radius_value

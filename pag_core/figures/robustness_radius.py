@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pag_core.figures.labels import norm_and_radius, norm_label, settings_by_norm
+from pag_core.evaluation.attacks import norm_and_radius, norm_label, settings_by_norm
 from pag_core.figures.palette import (
     BASELINE_COLOUR,
     MODEL_COLOUR,

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from pag_core.evaluation.attacks import norm_label
 from pag_core.figures.class_labels import LINE, class_labels
 from pag_core.figures.column_names import column_names
 from pag_core.figures.fonts import escaped
-from pag_core.figures.labels import norm_label
 from pag_core.figures.palette import (
     LABEL_SIZE,
     MUTED_COLOUR,

@@ -3,9 +3,9 @@
 import torch
 from matplotlib.figure import Figure
 
+from pag_core.evaluation.attacks import norm_label
 from pag_core.figures.class_labels import class_labels
 from pag_core.figures.contact_sheet import ContactSheet
-from pag_core.figures.labels import norm_label
 from pag_core.figures.palette import (
     OWN_CLASS_COLOUR,
     OWN_CLASS_WIDTH,

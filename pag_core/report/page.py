@@ -6,54 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from pag_core.errors import ArtifactError
-from pag_core.figures.labels import (
-    METHODS,
-    baseline_label,
-    model_label,
+from pag_core.evaluation.attacks import (
+    AUTOATTACK_NAMES,
+    AUTOATTACK_SEQUENCES,
+    FOOLBOX_NAMES,
     norm_and_radius,
     norm_label,
+    setting_label,
     settings_by_norm,
 )
+from pag_core.figures.labels import METHODS, baseline_label, model_label
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.places import details_place
 from pag_core.report.results import FIGURES, Results
 from pag_core.report.templates import rendered
-from pag_core.report.verdict import (
-    MASKING_CHECKS,
-    alarms,
-    autoattack_settings,
-    percent,
-    points,
-    setting_label,
-    verdict,
-)
+from pag_core.report.verdict import MASKING_CHECKS, alarms, autoattack_settings, percent, points, verdict
 
 WHO = ("model", "baseline")
-
-AUTOATTACK_NAMES = {
-    "apgd-ce": "APGD (cross-entropy)",
-    "apgd-dlr": "APGD (DLR)",
-    "apgd-t": "APGD-T (targeted)",
-    "fab": "FAB",
-    "fab-t": "FAB-T (targeted)",
-    "square": "Square (black-box)",
-}
-# by version, because a metrics file (keys sorted) does not keep the order
-AUTOATTACK_SEQUENCES = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-}
-# in the order of Table 6, by which its published numbers go; further attacks come after them
-FOOLBOX_NAMES = {
-    "SaltAndPepperNoiseAttack": "Salt-and-pepper noise",
-    "BinarySearchContrastReductionAttack": "Contrast reduction",
-    "GaussianBlurAttack": "Gaussian blur",
-    "LinearSearchBlendedUniformNoiseAttack": "Blended uniform noise",
-    "L0FMNAttack": "FMN, L₀",
-    "L1FMNAttack": "FMN, L₁",
-    "EADAttack": "EAD",
-}
 TRAINING_NAMES = {"clean": "clean accuracy", "cross_entropy": "cross-entropy", "alignment": "alignment loss of Eq. 5"}
 
 

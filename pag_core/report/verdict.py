@@ -4,7 +4,8 @@ import math
 
 from scipy.stats import binomtest
 
-from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, norm_and_radius, norm_label, settings_by_norm
+from pag_core.evaluation.attacks import setting_label, settings_by_norm
+from pag_core.figures.labels import CONTROLS, METHODS, baseline_label
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.values import Control, Source
 from pag_core.report.results import Results
@@ -34,12 +35,6 @@ def points(difference: float) -> str:
     """A difference of fractions in signed percentage points with one decimal, such as `+45.0`; with a typeset minus."""
     rounded = round(100 * difference, 1)
     return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"
-
-
-def setting_label(setting: str) -> str:
-    """A metric's key in words: `L2 0.75` as `L₂, radius 0.75`."""
-    norm, radius = norm_and_radius(setting)
-    return f"{norm_label(norm)}, radius {radius}"
 
 
 def gradients_phrase(source: Source, control: Control | None) -> str:

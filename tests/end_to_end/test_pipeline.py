@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pag_core.report.page import FOOLBOX_NAMES
+from pag_core.evaluation.attacks import FOOLBOX_NAMES
 from tests.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow

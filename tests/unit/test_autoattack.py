@@ -9,9 +9,9 @@ from torch import nn
 
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation import autoattack as autoattack_module
+from pag_core.evaluation.attacks import AUTOATTACK_SEQUENCES
 from pag_core.evaluation.autoattack import attack_name, attack_shard, headline, recount_size, run_autoattack
 from pag_core.pipeline.checkpoint import RunFolder
-from pag_core.report.page import AUTOATTACK_SEQUENCES
 from tests.samples import Changed, labelled_images
 
 

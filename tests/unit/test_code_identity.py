@@ -115,6 +115,7 @@ EDITS = {
     "the template of the page": (["report/page.html"], {"report"}),
     "the training of the diffusion model": (["diffusion/training.py"], {"diffusion"}),
     "AutoAttack": (["evaluation/autoattack.py"], {"autoattack"}),
+    "the name of an attack": (["evaluation/attacks.py"], {"figures", "report"}),
     "what all attacks begin with": (["evaluation/subject.py"], ATTACKING),
     "a figure": (["figures/training_curves.py"], {"figures"}),
 }

@@ -7,9 +7,10 @@ import torch
 from matplotlib.colors import to_hex
 
 from pag_core.datasets.prepared import Dataset
+from pag_core.evaluation.attacks import settings_by_norm
 from pag_core.figures.contact_sheet import INPUT, MARGIN
 from pag_core.figures.gradient_sources import gradient_sources, signed_picture
-from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, model_label, settings_by_norm
+from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, model_label
 from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd

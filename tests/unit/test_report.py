@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from experiments import page as overview_page
 from pag_core.errors import PagError
+from pag_core.evaluation.attacks import AUTOATTACK_SEQUENCES
 from pag_core.figures.palette import save_figure
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import SmallStore, write_small_store
 from pag_core.pipeline.artifacts import digest, write_json
 from pag_core.pipeline.saved_network import read_card, save_network
-from pag_core.report.page import AUTOATTACK_SEQUENCES, foolbox_tables, per_attack_rows, render_page
+from pag_core.report.page import foolbox_tables, per_attack_rows, render_page
 from pag_core.report.results import FIGURES, Results, read_results
 from pag_core.report.verdict import alarms, percent, points, verdict
 

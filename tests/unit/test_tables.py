@@ -8,8 +8,8 @@ import typer
 
 from experiments.description.experiment import base_params, read_experiment
 from experiments.table import as_csv, cells, markdown
+from pag_core.evaluation.attacks import FOOLBOX_NAMES
 from pag_core.params.yaml_text import read_yaml, written_yaml
-from pag_core.report.page import FOOLBOX_NAMES
 from tests.samples import ROOT
 
 TABLES = sorted((ROOT / "experiments/tables").glob("*.yaml"))
