@@ -85,7 +85,7 @@ def pag_loss(variant: Variant) -> Callable[[nn.Module, Batch], torch.Tensor]:
             autocast = torch.autocast(batch.images.device.type, torch.bfloat16)
         with autocast:
             aligned = AlignedBatch(batch.images, batch.labels, batch.class_indices, batch.targets)
-            form = ObjectiveParams(
+            config = ObjectiveParams(
                 output="log_softmax",
                 scaling="all",
                 classes_per_step="all",
@@ -93,7 +93,7 @@ def pag_loss(variant: Variant) -> Callable[[nn.Module, Batch], torch.Tensor]:
                 **MEANINGS[variant.batch_norm],
             )
             terms = pag_objective(
-                classifier, aligned, form, weight=WEIGHT, classes=batch.classes, compiled=variant.compiled
+                classifier, aligned, config, lambda_=WEIGHT, classes=batch.classes, compiled=variant.compiled
             )
         return terms.total
 

@@ -25,7 +25,7 @@ from pag_core.errors import PagError
 from pag_core.figures.palette import save_figure
 from pag_core.pipeline.artifacts import replacing_file
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import FIGURES as STAGE_FIGURES
+from pag_core.pipeline.paths import FIGURES as STAGE_FIGURES
 
 
 @dataclass(frozen=True)

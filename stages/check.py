@@ -24,18 +24,18 @@ from pag_core.errors import PagError, ParamsError
 from pag_core.evaluation.pag_score import require_held_gradients, require_known_classes
 from pag_core.gradients.controls import require_exchangeable
 from pag_core.gradients.distillation import require_kept_classes
-from pag_core.gradients.nearest_neighbor import require_neighbours
+from pag_core.gradients.nearest_neighbor import require_neighbors
 from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.methods import build_method
 from pag_core.params.declared import ALL
 from pag_core.params.sections import ObjectiveParams, Params
 from pag_core.params.values import CheckedStage, MethodName
 from pag_core.pipeline.artifacts import replacing_file
-from pag_core.pipeline.places import CHECKED, DIFFUSION, dataset_place
+from pag_core.pipeline.paths import CHECKED, DIFFUSION, dataset_path
 from pag_core.pipeline.stage import run, stage
 from pag_core.training.classifier import require_drawn_classes
 from pag_core.training.smallest_batch import require_smallest_batch
-from pag_core.training.step import require_form
+from pag_core.training.step import require_config
 
 # a rule raises where it is broken
 Rule = Callable[[], object]
@@ -83,14 +83,14 @@ def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule
         sources.add(params.pag_score.reference)
     rules: list[Rule] = [partial(require_exchangeable, params)]
     if "nn" in sources:
-        rules.append(partial(require_neighbours, dataset.splits["train"], dataset.class_names))
+        rules.append(partial(require_neighbors, dataset.splits["train"], dataset.class_names))
     if {"sbg", "sbg_online"} & sources:
         rules += [
             partial(require_kept_classes, params.gradient_store, dataset.classes),
             partial(require_precision, params.sbg.precision, device, "sbg.precision"),
             partial(_teacher, params, dataset, device),
         ]
-    if params.source != "none" and params.weight > 0:
+    if params.source != "none" and params.lambda_ > 0:
         kept = params.gradient_store.classes_per_image if params.source == "sbg" else None
         slots = min(kept or dataset.classes, dataset.classes)
         rules.append(partial(require_drawn_classes, params.objective, classes=dataset.classes, slots=slots))
@@ -117,19 +117,19 @@ def network(params: Params, dataset: Dataset, device: torch.device) -> None:
         params.arch, **params.classifier.model_dump(), image_shape=dataset.image_shape, classes=dataset.classes
     )
     processes = replica_count(params.processes)
-    aligned = params.objective if params.source != "none" and params.weight > 0 else None
+    aligned = params.objective if params.source != "none" and params.lambda_ > 0 else None
     trained: dict[CheckedStage, tuple[MethodName, ObjectiveParams | None]] = {
         "train": (params.method, aligned),
         "baseline": (params.baseline_method, None),
     }
-    for name, (method, form) in trained.items():
+    for name, (method, config) in trained.items():
         if _wanted(params, name):
-            require_form(
+            require_config(
                 classifier,
-                form,
+                config,
                 params.train,
                 method=build_method(method, params),
-                form=params.objective,
+                config=params.objective,
                 several=processes > 1,
             )
     require_precision(params.train.precision, device, "train.precision")
@@ -163,7 +163,7 @@ def misfits(params: Params, dataset: Dataset, device: torch.device) -> list[str]
 def main() -> None:
     """Write data/check.txt, or refuse."""
     with stage("check", reads=ALL) as opened:
-        params, place = opened.params, dataset_place(opened.params.dataset)
+        params, place = opened.params, dataset_path(opened.params.dataset)
         dataset = read_labels(place)
         if found := misfits(params, dataset, opened.device):
             sizes = ", ".join(f"{len(part)} {name}" for name, part in dataset.splits.items())

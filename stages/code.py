@@ -7,7 +7,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 
 from pag_core.pipeline.artifacts import replacing_folder
 from pag_core.pipeline.code_identity import CHECKOUT, code_record
-from pag_core.pipeline.places import CODE
+from pag_core.pipeline.paths import CODE
 
 
 def main() -> None:

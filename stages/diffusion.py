@@ -11,7 +11,7 @@ from pag_core.diffusion.network import KIND, architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.pipeline.checkpoint import run_folder
 from pag_core.pipeline.curves import Curves
-from pag_core.pipeline.places import DIFFUSION, curves_place, dataset_place
+from pag_core.pipeline.paths import DIFFUSION, curves_path, dataset_path
 from pag_core.pipeline.saved_network import save_network
 from pag_core.pipeline.stage import run, stage
 
@@ -21,7 +21,7 @@ def main() -> None:
     reads = ("dataset", "seed", "diffusion")
     with stage("diffusion", reads=reads, shared=True, memory="diffusion.batch_size") as opened:
         params = opened.params
-        dataset = read_dataset(dataset_place(params.dataset))
+        dataset = read_dataset(dataset_path(params.dataset))
         shape = architecture(params.diffusion)
         processes = replica_count(params.processes)
         opened.divide_cores(processes)
@@ -39,7 +39,7 @@ def main() -> None:
                 checkpoint_seconds=params.checkpoint_seconds,
                 processes=processes,
             )
-            Curves(curves_place("diffusion"), curve).close()
+            Curves(curves_path("diffusion"), curve).close()
             card = {
                 "kind": KIND,
                 "architecture": shape,

@@ -27,13 +27,13 @@ from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder
 from pag_core.pipeline.curves import read_curves
 from pag_core.pipeline.origins import require_of_now
-from pag_core.pipeline.places import (
+from pag_core.pipeline.paths import (
     FIGURES,
-    classifier_place,
-    curves_place,
-    dataset_place,
-    details_place,
-    gradients_place,
+    classifier_path,
+    curves_path,
+    dataset_path,
+    details_path,
+    gradients_path,
 )
 from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import OpenStage, run, stage
@@ -55,7 +55,7 @@ def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
     found: dict[str, TargetGradients] = {}
     for name, source in SOURCES.items():
         if name in (params.source, params.pag_score.reference) and source.store is None:
-            found[source.title] = GradientStore(gradients_place(name)).gradients(dataset, "test", cpu)
+            found[source.title] = GradientStore(gradients_path(name)).gradients(dataset, "test", cpu)
         elif name != "none" and source.store is not None:
             found[source.title] = source.store(dataset, params, pictured).gradients(dataset, "test", cpu)
     return found
@@ -64,7 +64,7 @@ def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
 def _targeted(
     params: Params, dataset: Dataset, networks: dict[str, nn.Module], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """The first test images pushed towards each class by the gradients of baseline and model."""
+    """The first test images attacked towards each class by the gradients of baseline and model."""
     images = dataset.splits["test"].pixels(_pictured(params)).to(device)
     ((norm, radius),) = params.figures.targeted_radius.items()
     return {
@@ -79,7 +79,7 @@ def _targeted(
         )
         for name, who in (
             (baseline_label(params.baseline_method), "baseline"),
-            (model_label(params.source, params.weight, params.method, params.control), "classifier"),
+            (model_label(params.source, params.lambda_, params.method, params.control), "classifier"),
         )
     }
 
@@ -95,9 +95,9 @@ def _record(
     fingerprints = {who: saved.fingerprint for who, saved in networks.items()} | {"dataset": dataset.fingerprint}
     for who, command in (("classifier", "train.py"), ("baseline", "train.py --baseline")):
         card, remedy = networks[who].card, f"run python stages/{command} again"
-        require_of_now(classifier_place(who), card["provenance"], inputs={}, params=opened.all_params, remedy=remedy)
+        require_of_now(classifier_path(who), card["provenance"], inputs={}, params=opened.all_params, remedy=remedy)
         if {name: curve[-1][1] for name, curve in curves[who].items()} != card.get("training"):
-            raise ArtifactError(f"{curves_place(who)} is of another training than {classifier_place(who)}; {remedy}")
+            raise ArtifactError(f"{curves_path(who)} is of another training than {classifier_path(who)}; {remedy}")
     autoattack = measured["autoattack"].get("provenance", {})
     for name, who, record in (
         ("masking", "classifier", measured["masking"].get("provenance")),
@@ -107,7 +107,7 @@ def _record(
     ):
         inputs = {what: fingerprints[what] for what in ("dataset", who)}
         remedy = f"run dvc repro, or python stages/{name}.py again"
-        require_of_now(details_place(name), record, inputs=inputs, params=opened.all_params, remedy=remedy)
+        require_of_now(details_path(name), record, inputs=inputs, params=opened.all_params, remedy=remedy)
     digests = {name: digest(details) for name, details in measured.items()}
     return {"params": opened.recorded, "inputs": fingerprints | digests}
 
@@ -116,15 +116,15 @@ def main() -> None:
     """Write the folder figures."""
     with stage("figures", reads=READS, memory="figures.batch_size") as opened:
         params = opened.params
-        dataset = read_dataset(dataset_place(params.dataset))
-        model = model_label(params.source, params.weight, params.method, params.control)
+        dataset = read_dataset(dataset_path(params.dataset))
+        model = model_label(params.source, params.lambda_, params.method, params.control)
         beside = baseline_label(params.baseline_method)
         test = dataset.splits["test"]
         rows = _pictured(params)
         ((norm, radius),) = params.figures.targeted_radius.items()
-        measured = {name: read_json(details_place(name)) for name in ("masking", "autoattack")}
-        curves = {who: read_curves(curves_place(who)) for who in ("classifier", "baseline")}
-        loaded = {who: load_classifier(classifier_place(who), dataset, opened.device) for who in curves}
+        measured = {name: read_json(details_path(name)) for name in ("masking", "autoattack")}
+        curves = {who: read_curves(curves_path(who)) for who in ("classifier", "baseline")}
+        loaded = {who: load_classifier(classifier_path(who), dataset, opened.device) for who in curves}
         record = _record(opened, dataset, {who: saved for who, (_, saved) in loaded.items()}, measured, curves)
         figures = {
             "training_curves": training_curves(

@@ -9,7 +9,7 @@ from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.store import write_small_store
 from pag_core.gradients.sources import SOURCES
-from pag_core.pipeline.places import dataset_place, gradients_place
+from pag_core.pipeline.paths import dataset_path, gradients_path
 from pag_core.pipeline.stage import run, stage
 
 
@@ -19,11 +19,11 @@ def main(source: str) -> None:
         makers = {name: found.store for name, found in SOURCES.items() if found.store is not None}
         if source not in makers:
             raise ParamsError(f"python stages/heuristic.py {source}: the source is not one of: {', '.join(makers)}")
-        dataset = read_dataset(dataset_place(opened.params.dataset))
+        dataset = read_dataset(dataset_path(opened.params.dataset))
         images = {split: dataset.splits[split].images for split in ("train", "test")}
         content = makers[source](dataset, opened.params, images)
         provenance = opened.provenance(inputs={"dataset": dataset.fingerprint}, on_device=False)
-        write_small_store(gradients_place(source), dataset, source, content, provenance)
+        write_small_store(gradients_path(source), dataset, source, content, provenance)
 
 
 if __name__ == "__main__":

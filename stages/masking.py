@@ -7,7 +7,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 
 from pag_core.evaluation.masking import masking_checks
 from pag_core.evaluation.subject import open_subject
-from pag_core.pipeline.places import write_metrics
+from pag_core.pipeline.paths import write_metrics
 from pag_core.pipeline.stage import run, stage
 
 

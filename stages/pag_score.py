@@ -11,13 +11,13 @@ import torch
 
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import Dataset, Split, read_dataset
-from pag_core.evaluation.judge import judged, judged_unpushed, trained_judge
+from pag_core.evaluation.judge import judged, judged_clean, trained_judge
 from pag_core.evaluation.pag_score import pag_score, require_held_gradients
 from pag_core.gradient_store.store import GradientStore, RepresentativeGradients, TargetGradients
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.params.radii import radius_value
 from pag_core.pipeline.origins import require_of_now
-from pag_core.pipeline.places import classifier_place, dataset_place, gradients_place, write_metrics
+from pag_core.pipeline.paths import classifier_path, dataset_path, gradients_path, write_metrics
 from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import OpenStage, run, stage
 
@@ -48,7 +48,7 @@ def _provenance(
         own = {"gradient store": inputs["gradient store"]}
         trained = networks["classifier"].card["provenance"]
         remedy = "run python stages/train.py again"
-        require_of_now(classifier_place("classifier"), trained, inputs=own, remedy=remedy)
+        require_of_now(classifier_path("classifier"), trained, inputs=own, remedy=remedy)
     return opened.provenance(inputs=inputs)
 
 
@@ -59,13 +59,13 @@ def main() -> None:
     """
     with stage("pag_score", reads=READS, memory="pag_score.batch_size") as opened:
         params, device = opened.params, opened.device
-        dataset = read_dataset(dataset_place(params.dataset))
+        dataset = read_dataset(dataset_path(params.dataset))
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
         require_held_gradients(params)
         sources = {params.source, params.pag_score.reference} - {"none"}
-        stores: dict[str, GradientStore] = {source: GradientStore(gradients_place(source)) for source in sources}
+        stores: dict[str, GradientStore] = {source: GradientStore(gradients_path(source)) for source in sources}
         targets = _targets(stores, dataset, test, device)
-        loaded = {who: load_classifier(classifier_place(who), dataset, device) for who in ("classifier", "baseline")}
+        loaded = {who: load_classifier(classifier_path(who), dataset, device) for who in ("classifier", "baseline")}
         record = _provenance(opened, dataset, stores, {who: saved for who, (_, saved) in loaded.items()})
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
@@ -104,7 +104,7 @@ def main() -> None:
                 "attack": f"{norm} {radius}",
                 "steps": params.figures.targeted_steps,
                 "judge": {"accuracy": judge.accuracy, "training_images": judge.trained_on, "test_images": judge.tested},
-                "unpushed": judged_unpushed(judge, test.pixels(shown), test.labels[shown], classes=dataset.classes),
+                "clean_images": judged_clean(judge, test.pixels(shown), test.labels[shown], classes=dataset.classes),
                 **seen,
             },
             "provenance": record,

@@ -8,7 +8,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import write_dataset
 from pag_core.datasets.splits import repeated_images, split
-from pag_core.pipeline.places import dataset_place
+from pag_core.pipeline.paths import dataset_path
 from pag_core.pipeline.stage import run, stage
 
 
@@ -24,7 +24,7 @@ def main() -> None:
             images_per_class=params.prepare.images_per_class,
             seed=params.seed,
         )
-        path = dataset_place(params.dataset)
+        path = dataset_path(params.dataset)
         provenance = opened.provenance(inputs={}, on_device=False)
         write_dataset(path, raw.class_names, splits, provenance)
         sizes = ", ".join(f"{len(part)} {name}" for name, part in splits.items())

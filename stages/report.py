@@ -7,7 +7,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 
 from pag_core.params.declared import ALL
 from pag_core.pipeline.artifacts import replacing_file
-from pag_core.pipeline.places import PAGE
+from pag_core.pipeline.paths import PAGE
 from pag_core.pipeline.stage import run, stage
 from pag_core.report.page import render_page
 from pag_core.report.results import read_results

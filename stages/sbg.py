@@ -24,7 +24,7 @@ from pag_core.gradients.label_effect import label_effect, over_levels, require_l
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.checkpoint import run_folder
-from pag_core.pipeline.places import METRICS, dataset_place, gradients_place
+from pag_core.pipeline.paths import METRICS, dataset_path, gradients_path
 from pag_core.pipeline.stage import run, stage
 
 
@@ -69,7 +69,7 @@ def main(
     reads = ("dataset", "seed", "diffusion_checkpoint", "sbg", "gradient_store")
     with stage(source, reads=reads, shared=True, memory="sbg.batch_size") as opened:
         params = opened.params
-        dataset = read_dataset(dataset_place(params.dataset))
+        dataset = read_dataset(dataset_path(params.dataset))
         require_kept_classes(params.gradient_store, dataset.classes)
         checkpoint = Path(params.diffusion_checkpoint)
         predictor, saved = load_noise_predictor(checkpoint, dataset, opened.device)
@@ -91,7 +91,7 @@ def main(
         provenance = opened.provenance(inputs={"dataset": dataset.fingerprint, "diffusion model": saved.fingerprint})
         with run_folder(source, provenance, opened.device) as folder:
             distill(
-                gradients_place(source),
+                gradients_path(source),
                 teacher,
                 dataset,
                 work,

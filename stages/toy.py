@@ -1,4 +1,4 @@
-"""The toy experiment of Section 5.1: points of the plane, a vanilla network and one aligned with nearest neighbours."""
+"""The toy experiment of Section 5.1: points of the plane, a vanilla network and one aligned with nearest neighbors."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from pag_core.figures.palette import save_figure
 from pag_core.params.measurements import ToyParams
 from pag_core.pipeline.artifacts import replacing_folder, write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
-from pag_core.pipeline.places import METRICS, TOY
+from pag_core.pipeline.paths import METRICS, TOY
 from pag_core.pipeline.stage import run, stage
 from pag_core.toy.decision_boundary import Panel, decision_boundary
 from pag_core.toy.experiment import METHODS, PUBLISHED, accuracies, held_out_points, toy_mlp, trained_network

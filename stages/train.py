@@ -20,7 +20,7 @@ from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
 from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
-from pag_core.pipeline.places import classifier_place, curves_place, dataset_place, gradients_place
+from pag_core.pipeline.paths import classifier_path, curves_path, dataset_path, gradients_path
 from pag_core.pipeline.saved_network import load_network
 from pag_core.pipeline.stage import OpenStage, run, stage
 from pag_core.training.classifier import Trainer
@@ -42,11 +42,11 @@ def _alignment_term(
     params = opened.params
     control = params.control
     require_exchangeable(params)
-    if params.source == "none" or params.weight == 0:
+    if params.source == "none" or params.lambda_ == 0:
         return None
     if params.source == "sbg_online":
         teacher = open_online(store, dataset, opened.device)
-        return AlignmentTerm(teacher, params.weight, params.objective)
+        return AlignmentTerm(teacher, params.lambda_, params.objective)
     inputs = {}
     # a guard: what the term takes from the model is the store
     checkpoint = Path(opened.all_params.diffusion_checkpoint)
@@ -64,7 +64,7 @@ def _alignment_term(
     if control is not None:
         train = dataset.splits["train"].to(opened.device)
         targets = exchanged(targets, control, train, classes=dataset.classes, seed=params.seed)
-    return AlignmentTerm(targets, params.weight, params.objective)
+    return AlignmentTerm(targets, params.lambda_, params.objective)
 
 
 def main(
@@ -76,18 +76,18 @@ def main(
     who = "baseline" if baseline else "classifier"
     with stage(who, reads=READS[who], shared=True, memory="train.batch_size") as opened:
         params, device = opened.params, opened.device
-        dataset = read_dataset(dataset_place(params.dataset))
+        dataset = read_dataset(dataset_path(params.dataset))
         inputs = {"dataset": dataset.fingerprint}
-        store = None if baseline else GradientStore(gradients_place(params.source))
+        store = None if baseline else GradientStore(gradients_path(params.source))
         if store is not None:
             inputs["gradient store"] = store.manifest["checksum"]
         processes = replica_count(params.processes)
         opened.divide_cores(processes)
         provenance = opened.provenance(inputs=inputs, processes=processes)
-        options, form = params.classifier.model_dump(), params.objective
+        options, config = params.classifier.model_dump(), params.objective
         if baseline:  # the objective asks for an output too, of no class
-            form = ObjectiveParams.model_construct(
-                output="logit", differentiation=form.differentiation, batch_norm=form.batch_norm
+            config = ObjectiveParams.model_construct(
+                output="logit", differentiation=config.differentiation, batch_norm=config.batch_norm
             )
         with run_folder(who, provenance, device) as folder:
             term = None if store is None else _alignment_term(opened, dataset, store, folder)
@@ -107,12 +107,12 @@ def main(
                 processes=processes,
                 checkpoint_seconds=params.checkpoint_seconds,
                 method=build_method(params.baseline_method if baseline else params.method, params),
-                form=form,
+                config=config,
             )
-            history = trainer.run(curves_place(who))
+            history = trainer.run(curves_path(who))
             classifier.eval().requires_grad_(False)
             save_classifier(
-                classifier_place(who),
+                classifier_path(who),
                 classifier,
                 arch=params.arch,
                 options=options,

@@ -13,9 +13,9 @@ from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ArtifactError
 from pag_core.evaluation.apgd import apgd_accuracy
-from pag_core.evaluation.fitness import batches_of, correct
+from pag_core.evaluation.preconditions import batches_of, correct
 from pag_core.pipeline.artifacts import write_json
-from pag_core.pipeline.places import DATA, classifier_place, dataset_place, write_metrics
+from pag_core.pipeline.paths import DATA, classifier_path, dataset_path, write_metrics
 from pag_core.pipeline.stage import run, stage
 
 APGD_STEPS = 20
@@ -30,10 +30,10 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
     reads = ("dataset", "seed", "validation")
     with stage(f"validation_{who}", reads=reads, memory="validation.batch_size") as opened:
         params, size = opened.params, opened.params.validation.batch_size
-        dataset = read_dataset(dataset_place(params.dataset))
+        dataset = read_dataset(dataset_path(params.dataset))
         validation = dataset.splits["validation"].to(opened.device)
         attacked = validation.first(params.validation.images, "validation.images")
-        place = classifier_place(who)
+        place = classifier_path(who)
         classifier, saved = load_classifier(place, dataset, opened.device)
         if "training" not in saved.card:
             command = "stages/train.py --baseline" if baseline else "stages/train.py"

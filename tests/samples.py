@@ -152,7 +152,7 @@ def objective_terms(
     """`pag_objective` with all classes of the batch given, and the other choices of `objective` by name."""
     batch = AlignedBatch(images, labels, class_indices, targets, mask, target_norm)
     chosen = ObjectiveParams(classes_per_step="all", weight_warmup=None, **form)
-    return pag_objective(classifier, batch, chosen, weight=weight, classes=classes, compiled=compiled)
+    return pag_objective(classifier, batch, chosen, lambda_=weight, classes=classes, compiled=compiled)
 
 
 def save_png(path, seed=0):

@@ -67,7 +67,7 @@ def _classifier(options, params, split, folder):
     trainer = Trainer(
         classifier=classifier, train=split, classes=3, params=params.train, term=term, seed=5,
         device=torch.device("cpu"), folder=folder, processes=options["processes"],
-        method=build_method(params.method, params), form=params.objective,
+        method=build_method(params.method, params), config=params.objective,
     )  # fmt: skip
     history = trainer.run(Path("curves"))
     return {"weights": classifier.state_dict(), "history": history}

@@ -46,7 +46,7 @@ class Model:
         """What it was trained with; a lambda of 0 aligns nothing."""
         params = self.params
         method = params.baseline_method if self.baseline else params.method
-        source: Source = "none" if self.baseline or params.weight == 0 else params.source
+        source: Source = "none" if self.baseline or params.lambda_ == 0 else params.source
         control = params.control if source != "none" else None
         norm, radius = (params.at.norm, params.at.radius) if method == "at" else ("", "")
         return Kind(source, method, norm, params.arch, control, radius)

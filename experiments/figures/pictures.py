@@ -1,4 +1,4 @@
-"""Pictures drawn by the networks of an experiment's runs: pushed images (Fig. 5, 9 to 12), and gradients (Fig. 7, 8)."""
+"""Pictures drawn by the networks of an experiment's runs: adversarial examples (Fig. 5, 9 to 12), and gradients (Fig. 7, 8)."""
 
 import statistics
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from pag_core.objective.input_gradient import input_gradients
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import DIFFUSION, classifier_place, dataset_place, gradients_place
+from pag_core.pipeline.paths import DIFFUSION, classifier_path, dataset_path, gradients_path
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Opened:
 
     def network(self, model: Model) -> NormalizedClassifier:
         """The trained network of `model`, in eval mode on the device."""
-        place = classifier_place("baseline" if model.baseline else "classifier")
+        place = classifier_path("baseline" if model.baseline else "classifier")
         return load_classifier(self.finished.output(model.run, str(place)), self.dataset, self.device)[0]
 
     def teacher(self, model: Model) -> NoisePredictor:
@@ -68,8 +68,8 @@ class Opened:
         place = self.finished.output(model.run, str(checkpoint)) if own else CHECKOUT / checkpoint
         return load_noise_predictor(place, self.dataset, self.device)[0]
 
-    def pushed(self, model: Model) -> torch.Tensor:
-        """The images pushed towards the classes that a picture shows, as `figures` says: [B, classes, C, H, W]."""
+    def adversarial(self, model: Model) -> torch.Tensor:
+        """The images attacked towards the classes that a picture shows, as `figures` says: [B, classes, C, H, W]."""
         ((norm, radius),) = self.params.figures.targeted_radius.items()
         return targeted_images(
             self.network(model),
@@ -105,7 +105,7 @@ def opened(several: list[Finished], chosen: list[int], *, each_class: bool = Fal
     models = {label: model for label, found in every.items() for model in found if model.params.seed == seed}
     first = next(iter(models.values()))
     params = first.params
-    dataset = read_dataset(finished.output(first.run, str(dataset_place(params.dataset))))
+    dataset = read_dataset(finished.output(first.run, str(dataset_path(params.dataset))))
     labels = dataset.splits["test"].labels
     if outside := [index for index in chosen if not 0 <= index < len(labels)]:
         raise typer.BadParameter(f"{outside[0]} is not one of {len(labels)} test images", param_hint="--test-image")
@@ -115,37 +115,37 @@ def opened(several: list[Finished], chosen: list[int], *, each_class: bool = Fal
 
 
 def draw_lambda(several: list[Finished], chosen: list[int]) -> Drawn:
-    """Images pushed by the classifiers of a sweep, and beside each row how robust it is (Fig. 5)."""
+    """Adversarial examples by the classifiers of a sweep, and beside each row how robust it is (Fig. 5)."""
     shown = opened(several, chosen)
     ((norm, radius),) = shown.params.figures.targeted_radius.items()
     figure = targeted_pgd(
         shown.images.cpu(),
         shown.labels,
-        {_with_robustness(shown, label): shown.pushed(model).cpu() for label, model in shown.models.items()},
+        {_with_robustness(shown, label): shown.adversarial(model).cpu() for label, model in shown.models.items()},
         class_names=shown.dataset.class_names,
         norm=norm,
         radius=radius,
         steps=shown.params.figures.targeted_steps,
     )
     rows = ", ".join(shown.models)
-    caption = f"Images pushed towards each class by targeted PGD ({norm} {radius}), from top to bottom: {rows}."
+    caption = f"Adversarial examples for each class by targeted PGD ({norm} {radius}), from top to bottom: {rows}."
     return Drawn(figure, [caption, shown.caption(), _said_of_robustness(shown)])
 
 
 def draw_targeted(several: list[Finished], chosen: list[int]) -> Drawn:
-    """Test images pushed towards each class, a block for each row of the experiment (Fig. 9 to 12)."""
+    """Targeted adversarial examples for each class, a block for each row of the experiment (Fig. 9 to 12)."""
     shown = opened(several, chosen, each_class=True)
     ((norm, radius),) = shown.params.figures.targeted_radius.items()
     figure = targeted_blocks(
         shown.images.cpu(),
         shown.labels,
-        {label: shown.pushed(model).cpu() for label, model in shown.models.items()},
+        {label: shown.adversarial(model).cpu() for label, model in shown.models.items()},
         class_names=shown.dataset.class_names,
         norm=norm,
         radius=radius,
         steps=shown.params.figures.targeted_steps,
     )
-    caption = f"Images pushed towards each class by targeted PGD ({norm} {radius}), by: {', '.join(shown.models)}."
+    caption = f"Adversarial examples for each class by targeted PGD ({norm} {radius}), by: {', '.join(shown.models)}."
     return Drawn(figure, [caption, shown.caption()])
 
 
@@ -242,7 +242,7 @@ def _stored_gradients(shown: Opened, classes: torch.Tensor) -> dict[str, torch.T
                 "one of them, or run the experiment with more gradient_store.held_out_images",
                 param_hint="--test-image",
             )
-        place = shown.finished.output(model.run, str(gradients_place(model.params.source)))
+        place = shown.finished.output(model.run, str(gradients_path(model.params.source)))
         gradients = GradientStore(place).gradients(shown.dataset, "test", torch.device("cpu"))(shown.indices, classes)
         of_source = found.setdefault(SOURCES[model.params.source].title, {})
         if not any(torch.equal(gradients, other) for other in of_source.values()):

@@ -51,15 +51,15 @@ def draw_correlation(several: list[Finished], setting: str | None) -> Drawn:
     ]
     title = MEANS if reference == "none" else SOURCES[reference].title
     scores = [model.measured["details/pag_score"] for model in models]
-    pushed = {f"{score['judged']['attack']}, {score['judged']['steps']} steps" for score in scores}
+    adversarial = {f"{score['judged']['attack']}, {score['judged']['steps']} steps" for score in scores}
     accuracies = [100 * score["judged"]["judge"]["accuracy"] for score in scores]
     caption = [
         f"Accuracy under AutoAttack ({chosen}) against both PAG scores; each mark is a model of one seed.",
         _data(models),
         f"AutoAttack: {_counts(model.measured['autoattack']['images'] for model in models)} test images.",
         f"Cosine with {title}: {_counts(score['images'] for score in scores)} test images, all classes.",
-        f"Judge: {_counts(score['judged']['images'] for score in scores)} test images, pushed towards every other class "
-        f"({'; '.join(sorted(pushed))}); its own accuracy is {min(accuracies):.1f} to {max(accuracies):.1f} %.",
+        f"Judge: {_counts(score['judged']['images'] for score in scores)} test images, attacked towards every other class "
+        f"({'; '.join(sorted(adversarial))}); its own accuracy is {min(accuracies):.1f} to {max(accuracies):.1f} %.",
         *(
             f"Spearman's rank correlation of {words} with robustness: {'; '.join(correlations(scored, measure))}."
             for measure, words in (("cosine", "the cosine"), ("judged", "what the judge sees"))

@@ -17,9 +17,9 @@ from pag_core.errors import ArtifactError
 from pag_core.figures.png_record import record_of
 from pag_core.params.reading import plain_params
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.places import FIGURES, METRICS, classifier_place, details_place
+from pag_core.pipeline.paths import FIGURES, METRICS, classifier_path, details_path
 
-DETAILS = str(details_place("autoattack"))
+DETAILS = str(details_path("autoattack"))
 
 
 def of_checkout() -> list[Listed]:
@@ -92,12 +92,12 @@ def _of_other_networks(files: AbstractFileSystem, place: str) -> set[str]:
     """The metrics, details and figures that say that they are of another classifier or baseline than is there."""
     networks: dict[str, str] = {}
     for who in ("classifier", "baseline"):
-        path = f"{classifier_place(who)}/card.json"
+        path = f"{classifier_path(who)}/card.json"
         card = _content(files, path)
         if card is not None:
             networks[who] = _parsed(card, f"{path} of {place}").get("checksum", "")
     found: set[str] = set()
-    for path in _names(files, details_place("").parent, ".json"):
+    for path in _names(files, details_path("").parent, ".json"):
         details = _content(files, path)
         record = {} if details is None else _parsed(details, f"{path} of {place}").get("provenance", {})
         if any(_differ(part, networks) for part in (record, record.get("model"), record.get("baseline"))):

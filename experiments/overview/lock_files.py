@@ -9,7 +9,7 @@ from experiments.description.file import Plain
 from experiments.runs.stages import value_at
 from pag_core.errors import ArtifactError
 from pag_core.params.yaml_text import read_yaml
-from pag_core.pipeline.places import CHECKED
+from pag_core.pipeline.paths import CHECKED
 
 LOCKS = ("dvc.lock", "stages/gradients/dvc.lock", "stages/toy/dvc.lock")
 

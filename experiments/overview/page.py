@@ -14,7 +14,7 @@ from PIL import Image
 from pag_core.errors import ArtifactError
 from pag_core.figures.labels import METHODS
 from pag_core.params.reading import without_auto
-from pag_core.pipeline.places import METRICS
+from pag_core.pipeline.paths import METRICS
 from pag_core.report.results import FIGURES
 from pag_core.report.templates import rendered
 

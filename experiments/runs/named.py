@@ -17,7 +17,7 @@ from pag_core.params.values import CheckedStage
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.locks import holding
-from pag_core.pipeline.places import DIFFUSION
+from pag_core.pipeline.paths import DIFFUSION
 
 DIGITS_OF_A_NAME = 8
 

@@ -24,7 +24,7 @@ from pag_core.errors import DatasetError
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.code_identity import CHECKOUT, code_record
-from pag_core.pipeline.places import CODE, METRICS
+from pag_core.pipeline.paths import CODE, METRICS
 
 PIPELINES = ("dvc.yaml", "stages/gradients/dvc.yaml")
 # they say that something is there, and not what: nothing is made from their outputs

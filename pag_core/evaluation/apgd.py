@@ -12,25 +12,25 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
 from pag_core.compute.randomness import derived_seed
-from pag_core.evaluation.fitness import batches_of, correct, require_fit_for_attack
+from pag_core.evaluation.preconditions import batches_of, correct, require_fit_for_attack
 from pag_core.params.radii import radius_value
 
 
-def standing_accuracy(
+def robust_accuracy(
     classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor, attacks: Sequence[Any], *, batch_size: int
 ) -> float:
     """The accuracy (fraction) left after every attack in turn, each on the images that still stand, `batch_size` at once.
 
     An attack draws anew for each batch, so that accuracies of several batches depend on their size.
     """
-    standing = correct(classifier, images, labels, batch_size=batch_size)
+    robust = correct(classifier, images, labels, batch_size=batch_size)
     for attack in attacks:
-        left = torch.nonzero(standing).flatten()
+        left = torch.nonzero(robust).flatten()
         for batch in batches_of(len(left), batch_size):
             rows = left[batch]
-            moved = attack.perturb(images[rows], labels[rows])
-            standing[rows] = correct(classifier, moved, labels[rows], batch_size=batch_size)
-    return int(standing.sum()) / len(images)
+            adversarial = attack.perturb(images[rows], labels[rows])
+            robust[rows] = correct(classifier, adversarial, labels[rows], batch_size=batch_size)
+    return int(robust.sum()) / len(images)
 
 
 def apgd_attacks(
@@ -76,6 +76,6 @@ def apgd_accuracy(
         for norm, radius in settings
     }
     return {
-        name: standing_accuracy(classifier, images, labels, several, batch_size=batch_size)
+        name: robust_accuracy(classifier, images, labels, several, batch_size=batch_size)
         for name, several in attacks.items()
     }

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pag_core.compute.randomness import derived_seed, seed_global_streams
 from pag_core.errors import EvaluationRefused
-from pag_core.evaluation.fitness import correct, require_fit_for_attack
+from pag_core.evaluation.preconditions import correct, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import AutoAttackParams
 from pag_core.params.radii import radius_value
@@ -168,8 +168,8 @@ def attack_shard(
     }  # fmt: skip
 
 
-def _verdicts(stands: torch.Tensor) -> str:
-    return "".join("1" if image else "0" for image in stands.tolist())
+def _verdicts(robust: torch.Tensor) -> str:
+    return "".join("1" if image else "0" for image in robust.tolist())
 
 
 def _require_within(perturbation: torch.Tensor, norm: str, radius: float) -> None:

@@ -13,8 +13,8 @@ from foolbox import attacks, distances
 from torch import nn
 
 from pag_core.compute.randomness import derived_seed, seed_global_streams
-from pag_core.evaluation.fitness import accuracy, batches_of, correct, require_fit_for_attack
 from pag_core.evaluation.pgd import foolbox_model
+from pag_core.evaluation.preconditions import accuracy, batches_of, correct, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import FoolboxParams
 from pag_core.params.radii import radius_value
@@ -45,11 +45,11 @@ class FromTwoStarts:
         while len(rows) and not (fooled := model(begun[rows]).argmax(1) != labels[rows]).all():
             rows = rows[fooled]
         if len(rows):
-            moved = self.attack.run(model, images[rows], labels[rows], starting_points=begun[rows])
+            adversarial = self.attack.run(model, images[rows], labels[rows], starting_points=begun[rows])
             lost = model(found[rows]).argmax(1) == labels[rows]
-            closer = self.distance(images[rows], moved) < self.distance(images[rows], found[rows])
-            better = (model(moved).argmax(1) != labels[rows]) & (lost | closer)
-            found[rows[better]] = moved[better]
+            closer = self.distance(images[rows], adversarial) < self.distance(images[rows], found[rows])
+            better = (model(adversarial).argmax(1) != labels[rows]) & (lost | closer)
+            found[rows[better]] = adversarial[better]
         return found, None, None
 
 

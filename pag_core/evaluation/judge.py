@@ -1,7 +1,7 @@
 """The second PAG measure: how often an independent judge sees the target class in images that a classifier has drawn.
 
-This project's own, as the PAG score is. Test images are pushed towards every other class by targeted PGD within a large radius
-(Fig. 2); the judge is a support vector machine on pixels, which has no gradient in common with any network.
+This project's own, as the PAG score is. Test images are attacked towards every other class by targeted PGD of a large
+radius (Fig. 2); the judge is a support vector machine on pixels, which has no gradient in common with any network.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from sklearn.svm import SVC
 from torch import nn
 
 from pag_core.datasets.prepared import Split
-from pag_core.evaluation.fitness import batches_of
 from pag_core.evaluation.pag_score import require_known_classes
 from pag_core.evaluation.pgd import targeted_images
+from pag_core.evaluation.preconditions import batches_of
 
 # the usual 1 leaves 0.5 to 1 point behind on the validation images of digits
 PENALTY = 10.0
@@ -63,25 +63,25 @@ def judged(
     steps: int,
     batch_size: int,
 ) -> float:
-    """The fraction of pushed images in which `judge` sees the class that they were pushed towards.
+    """The fraction of adversarial examples in which `judge` sees the class that they were attacked towards.
 
-    `images` float [B, C, H, W] in [0, 1] with `labels` int64 [B] are pushed by the gradients of `classifier` towards each
-    class but their own, within `radius`; at most `batch_size` are pushed at once, whatever the number of classes.
+    `images` float [B, C, H, W] in [0, 1] with `labels` int64 [B] are attacked by the gradients of `classifier` towards each
+    class but their own, within `radius`; at most `batch_size` are attacked at once, whatever the number of classes.
     """
     hits = 0
     for rows in batches_of(len(images), max(1, batch_size // classes)):
-        pushed = targeted_images(
+        adversarial = targeted_images(
             classifier, images[rows], classes, norm=norm, radius=radius, steps=steps, batch_size=batch_size
         )
-        seen = judge.sees(pushed.flatten(0, 1)).unflatten(0, pushed.shape[:2])
+        seen = judge.sees(adversarial.flatten(0, 1)).unflatten(0, adversarial.shape[:2])
         targets = torch.arange(classes).expand_as(seen)
         hits += int(((seen == targets) & (targets != labels[rows].cpu()[:, None])).sum())
     return hits / (len(images) * (classes - 1))
 
 
-def judged_unpushed(judge: Judge, images: torch.Tensor, labels: torch.Tensor, *, classes: int) -> float:
+def judged_clean(judge: Judge, images: torch.Tensor, labels: torch.Tensor, *, classes: int) -> float:
     """What `judged` would be of a classifier without any gradient: how often the judge sees each other class in the images.
 
-    A judge that errs sees a class in some images that nobody pushed towards it.
+    A judge that errs sees a class in some images that nobody attacked towards it.
     """
     return float((judge.sees(images) != labels.cpu()).double().mean()) / (classes - 1)

@@ -14,9 +14,9 @@ from pyautoattack.square import SquareAttack
 from torch import nn
 
 from pag_core.compute.randomness import derived_seed
-from pag_core.evaluation.apgd import apgd_accuracy, standing_accuracy
-from pag_core.evaluation.fitness import accuracy, require_fit_for_attack
+from pag_core.evaluation.apgd import apgd_accuracy, robust_accuracy
 from pag_core.evaluation.pgd import pgd_accuracy, pgd_images
+from pag_core.evaluation.preconditions import accuracy, require_fit_for_attack
 from pag_core.evaluation.units import Unit, finished_units
 from pag_core.params.measurements import MaskingParams
 from pag_core.params.radii import radius_value
@@ -55,7 +55,7 @@ class _Attacks:
 
     def transfer(self, norm: str, radius: str) -> dict[str, float]:
         """The model on images that PGD made on the baseline."""
-        moved = pgd_images(
+        adversarial = pgd_images(
             self.baseline,
             self.images,
             self.labels,
@@ -65,7 +65,7 @@ class _Attacks:
             seed=self.seed,
             batch_size=self.params.batch_size,
         )
-        return {f"{norm} {radius}": self._accuracy(self.classifier, moved)}
+        return {f"{norm} {radius}": self._accuracy(self.classifier, adversarial)}
 
     def clean(self) -> dict[str, float]:
         """Of model and baseline on the images as they are."""
@@ -100,7 +100,7 @@ class _Attacks:
             seed=derived_seed(self.seed, "square", norm, radius) % 2**31,
             device=self.images.device,
         )
-        left = standing_accuracy(self.classifier, self.images, self.labels, [attack], batch_size=self.params.batch_size)
+        left = robust_accuracy(self.classifier, self.images, self.labels, [attack], batch_size=self.params.batch_size)
         return {f"{norm} {radius}": left}
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
-from pag_core.evaluation.fitness import batches_of
+from pag_core.evaluation.preconditions import batches_of
 from pag_core.gradient_store.store import TargetGradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 from pag_core.objective.input_gradient import input_gradients

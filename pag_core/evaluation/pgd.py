@@ -10,7 +10,7 @@ from foolbox.models import PyTorchModel
 from torch import nn
 
 from pag_core.compute.randomness import seed_global_streams
-from pag_core.evaluation.fitness import accuracy, batches_of, require_fit_for_attack
+from pag_core.evaluation.preconditions import accuracy, batches_of, require_fit_for_attack
 from pag_core.params.radii import radius_value
 
 ATTACKS: dict[str, Any] = {"L2": L2ProjectedGradientDescentAttack, "Linf": LinfProjectedGradientDescentAttack}
@@ -69,7 +69,9 @@ def pgd_accuracy(
         for norm, chosen in radii.items()
         for radius in chosen
     }
-    return {name: accuracy(classifier, moved, labels, batch_size=batch_size) for name, moved in adversarial.items()}
+    return {
+        name: accuracy(classifier, examples, labels, batch_size=batch_size) for name, examples in adversarial.items()
+    }
 
 
 def targeted_images(
@@ -82,9 +84,9 @@ def targeted_images(
     steps: int,
     batch_size: int,
 ) -> torch.Tensor:
-    """Each image pushed towards every class by targeted PGD from the image itself (Fig. 2): [B, classes, C, H, W].
+    """Each image attacked towards every class by targeted PGD from the image itself (Fig. 2): [B, classes, C, H, W].
 
-    At most `batch_size` are pushed at once; nothing is drawn, so that it changes the rounding of sums alone.
+    At most `batch_size` are attacked at once; nothing is drawn, so that it changes the rounding of sums alone.
     """
     model, parts = foolbox_model(classifier, images.device), []
     pairs = torch.arange(len(images) * classes, device=images.device)
@@ -93,5 +95,5 @@ def targeted_images(
         attack = _pgd(norm, steps, random_start=False)
         _, clipped, _ = attack(model, images[pairs[rows] // classes], criterion, epsilons=radius)
         parts.append(clipped.detach())
-    pushed: torch.Tensor = torch.cat(parts).unflatten(0, (len(images), classes))
-    return pushed
+    adversarial: torch.Tensor = torch.cat(parts).unflatten(0, (len(images), classes))
+    return adversarial

@@ -17,7 +17,7 @@ from pag_core.errors import ArtifactError
 from pag_core.pipeline.artifacts import read_json, write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.origins import require_of_now
-from pag_core.pipeline.places import DATA, classifier_place, dataset_place, write_metrics
+from pag_core.pipeline.paths import DATA, classifier_path, dataset_path, write_metrics
 from pag_core.pipeline.saved_network import read_card
 from pag_core.pipeline.stage import OpenStage
 
@@ -49,10 +49,10 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int
     there is now was attacked in the same way.
     """
     params = opened.params
-    dataset = read_dataset(dataset_place(params.dataset))
+    dataset = read_dataset(dataset_path(params.dataset))
     test = dataset.splits["test"].to(opened.device)
     rows = test.first(images, f"{name}.images")
-    loaded = {network: load_classifier(classifier_place(network), dataset, opened.device) for network in who}
+    loaded = {network: load_classifier(classifier_path(network), dataset, opened.device) for network in who}
     inputs = {"dataset": dataset.fingerprint} | {network: saved.fingerprint for network, (_, saved) in loaded.items()}
     processes = process_count(params.processes, opened.device)
     opened.divide_cores(processes)
@@ -107,6 +107,6 @@ def _of_baseline(name: str, provenance: dict[str, Any]) -> dict[str, Any]:
             raise ArtifactError(
                 f"{place} is of an attack with {what} {theirs}, that on the classifier has {ours}; {again}"
             )
-    present = {"baseline": read_card(classifier_place("baseline"), KIND)["checksum"]}
+    present = {"baseline": read_card(classifier_path("baseline"), KIND)["checksum"]}
     require_of_now(place, baseline["provenance"], inputs=present, remedy=again)
     return baseline

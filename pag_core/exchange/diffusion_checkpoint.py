@@ -126,7 +126,7 @@ def _group(name: str, prefix: str) -> str:
     return ".".join(parts[: shared + 1])
 
 
-def inferred_form(tensors: Tensors, image_side: int, place: str) -> dict[str, Any]:
+def inferred_config(tensors: Tensors, image_side: int, place: str) -> dict[str, Any]:
     """What the shapes say of the U-Net: channels, multipliers, blocks, attention, learned variance, and its kind of blocks.
 
     Attention is given in pixels of images of `image_side`. Raises WeightsError if they are not those of such a U-Net.

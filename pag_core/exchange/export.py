@@ -16,11 +16,11 @@ from pag_core.exchange.measured import measurements
 from pag_core.exchange.model_card import model_card
 from pag_core.pipeline.artifacts import replacing_folder, write_json
 from pag_core.pipeline.code_identity import CHECKOUT, PACKAGE, import_closure
-from pag_core.pipeline.places import classifier_place, dataset_place
+from pag_core.pipeline.paths import classifier_path, dataset_path
 from pag_core.pipeline.stage import run, stage
 
-OUTSIDE = "pag_classifier"  # the package that travels with the weights
-LOADING = Path(PACKAGE) / "exchange" / "outside" / "loading.py"
+STANDALONE = "pag_classifier"  # the package that travels with the weights
+LOADING = Path(PACKAGE) / "exchange" / "standalone" / "loading.py"
 ATTACK = LOADING.with_name("attack.py")
 IMPORT = re.compile(rf"^(\s*)from ({PACKAGE}(?:\.\w+)+) import", re.MULTILINE)
 
@@ -30,14 +30,14 @@ def _travelling(path: Path) -> str:
 
     def turned(found: re.Match[str]) -> str:
         name = found[2].rsplit(".", 1)[-1]
-        return f"{found[1]}from {OUTSIDE if name == LOADING.stem else f'{OUTSIDE}.{name}'} import"
+        return f"{found[1]}from {STANDALONE if name == LOADING.stem else f'{STANDALONE}.{name}'} import"
 
     return IMPORT.sub(turned, (CHECKOUT / path).read_text(encoding="utf-8"))
 
 
 def write_code(folder: Path, *, attack: bool) -> None:
     """Write the package that builds and loads the network, and with `attack` the program that attacks it again."""
-    package = folder / OUTSIDE
+    package = folder / STANDALONE
     package.mkdir()
     for path in sorted(import_closure(CHECKOUT, LOADING)):
         (package / path.name).write_text(_travelling(path), encoding="utf-8")
@@ -60,8 +60,8 @@ def export(folder: Path, who: str, dataset_name: str) -> dict[str, Any]:
     """
     if folder.exists():
         raise ArtifactError(f"{folder} exists already: remove it, or export to another folder")
-    dataset = read_dataset(dataset_place(dataset_name))
-    place = classifier_place(who)
+    dataset = read_dataset(dataset_path(dataset_name))
+    place = classifier_path(who)
     classifier, saved = load_classifier(place, dataset, torch.device("cpu"))
     measured = measurements(who, saved.fingerprint, dataset.fingerprint, dataset.classes)
     attacked = measured["autoattack"]

@@ -9,10 +9,10 @@ from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.diffusion.network import KIND, NoisePredictor
 from pag_core.errors import ArtifactError, ParamsError, WeightsError
-from pag_core.exchange.diffusion_checkpoint import fitted_network, inferred_form, read_checkpoint, with_no_class_last
+from pag_core.exchange.diffusion_checkpoint import fitted_network, inferred_config, read_checkpoint, with_no_class_last
 from pag_core.gradients.label_effect import label_effect, require_label_effect
 from pag_core.pipeline.artifacts import file_digest
-from pag_core.pipeline.places import DATA, dataset_place
+from pag_core.pipeline.paths import DATA, dataset_path
 from pag_core.pipeline.saved_network import save_network
 from pag_core.pipeline.stage import OpenStage, run, stage
 
@@ -75,7 +75,7 @@ def import_diffusion(
     """
     if folder.exists():
         raise ArtifactError(f"{folder} exists already: remove it, or import to another folder")
-    dataset = read_dataset(dataset_place(opened.params.dataset))
+    dataset = read_dataset(dataset_path(opened.params.dataset))
     _require_size(image_size, dataset, checkpoint)
     read = read_checkpoint(checkpoint, weights)
     print(f"weights: {f'those under {read.prefix}' if read.prefix else 'the whole file'}", flush=True)
@@ -83,18 +83,18 @@ def import_diffusion(
         print(f"left out: {', '.join(read.left_out)}", flush=True)
     tensors = with_no_class_last(read.tensors, dataset.classes, no_class, str(checkpoint))
     # dropout is off in a trained model
-    form = inferred_form(tensors, image_size, str(checkpoint))
-    form |= {"dropout": 0.0, "timestep_window": None, **options}
-    print("\n".join(f"{key}: {value}" for key, value in form.items()), flush=True)
+    config = inferred_config(tensors, image_size, str(checkpoint))
+    config |= {"dropout": 0.0, "timestep_window": None, **options}
+    print("\n".join(f"{key}: {value}" for key, value in config.items()), flush=True)
     names = list(dataset.class_names)
     print(f"labels 0 to {len(names)}, as assumed: {listed_classes(names)}, no class", flush=True)
-    network = fitted_network(form, tensors, dataset.image_shape, str(checkpoint))
-    predictor = NoisePredictor({**form, "class_names": names}, network, opened.device)
+    network = fitted_network(config, tensors, dataset.image_shape, str(checkpoint))
+    predictor = NoisePredictor({**config, "class_names": names}, network, opened.device)
     measured = _measured(opened, predictor, dataset, checkpoint)
     inputs = {"checkpoint": file_digest(checkpoint), "dataset": dataset.fingerprint}
     card = {
         "kind": KIND,
-        "architecture": form,
+        "architecture": config,
         "class_names": names,
         "image_shape": list(dataset.image_shape),
         "dataset": None,  # it does not say which images it was trained on

@@ -8,7 +8,7 @@ from pag_core.evaluation.subject import baseline_place
 from pag_core.params.radii import radius_value
 from pag_core.pipeline.artifacts import read_json
 from pag_core.pipeline.origins import require_of_now
-from pag_core.pipeline.places import details_place
+from pag_core.pipeline.paths import details_path
 
 Plain = dict[str, Any]
 
@@ -36,7 +36,7 @@ def _attack(name: str, who: str) -> Plain | None:
     if who == "baseline":
         place = baseline_place(name)
         return {"place": str(place), **read_json(place)} if place.exists() else None
-    place = details_place(name)
+    place = details_path(name)
     if not place.exists():
         return None
     details = read_json(place)
@@ -44,7 +44,7 @@ def _attack(name: str, who: str) -> Plain | None:
 
 
 def _masking() -> Plain | None:
-    place = details_place("masking")
+    place = details_path("masking")
     if not place.exists():
         return None
     details = read_json(place)

@@ -1,4 +1,4 @@
-"""Class names above columns of pictures: upright where each fits its column, else slanted, so that neighbours do not meet."""
+"""Class names above columns of pictures: upright where each fits its column, else slanted, so that neighbors do not meet."""
 
 import math
 from dataclasses import dataclass

@@ -46,14 +46,14 @@ def source_label(source: str, control: Control | None) -> str:
     return source.upper() if control is None else f"{source.upper()} {CONTROLS[control].phrase}"
 
 
-def model_label(source: str, weight: float, method: MethodName = "standard", control: Control | None = None) -> str:
+def model_label(source: str, lambda_: float, method: MethodName = "standard", control: Control | None = None) -> str:
     """The experiment's model, its method, source and lambda: `model (SBG, λ 3)`, `model (AT + SBG, λ 3)`, `model (AT)`.
 
     Without method and alignment it is `model (no alignment)`.
     """
     parts = [METHODS[method].title] if method != "standard" else []
-    if source != "none" and weight != 0:
-        parts.append(f"{source_label(source, control)}, λ {weight:g}")
+    if source != "none" and lambda_ != 0:
+        parts.append(f"{source_label(source, control)}, λ {lambda_:g}")
     return f"model ({' + '.join(parts) or 'no alignment'})"
 
 

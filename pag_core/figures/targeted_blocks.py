@@ -1,4 +1,4 @@
-"""Test images pushed towards every class by several classifiers, a block of pictures for each classifier (Fig. 9 to 12)."""
+"""Targeted adversarial examples for every class by several classifiers, a block for each classifier (Fig. 9 to 12)."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ from pag_core.figures.palette import (
 # all lengths in inches
 CELL = 0.4
 GAP = 0.03
-# between an image and its pushed versions
+# between an image and its adversarial examples
 APART = 0.12
 MARGIN = 0.3
 BETWEEN = 0.35
@@ -42,7 +42,7 @@ OWN_WIDTH = 1.6  # points
 def targeted_blocks(
     images: torch.Tensor,
     labels: torch.Tensor,
-    pushed: dict[str, torch.Tensor],
+    adversarial: dict[str, torch.Tensor],
     *,
     class_names: tuple[str, ...],
     norm: str,
@@ -51,7 +51,7 @@ def targeted_blocks(
 ) -> Figure:
     """Targeted large-radius images: in each classifier's block a row per image, which is on the left, a column per class.
 
-    `images` float [B, C, H, W] in [0, 1], `labels` int64 [B]; `pushed` maps a classifier's name to images
+    `images` float [B, C, H, W] in [0, 1], `labels` int64 [B]; `adversarial` maps a classifier's name to images
     [B, at least the classes shown, C, H, W] in [0, 1]. More than ten classes are cut to the first ten.
     """
     shown, remark = shown_classes(len(class_names))
@@ -60,13 +60,13 @@ def targeted_blocks(
     names = column_names(tuple(classes.names.values()), fitting=FITTING)
     head = BLOCK_HEAD + names.room
     height = head + len(images) * (CELL + GAP)
-    columns = min(COLUMNS, len(pushed))
-    rows = math.ceil(len(pushed) / columns)
+    columns = min(COLUMNS, len(adversarial))
+    rows = math.ceil(len(adversarial) / columns)
     whole_width = max(2 * MARGIN + columns * width + (columns - 1) * BETWEEN, 7.2)
     legend = classes.legend_lines(whole_width - 2 * MARGIN)
     explained = LINE * len(legend)
     whole = (whole_width, HEAD + rows * height + (rows - 1) * BETWEEN + FOOT + explained)
-    with style([*classes.texts, *pushed]):
+    with style([*classes.texts, *adversarial]):
         figure = Figure(figsize=whole)
 
         def write(x: float, y: float, text: str, **options: Any) -> None:
@@ -78,11 +78,11 @@ def targeted_blocks(
             if own:
                 frame(axes, OWN_CLASS_COLOUR, OWN_WIDTH)
 
-        title = f"Images pushed towards each class by targeted PGD{remark}"
+        title = f"Adversarial examples for each class by targeted PGD{remark}"
         write(MARGIN, whole[1] - 0.32, title, va="center", **TITLE)
         setting = f"{norm_label(norm)} radius {radius}, {steps} steps from the image on the left"
         write(MARGIN, whole[1] - 0.58, setting, va="center", fontsize=LABEL_SIZE, color=MUTED_COLOUR)
-        for number, (name, pictures) in enumerate(pushed.items()):
+        for number, (name, pictures) in enumerate(adversarial.items()):
             left = MARGIN + (number % columns) * (width + BETWEEN)
             top = whole[1] - HEAD - (number // columns) * (height + BETWEEN)
             write(left, top - 0.2, escaped(name), fontsize=SUBTITLE_SIZE, va="center")

@@ -1,6 +1,6 @@
 """The gradient store: target gradients g(x, c) on disk as Zarr v3.
 
-`none` (vanilla), `representatives` (OI, CM: one image per class) and `neighbours` (NN: indices of training images) compute
+`none` (vanilla), `representatives` (OI, CM: one image per class) and `neighbors` (NN: indices of training images) compute
 `g(x, c) = r - x` when read. Of SBG, gradients are stored, quantised, one shard per run of images: `dense` has those of
 every class, `sparse` those of some classes of each training image, and `online` none for training, but the teacher that
 makes them in the step. All three have every class of the held-out test images.
@@ -20,7 +20,7 @@ from pag_core.datasets.prepared import Dataset, consolidate_metadata
 from pag_core.errors import StoreError
 from pag_core.gradient_store.manifest import read_manifest, store_header, write_manifest
 from pag_core.gradient_store.shards import ShardedArray, checked
-from pag_core.gradient_store.targets import DenseGradients, NeighbourGradients, RepresentativeGradients, TargetGradients
+from pag_core.gradient_store.targets import DenseGradients, NeighborGradients, RepresentativeGradients, TargetGradients
 from pag_core.gradient_store.writer import WRITE_ZEROS
 from pag_core.pipeline.artifacts import replacing_folder
 
@@ -32,7 +32,7 @@ STORED = ("dense", "sparse", "online")
 class SmallStore:
     """The content of a store whose gradients are computed when read: its kind, and its arrays by name.
 
-    `none` has no arrays; `representatives` float32 [classes, C, H, W]; `neighbours` has `SPLIT/neighbours` int32
+    `none` has no arrays; `representatives` float32 [classes, C, H, W]; `neighbors` has `SPLIT/neighbors` int32
     [images, classes], indices of training images.
     """
 
@@ -45,9 +45,9 @@ class SmallStore:
         match self.kind:
             case "representatives":
                 return RepresentativeGradients(self.arrays["representatives"].to(device), images)
-            case "neighbours":
+            case "neighbors":
                 train = dataset.splits["train"].to(device)
-                return NeighbourGradients(self.arrays[f"{split}/neighbours"].to(device), images, train)
+                return NeighborGradients(self.arrays[f"{split}/neighbors"].to(device), images, train)
             case kind:
                 raise StoreError(f"a store of kind {kind!r} holds no gradients: it stands for vanilla training")
 
@@ -133,7 +133,7 @@ class GradientStore:
                 return DenseGradients(codes.resident(device), scales.resident(device), kept)
             case "representatives" as kind:
                 name = kind
-            case "neighbours" as kind:
+            case "neighbors" as kind:
                 name = f"{split}/{kind}"
             case kind:
                 raise StoreError(f"{self.path} holds no gradients (kind {kind!r}): it stands for vanilla training")

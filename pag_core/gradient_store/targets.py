@@ -115,16 +115,16 @@ class RepresentativeGradients(TargetGradients):
         return GradientBatch(self.representatives[slots] - self.split.pixels(image_indices)[:, None])
 
 
-class NeighbourGradients(TargetGradients):
+class NeighborGradients(TargetGradients):
     """`g(x, c) = r(x, c) - x` (NN, Eq. 6); the representatives are training images."""
 
-    def __init__(self, neighbours: torch.Tensor, split: Split, train: Split) -> None:
-        self.neighbours = neighbours
+    def __init__(self, neighbors: torch.Tensor, split: Split, train: Split) -> None:
+        self.neighbors = neighbors
         self.split = split
         self.train = train
 
     def rows(self, image_indices: torch.Tensor, slots: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
-        chosen = self.neighbours[image_indices].gather(1, slots).long()
+        chosen = self.neighbors[image_indices].gather(1, slots).long()
         nearest: torch.Tensor = self.train.pixels(chosen.flatten()).unflatten(0, tuple(chosen.shape))
         return GradientBatch(nearest - self.split.pixels(image_indices)[:, None])
 

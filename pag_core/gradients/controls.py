@@ -83,9 +83,9 @@ def require_exchangeable(params: Params) -> None:
     control = params.control
     if control is None:
         return
-    if params.source == "none" or params.weight == 0:
+    if params.source == "none" or params.lambda_ == 0:
         raise ParamsError(
-            f"params.yaml: control is {control}, but source {params.source} and lambda {params.weight:g} have no target "
+            f"params.yaml: control is {control}, but source {params.source} and lambda {params.lambda_:g} have no target "
             "gradients to exchange; set control: null, or a source and a lambda"
         )
     if params.source == "sbg_online" or params.feed.window_shards is not None:

@@ -11,6 +11,10 @@ from pag_core.errors import DatasetError
 ROWS_AT_ONCE = 1024
 
 
+# not the spelling of today: the draws, and so all that was measured, follow from it
+STREAM = "neighbour sample"
+
+
 def class_samples(train: Split, classes: int, *, samples_per_class: int, seed: int) -> torch.Tensor:
     """Indices into `train` of the sets D_y of Eq. 6, drawn by `seed`: int64 [classes, samples].
 
@@ -20,14 +24,14 @@ def class_samples(train: Split, classes: int, *, samples_per_class: int, seed: i
     samples = min(samples_per_class, *(len(indices) for indices in members))
     return torch.stack(
         [
-            indices[torch.randperm(len(indices), generator=generator("cpu", seed, "neighbour sample", label))[:samples]]
+            indices[torch.randperm(len(indices), generator=generator("cpu", seed, STREAM, label))[:samples]]
             for label, indices in enumerate(members)
         ]
     )
 
 
-def require_neighbours(train: Split, class_names: Sequence[str]) -> None:
-    """Raise DatasetError for a class of one training image, which has no neighbour in it other than itself (Eq. 6)."""
+def require_neighbors(train: Split, class_names: Sequence[str]) -> None:
+    """Raise DatasetError for a class of one training image, which has no neighbor in it other than itself (Eq. 6)."""
     counts = torch.bincount(train.labels, minlength=len(class_names)).tolist()
     if lonely := [name for name, count in zip(class_names, counts, strict=True) if count < 2]:
         raise DatasetError(
@@ -57,7 +61,7 @@ def nearest_neighbor_indices(
             row, label = torch.nonzero(best.values.isinf())[0].tolist()
             name = label if class_names is None else repr(class_names[label])
             raise DatasetError(
-                f"all {per_class} samples of the class {name} equal image {start + row}, so Eq. 6 has no neighbour; "
+                f"all {per_class} samples of the class {name} equal image {start + row}, so Eq. 6 has no neighbor; "
                 "raise nn.samples_per_class or remove duplicate images"
             )
         nearest.append(samples.to(device).gather(1, best.indices.T).T)

@@ -8,7 +8,7 @@ import torch
 from pag_core.datasets.prepared import Dataset
 from pag_core.gradient_store.store import SmallStore
 from pag_core.gradients.class_mean import class_mean_representatives
-from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices, require_neighbours
+from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices, require_neighbors
 from pag_core.gradients.one_image import one_image_representatives
 from pag_core.params.sections import Params
 from pag_core.params.values import Source as SourceName
@@ -43,13 +43,13 @@ def _class_mean(dataset: Dataset, params: Params, images: dict[str, torch.Tensor
 def _nearest_neighbor(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
     train = dataset.splits["train"]
     if "train" in images:
-        require_neighbours(train, dataset.class_names)
+        require_neighbors(train, dataset.class_names)
     samples = class_samples(train, dataset.classes, samples_per_class=params.nn.samples_per_class, seed=params.seed)
     nearest = {
-        f"{split}/neighbours": nearest_neighbor_indices(part, train, samples, dataset.class_names)
+        f"{split}/neighbors": nearest_neighbor_indices(part, train, samples, dataset.class_names)
         for split, part in images.items()
     }
-    return SmallStore("neighbours", nearest)
+    return SmallStore("neighbors", nearest)
 
 
 # in Okabe and Ito's colours; what has no source is dark grey

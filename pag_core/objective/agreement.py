@@ -22,7 +22,7 @@ from pag_core.errors import AdjointUnavailable, NotTwiceDifferentiable
 from pag_core.objective.adjoint.cotangent import Context
 from pag_core.objective.adjoint.program import AdjointProgram
 from pag_core.objective.adjoint.tracing import REMEDY, trace
-from pag_core.objective.autograd_path import Seeds, autograd_input_gradients
+from pag_core.objective.autograd_path import Cotangents, autograd_input_gradients
 from pag_core.objective.batch_statistics import each_for_itself
 from pag_core.objective.network_state import NetworkState, in_float64, state_kept
 
@@ -41,24 +41,24 @@ OF_ROUNDING = 4
 SHARE = 1e-2
 
 
-def require_agreement(classifier: nn.Module, images: torch.Tensor, seeds: Seeds, batch_norm: str) -> None:
+def require_agreement(classifier: nn.Module, images: torch.Tensor, cotangents: Cotangents, batch_norm: str) -> None:
     """Raise AdjointUnavailable unless adjoint and autograd agree on some of `images` [B, C, H, W], and state moves alike.
 
     Compared are logits, input-gradients in the meaning `batch_norm` and, where parameters learn, the parameter gradients of
     both; under autocast or in TF32 also the first two in that precision, as far as its rounding lets it be told. Buffers and
-    attributes must be left as a forward pass leaves them. `seeds` gives the cotangents of the logits. The network, its state
-    and the random streams are afterwards as they were. Raises NotTwiceDifferentiable where parameters learn and an operation
-    has no second derivative.
+    attributes must be left as a forward pass leaves them. `cotangents` gives those of the logits. The network, its state and
+    the random streams are afterwards as they were. Raises NotTwiceDifferentiable where parameters learn and an operation has
+    no second derivative.
     """
     some = _some(images)
     with each_for_itself(), torch.enable_grad(), state_kept(classifier, images.device) as state:
-        ways = _Ways(classifier, some, seeds, state)
+        ways = _Ways(classifier, some, cotangents, state)
         with _full_precision(images.device):
             try:
                 meaning, exact = ways.require_alike(batch_norm)
             except AdjointUnavailable:
                 state.restore()
-                decided = _in_float64(classifier, some, seeds, batch_norm)
+                decided = _in_float64(classifier, some, cotangents, batch_norm)
                 if decided is None:
                     raise
                 meaning, exact = decided
@@ -66,17 +66,21 @@ def require_agreement(classifier: nn.Module, images: torch.Tensor, seeds: Seeds,
             ways.require_near_in_this_precision(meaning, exact)
 
 
-def _in_float64(classifier: nn.Module, some: torch.Tensor, seeds: Seeds, batch_norm: str) -> "tuple[str, _Pass] | None":
+def _in_float64(
+    classifier: nn.Module, some: torch.Tensor, cotangents: Cotangents, batch_norm: str
+) -> "tuple[str, _Pass] | None":
     """As `_Ways.require_alike`, in float64; None for a network that does not take it."""
     with in_float64(classifier), state_kept(classifier, some.device) as state:
-        ways = _Ways(classifier, some.double(), seeds, state)
+        ways = _Ways(classifier, some.double(), cotangents, state)
         return ways.require_alike(batch_norm) if ways.computes() else None
 
 
-def require_second_derivative(classifier: nn.Module, images: torch.Tensor, seeds: Seeds, batch_norm: str) -> None:
+def require_second_derivative(
+    classifier: nn.Module, images: torch.Tensor, cotangents: Cotangents, batch_norm: str
+) -> None:
     """Raise NotTwiceDifferentiable where autograd cannot differentiate input-gradients by the parameters."""
     with each_for_itself(), torch.enable_grad(), state_kept(classifier, images.device) as state:
-        ways = _Ways(classifier, _some(images), seeds, state)
+        ways = _Ways(classifier, _some(images), cotangents, state)
         ways.require_second_derivative(ways.by_autograd(batch_norm))
 
 
@@ -108,8 +112,10 @@ class _Pass:
 class _Ways:
     """The two ways through `classifier`, each from the same state and random draws, and the refusal where they differ."""
 
-    def __init__(self, classifier: nn.Module, images: torch.Tensor, seeds: Seeds, state: NetworkState) -> None:
-        self.classifier, self.images, self.seeds, self.state = classifier, images, seeds, state
+    def __init__(
+        self, classifier: nn.Module, images: torch.Tensor, cotangents: Cotangents, state: NetworkState
+    ) -> None:
+        self.classifier, self.images, self.cotangents, self.state = classifier, images, cotangents, state
         self.drawn: set[str] = set()  # the random streams that a forward pass draws from, once one has run
         self.parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
 
@@ -159,7 +165,7 @@ class _Ways:
         classes = self.classes
         return self._pass(
             lambda: autograd_input_gradients(
-                self.classifier, self.images, classes, self.seeds, batch_norm=meaning, create_graph=True
+                self.classifier, self.images, classes, self.cotangents, batch_norm=meaning, create_graph=True
             )
         )
 
@@ -216,7 +222,7 @@ class _Ways:
 
         def run() -> tuple[torch.Tensor, torch.Tensor]:
             logits, steps = program.forward(list(network.parameters()), list(network.buffers()), self.images)
-            return logits, program.back(steps, self.seeds(logits, classes)).transpose(0, 1)
+            return logits, program.back(steps, self.cotangents(logits, classes)).transpose(0, 1)
 
         return run
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from pag_core.objective.batch_statistics import batch_statistics
 
 # from logits [B, classes] and classes int64 [B, K] to the cotangents [K, B, classes] of the logits
-Seeds = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Cotangents = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _one_by_one(
@@ -38,20 +38,20 @@ def per_class(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    seeds: Seeds,
+    cotangents: Cotangents,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `class`: the classes one after the other through the graph of one forward pass."""
     images = images.detach().requires_grad_()
     logits = classifier(images)
-    return logits, _one_by_one(logits, images, seeds(logits, class_indices), create_graph)
+    return logits, _one_by_one(logits, images, cotangents(logits, class_indices), create_graph)
 
 
 def repeated(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    seeds: Seeds,
+    cotangents: Cotangents,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `repeat`: every class differentiates its own copy of the image in a second forward pass."""
@@ -61,7 +61,7 @@ def repeated(
     copies = images.detach().repeat_interleave(drawn, dim=0).requires_grad_()
     with _with_buffers(classifier, before):
         copied = classifier(copies)
-    (cotangent_BN,) = seeds(copied, class_indices.reshape(-1, 1))
+    (cotangent_BN,) = cotangents(copied, class_indices.reshape(-1, 1))
     gradients = torch.autograd.grad(copied, copies, cotangent_BN, create_graph=create_graph)[0]
     return logits, gradients.unflatten(0, (len(images), drawn))
 
@@ -70,7 +70,7 @@ def frozen(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    seeds: Seeds,
+    cotangents: Cotangents,
     create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch-norm meaning `frozen`: a second forward pass with the statistics of the first.
@@ -85,14 +85,14 @@ def frozen(
     in_order = iter(statistics)
     with _with_buffers(classifier, before), _BatchNorms(lambda call: _normalized(call, *next(in_order))):
         again = classifier(images)
-    return logits, _one_by_one(again, images, seeds(again, class_indices), create_graph)
+    return logits, _one_by_one(again, images, cotangents(again, class_indices), create_graph)
 
 
 PATHS = {"class": per_class, "repeat": repeated, "frozen": frozen}
 
 
 def autograd_input_gradients(
-    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, seeds: Seeds,
+    classifier: nn.Module, images: torch.Tensor, class_indices: torch.Tensor, cotangents: Cotangents,
     *, batch_norm: str, create_graph: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Logits [B, classes] and input-gradients [B, K, C, H, W] in the batch-norm meaning asked for.
@@ -102,7 +102,7 @@ def autograd_input_gradients(
     """
     # fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
-        return PATHS[batch_norm](classifier, images, class_indices, seeds, create_graph)
+        return PATHS[batch_norm](classifier, images, class_indices, cotangents, create_graph)
 
 
 def training_batch_norms(classifier: nn.Module) -> list[_BatchNorm]:

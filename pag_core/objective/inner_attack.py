@@ -29,7 +29,7 @@ def start_beside(shape: tuple[int, ...], draws: torch.Generator) -> torch.Tensor
     return TRADES_SPREAD * torch.randn(shape, generator=draws)
 
 
-def attacked_images(
+def adversarial_examples(
     forward: Callable[[torch.Tensor], torch.Tensor],
     images: torch.Tensor,
     start: torch.Tensor,
@@ -46,18 +46,18 @@ def attacked_images(
     radius, images = radius_value(params.radius), images.detach()
     step_size = radius_value(params.step_size) if params.step_size is not None else 2.5 * radius / params.steps
     radius, step_size = share * radius, share * step_size
-    moved = start.detach()
+    adversarial = start.detach()
     for _ in range(params.steps):
-        moved.requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(forward(moved)), moved)
-        moved = moved.detach() + step_size * _direction(gradient, params.norm)
-        moved = projected(moved, images, params.norm, radius)
-    return moved
+        adversarial.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(forward(adversarial)), adversarial)
+        adversarial = adversarial.detach() + step_size * _direction(gradient, params.norm)
+        adversarial = projected(adversarial, images, params.norm, radius)
+    return adversarial
 
 
-def projected(moved: torch.Tensor, images: torch.Tensor, norm: str, radius: float) -> torch.Tensor:
-    """`moved` brought into the ball of `radius` around `images`, and into [0, 1]."""
-    difference = moved - images
+def projected(adversarial: torch.Tensor, images: torch.Tensor, norm: str, radius: float) -> torch.Tensor:
+    """`adversarial` brought into the ball of `radius` around `images`, and into [0, 1]."""
+    difference = adversarial - images
     if norm == "Linf":
         difference = difference.clamp(-radius, radius)
     else:

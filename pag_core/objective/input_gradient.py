@@ -51,7 +51,7 @@ def input_gradients(
         case "adjoint":
             with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
                 return _adjoint_input_gradients(
-                    classifier, images, class_indices, Seeds(output, with_loss), batch_norm, compiled
+                    classifier, images, class_indices, Cotangents(output, with_loss), batch_norm, compiled
                 )
         case "autograd":
             if compiled:
@@ -65,7 +65,7 @@ def input_gradients(
                 classifier,
                 images,
                 class_indices,
-                Seeds(output, with_loss),
+                Cotangents(output, with_loss),
                 batch_norm=batch_norm,
                 create_graph=create_graph,
             )
@@ -86,24 +86,24 @@ def _adjoint_input_gradients(
     classifier: nn.Module,
     images: torch.Tensor,
     class_indices: torch.Tensor,
-    seeds: "Seeds",
+    cotangents: "Cotangents",
     batch_norm: str,
     compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     parameters, buffers = list(classifier.parameters()), list(classifier.buffers())
     images = images.detach()
     if compiled:
-        compiled_function = _compiled(classifier, parameters, buffers, images, class_indices, seeds, batch_norm)
+        compiled_function = _compiled(classifier, parameters, buffers, images, class_indices, cotangents, batch_norm)
         logits, gradients = compiled_function(parameters, buffers, images, class_indices)
     else:
         program = _program(classifier, images, Context(batch_norm))
         logits, steps = program.forward(parameters, buffers, images)
-        gradients = program.back(steps, seeds(logits, class_indices))
+        gradients = program.back(steps, cotangents(logits, class_indices))
     return logits, gradients.transpose(0, 1)
 
 
 @dataclass(frozen=True)
-class Seeds:
+class Cotangents:
     """The cotangents of the logits for indices int64 [B, K]: of classes, or `with_loss` `-1 - y` of the loss of y."""
 
     output: str
@@ -161,7 +161,7 @@ def _once(check: Callable[..., None], classifier: nn.Module, images: torch.Tenso
         return
     learns = any(parameter.requires_grad for parameter in classifier.parameters())
     key = (check, batch_norm, learns)
-    _cached(classifier, images[:0], key, lambda: check(classifier, images, Seeds("logit"), batch_norm))
+    _cached(classifier, images[:0], key, lambda: check(classifier, images, Cotangents("logit"), batch_norm))
 
 
 def _program(classifier: nn.Module, images: torch.Tensor, context: Context) -> AdjointProgram:
@@ -180,7 +180,7 @@ def _program(classifier: nn.Module, images: torch.Tensor, context: Context) -> A
 
 def _compiled(
     classifier: nn.Module, parameters: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor],
-    images: torch.Tensor, class_indices: torch.Tensor, seeds: "Seeds", batch_norm: str,
+    images: torch.Tensor, class_indices: torch.Tensor, cotangents: "Cotangents", batch_norm: str,
 ) -> Compiled:  # fmt: skip
     def make() -> Compiled:
         program = _program(classifier, images, Context(batch_norm, general=False))
@@ -190,9 +190,9 @@ def _compiled(
             buffers,
             images,
             class_indices,
-            seeds,
+            cotangents,
         )
 
-    key = ("compiled", seeds, batch_norm, class_indices.shape[1])
+    key = ("compiled", cotangents, batch_norm, class_indices.shape[1])
     compiled: Compiled = _cached(classifier, images, key, make, plain_values(classifier))
     return compiled

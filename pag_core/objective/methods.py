@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pag_core.objective.inner_attack import attacked_images, in_mode, projected, start_beside, start_in_ball
+from pag_core.objective.inner_attack import adversarial_examples, in_mode, projected, start_beside, start_in_ball
 from pag_core.objective.input_gradient import logits_of
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import (
@@ -65,7 +65,7 @@ class ClassificationStep:
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """Cross-entropy on images that PGD has moved to raise it; the training accuracy is that on the moved images."""
+    """Cross-entropy on adversarial examples by PGD that raise it; the training accuracy is that on them."""
 
     params: AdversarialTrainingParams
     wants_clean = False
@@ -84,7 +84,7 @@ class AdversarialTraining:
             radius = share * radius_value(params.radius)
             begin = projected(images + radius * step.start, images, params.norm, radius)
         with in_mode(step.classifier, params.mode):
-            moved = attacked_images(
+            adversarial = adversarial_examples(
                 lambda pixels: logits_of(step.classifier, pixels),
                 images,
                 begin,
@@ -92,13 +92,13 @@ class AdversarialTraining:
                 params,
                 share,
             )
-        logits = logits_of(step.classifier, moved)
+        logits = logits_of(step.classifier, adversarial)
         return F.cross_entropy(logits, step.labels), logits
 
 
 @dataclass(frozen=True)
 class Trades:
-    """Cross-entropy on the images, and `beta` times the KL divergence between the answers to images and moved images."""
+    """Cross-entropy on the images, and `beta` times the KL divergence of the answers to them and to adversarial examples."""
 
     params: TradesParams
     wants_clean = True
@@ -115,14 +115,14 @@ class Trades:
         with in_mode(step.classifier, params.mode):
             with torch.no_grad():
                 reference = logits_of(step.classifier, images).softmax(1)
-            moved = attacked_images(
+            adversarial = adversarial_examples(
                 lambda pixels: logits_of(step.classifier, pixels),
                 images,
                 images + step.start,
                 lambda logits: F.kl_div(logits.log_softmax(1), reference, reduction="sum"),
                 params,
             )
-        answers = logits_of(step.classifier, moved).log_softmax(1)
+        answers = logits_of(step.classifier, adversarial).log_softmax(1)
         divergence = F.kl_div(answers, clean.softmax(1), reduction="batchmean")
         return F.cross_entropy(clean, step.labels) + params.beta * divergence, clean
 

@@ -52,39 +52,39 @@ def drawn_classes(batch: int, classes: int, drawn: int, generator: torch.Generat
 def pag_objective(
     classifier: nn.Module,
     batch: AlignedBatch,
-    form: ObjectiveParams,
+    config: ObjectiveParams,
     *,
-    weight: float,
+    lambda_: float,
     classes: int,
     method: Method = STANDARD,
     start: torch.Tensor | None = None,
     epoch: int = 0,
     compiled: bool = False,
 ) -> ObjectiveTerms:
-    """Eq. 4 for a batch; `weight` is lambda, `form` how the alignment term is computed, `compiled` by torch.compile.
+    """Eq. 4 for a batch; `lambda_` is lambda, `config` how the alignment term is computed, `compiled` by torch.compile.
 
     With `scaling` "all" lambda multiplies the sum over all `classes` C, estimated as C/K times the sum over the K drawn
     (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). The classification part is that
     of `method`, whose inner attack begins at `start`. Raises as `input_gradients` does.
     """
     logits, gradients, loss_gradient = _shared_pass(
-        classifier, batch.images, batch.labels, batch.class_indices, form, method, compiled=compiled
+        classifier, batch.images, batch.labels, batch.class_indices, config, method, compiled=compiled
     )
     alignment = cosine_alignment_loss(
         gradients, batch.targets, mask=batch.mask, target_norm=batch.target_norm, weights=batch.weights
     )
-    if form.scaling == "all":
+    if config.scaling == "all":
         alignment = alignment * (classes / batch.class_indices.shape[1])
     step = ClassificationStep(classifier, batch.images, batch.labels, logits, loss_gradient, start, epoch)
     classification, counted = method.loss(step)
-    return ObjectiveTerms(classification + weight * alignment, classification, alignment, counted)
+    return ObjectiveTerms(classification + lambda_ * alignment, classification, alignment, counted)
 
 
 def plain_objective(
     classifier: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    form: ObjectiveParams | None = None,
+    config: ObjectiveParams | None = None,
     *,
     method: Method = STANDARD,
     start: torch.Tensor | None = None,
@@ -92,13 +92,13 @@ def plain_objective(
 ) -> ObjectiveTerms:
     """Eq. 4 with lambda 0: the classification part alone; the alignment is neither computed nor reported (NaN).
 
-    `form` says how a method's own input-gradient is computed; a method without one needs none.
+    `config` says how a method's own input-gradient is computed; a method without one needs none.
     """
     logits = loss_gradient = None
     if method.wants_gradient:
-        assert form is not None
+        assert config is not None
         no_class = labels[:, None][:, :0]
-        logits, _, loss_gradient = _shared_pass(classifier, images, labels, no_class, form, method)
+        logits, _, loss_gradient = _shared_pass(classifier, images, labels, no_class, config, method)
     elif method.wants_clean:
         logits = logits_of(classifier, images)
     step = ClassificationStep(classifier, images, labels, logits, loss_gradient, start, epoch)
@@ -111,7 +111,7 @@ def _shared_pass(
     images: torch.Tensor,
     labels: torch.Tensor,
     class_indices: torch.Tensor,
-    form: ObjectiveParams,
+    config: ObjectiveParams,
     method: Method,
     *,
     compiled: bool = False,
@@ -124,9 +124,9 @@ def _shared_pass(
         classifier,
         images,
         wanted,
-        output=form.output,
-        differentiation=form.differentiation,
-        batch_norm=form.batch_norm,
+        output=config.output,
+        differentiation=config.differentiation,
+        batch_norm=config.batch_norm,
         compiled=compiled,
         with_loss=method.wants_gradient,
     )

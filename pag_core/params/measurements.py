@@ -88,7 +88,7 @@ class ToyParams(Section):
     """The toy experiment (Section 5.1, Appendix G.1); radius and step size are in units of the points."""
 
     seeds: PositiveInt
-    weight: NonNegativeReal = Field(alias="lambda")
+    lambda_: NonNegativeReal = Field(alias="lambda")
     output: Output
     samples_per_class: Annotated[PositiveInt, Field(ge=2)]
     epochs: PositiveInt

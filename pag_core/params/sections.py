@@ -55,14 +55,14 @@ class CheckParams(Section):
 class SourceDefault(Section):
     """What `lambda: auto` and `objective.output: auto` stand for with one source."""
 
-    weight: NonNegativeReal = Field(alias="lambda")
+    lambda_: NonNegativeReal = Field(alias="lambda")
     output: Output
 
 
 class SourceDefaults(Section):
     """The lambda and output that suit each source.
 
-    Class means and neighbours aligned with the log-probability cost most of the clean accuracy. Score-based gradients, which
+    Class means and neighbors aligned with the log-probability cost most of the clean accuracy. Score-based gradients, which
     are differences from the unconditional score, gain from it.
     """
 
@@ -258,7 +258,7 @@ class Params(Section):
     method: MethodName
     baseline_method: MethodName
     # `lambda` is a keyword of Python
-    weight: NonNegativeReal = Field(alias="lambda")
+    lambda_: NonNegativeReal = Field(alias="lambda")
     control: Control | None
     source_defaults: SourceDefaults
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]

@@ -6,7 +6,7 @@ from pag_core.figures.png_record import record_of
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.origins import require_of_now
-from pag_core.pipeline.places import FIGURES, classifier_place, details_place
+from pag_core.pipeline.paths import FIGURES, classifier_path, details_path
 
 Plain = dict[str, Any]
 
@@ -25,13 +25,13 @@ def require_one_origin(
         ("baseline", "train.py --baseline", {"dataset": manifest["dataset"]}),
     ):
         remedy = f"run python stages/{command} again"
-        require_of_now(classifier_place(who), cards[who]["provenance"], inputs=inputs, params=params, remedy=remedy)
+        require_of_now(classifier_path(who), cards[who]["provenance"], inputs=inputs, params=params, remedy=remedy)
     networks = {who: card["checksum"] for who, card in cards.items()} | {"dataset": manifest["dataset"]}
     for name, part, command, inputs in _measured(networks):
         record = details[name].get("provenance", {})
         stated = (record.get(part) if part else record) or None
         remedy = f"run {command} again"
-        require_of_now(details_place(name), stated, inputs=inputs, params=params, remedy=remedy)
+        require_of_now(details_path(name), stated, inputs=inputs, params=params, remedy=remedy)
     shown = {name: digest(details[name]) for name in ("autoattack", "masking")}
     for name, png in figures.items():
         drawn, remedy = networks | shown, "run python stages/figures.py again"

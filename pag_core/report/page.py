@@ -18,7 +18,7 @@ from pag_core.evaluation.attacks import (
 from pag_core.figures.labels import METHODS, baseline_label, model_label
 from pag_core.gradients.sources import SOURCES
 from pag_core.params.yaml_text import written_yaml
-from pag_core.pipeline.places import details_place
+from pag_core.pipeline.paths import details_path
 from pag_core.report.results import FIGURES, Results
 from pag_core.report.templates import rendered
 from pag_core.report.verdict import MASKING_CHECKS, alarms, autoattack_settings, percent, points, verdict
@@ -36,7 +36,7 @@ def render_page(results: Results) -> str:
         beside=baseline_label(params.baseline_method),
         method=METHODS[params.method].title,
         source=SOURCES[params.source].title,
-        model=model_label(params.source, params.weight, params.method, params.control),
+        model=model_label(params.source, params.lambda_, params.method, params.control),
         class_names=results.card["class_names"],
         verdict=verdict(results),
         alarms=alarms(results),
@@ -148,17 +148,17 @@ def score_rows(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def judged_line(judged: dict[str, Any]) -> str:
-    """How often the judge sees the target class in pushed images, and how good the judge is."""
+    """How often the judge sees the target class in adversarial examples, and how good the judge is."""
     judge = judged["judge"]
-    if "unpushed" not in judged:
+    if "clean_images" not in judged:
         raise ArtifactError(
-            f"{details_place('pag_score')} is of an earlier version and lacks `unpushed`; run python stages/pag_score.py again"
+            f"{details_path('pag_score')} is of an earlier version (no `clean_images`); run python stages/pag_score.py again"
         )
     return (
         f"An independent judge, a support vector machine on pixels, sees the target class in {percent(judged['model'])} of "
         f"{judged['images']} test images that the classifier's gradients push towards every other class "
         f"({setting_label(judged['attack'])}, {judged['steps']} steps), and in {percent(judged['baseline'])} for the "
-        f"baseline; had nobody pushed them, its mistakes would make that {percent(judged['unpushed'])}. "
+        f"baseline; had nobody attacked them, its mistakes would make that {percent(judged['clean_images'])}. "
         f"It has learnt {judge['training_images']} training images, and is right for {percent(judge['accuracy'])} of "
         f"{judge['test_images']} test images."
     )

@@ -9,8 +9,8 @@ from pag_core.errors import ArtifactError
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import read_json
-from pag_core.pipeline.places import FIGURES as FIGURES_FOLDER
-from pag_core.pipeline.places import classifier_place, details_place, gradients_place
+from pag_core.pipeline.paths import FIGURES as FIGURES_FOLDER
+from pag_core.pipeline.paths import classifier_path, details_path, gradients_path
 from pag_core.pipeline.saved_network import read_card
 from pag_core.report.one_origin import require_one_origin
 
@@ -21,7 +21,7 @@ FIGURES = {
         "falls to zero. The paper shows growing radii in Table 3."
     ),
     "targeted_pgd": (
-        "Test images pushed towards each class (Figure 2 of the paper). Where gradients are perceptually aligned, "
+        "Targeted adversarial examples for each class (Figure 2 of the paper). Where gradients are perceptually aligned, "
         "features of the target class appear."
     ),
     "gradient_sources": (
@@ -57,13 +57,13 @@ def read_results(params: Params, root: Path = Path()) -> Results:
     Raises ArtifactError that names a file which is missing, damaged or not of the networks, data and parameters of now, and
     WeightsError or StoreError where a network or the gradient store is missing or damaged.
     """
-    manifest = read_manifest(root / gradients_place(params.source))
+    manifest = read_manifest(root / gradients_path(params.source))
     details = {
-        name: read_json(root / details_place(name))
+        name: read_json(root / details_path(name))
         for name in ("autoattack", "foolbox", "masking", "pag_score", "training")
     }
     figures = {name: _read(root / FIGURES_FOLDER / f"{name}.png") for name in FIGURES}
-    cards = {who: read_card(root / classifier_place(who), KIND) for who in ("classifier", "baseline")}
+    cards = {who: read_card(root / classifier_path(who), KIND) for who in ("classifier", "baseline")}
     require_one_origin(params, cards, manifest, details, figures)
     return Results(
         params=params,

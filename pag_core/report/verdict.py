@@ -77,9 +77,9 @@ def verdict(results: Results) -> str:
 def _clean(results: Results) -> str:
     params, attack = results.params, results.autoattack
     parts = [METHODS[params.method].phrase] if params.method != "standard" else []
-    if params.source != "none" and params.weight != 0:
-        weight = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.weight:g}"
-        parts.append(f"{gradients_phrase(params.source, params.control)} ({weight})")
+    if params.source != "none" and params.lambda_ != 0:
+        lambda_ = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.lambda_:g}"
+        parts.append(f"{gradients_phrase(params.source, params.control)} ({lambda_})")
     how = f"The model, trained with {' and '.join(parts)}," if parts else "The model, trained without target gradients,"
     return (
         f"{how} classifies {percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "

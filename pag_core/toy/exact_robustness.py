@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pag_core.evaluation.fitness import correct
+from pag_core.evaluation.preconditions import correct
 
 Array = NDArray[np.float64]
 

@@ -6,8 +6,8 @@ from foolbox.models import PyTorchModel
 from torch import nn
 
 from pag_core.compute.randomness import seed_global_streams
-from pag_core.evaluation.fitness import correct
-from pag_core.gradient_store.targets import NeighbourGradients
+from pag_core.evaluation.preconditions import correct
+from pag_core.gradient_store.targets import NeighborGradients
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.params.measurements import ToyParams
 from pag_core.params.sections import ObjectiveParams, TrainParams
@@ -17,7 +17,7 @@ from pag_core.toy.points import CLASSES, Points, toy_points
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
 
-METHODS = {"vanilla": "vanilla", "nn": "nearest neighbour"}
+METHODS = {"vanilla": "vanilla", "nn": "nearest neighbor"}
 # accuracies of Section 5.1, as fractions
 PUBLISHED = {"vanilla": {"clean": 1.0, "pgd": 0.0}, "nn": {"clean": 1.0, "pgd": 0.755}}
 TRAIN_PER_MODE, TEST_PER_MODE = 1000, 100
@@ -46,7 +46,7 @@ def trained_network(
     folder: RunFolder,
     checkpoint_seconds: float = 0.0,
 ) -> nn.Sequential:
-    """A network trained on the 6,000 points of `seed`: `vanilla`, or `nn` with Eq. 4 towards the neighbours of Eq. 6.
+    """A network trained on the 6,000 points of `seed`: `vanilla`, or `nn` with Eq. 4 towards the neighbors of Eq. 6.
 
     Both methods begin with the same weights and see the same batches. `folder` keeps checkpoints and curves. Raises as
     `Trainer` does.
@@ -93,8 +93,8 @@ def withstand_pgd(
     reach = float(points.abs().max()) + radius
     attack = L2ProjectedGradientDescentAttack(abs_stepsize=step_size, steps=steps, random_start=False)
     model = PyTorchModel(network, bounds=(-reach, reach), device=points.device)
-    _, moved, _ = attack(model, points, labels, epsilons=radius)
-    return correct(network, moved.detach(), labels, batch_size=len(labels))
+    _, adversarial, _ = attack(model, points, labels, epsilons=radius)
+    return correct(network, adversarial.detach(), labels, batch_size=len(labels))
 
 
 def _recipe(params: ToyParams) -> TrainParams:
@@ -108,12 +108,12 @@ def _recipe(params: ToyParams) -> TrainParams:
 
 def _alignment_term(params: ToyParams, train: Points, seed: int) -> AlignmentTerm | None:
     """The second term of Eq. 4, for both classes of every point; None with lambda 0."""
-    if params.weight == 0:
+    if params.lambda_ == 0:
         return None
     samples = class_samples(train, CLASSES, samples_per_class=params.samples_per_class, seed=seed)
-    neighbours = nearest_neighbor_indices(train.images, train, samples)
-    form = ObjectiveParams(
+    neighbors = nearest_neighbor_indices(train.images, train, samples)
+    config = ObjectiveParams(
         output=params.output, classes_per_step="all", scaling="all", differentiation="adjoint", batch_norm="frozen",
         weight_warmup=None,
     )  # fmt: skip
-    return AlignmentTerm(NeighbourGradients(neighbours, train, train), params.weight, form)
+    return AlignmentTerm(NeighborGradients(neighbors, train, train), params.lambda_, config)

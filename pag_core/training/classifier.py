@@ -48,7 +48,7 @@ class Trainer:
     processes: int = 1
     checkpoint_seconds: float = 0.0
     method: Method = STANDARD
-    form: ObjectiveParams | None = None
+    config: ObjectiveParams | None = None
 
     def __post_init__(self) -> None:
         require_smallest_batch(
@@ -99,7 +99,7 @@ class Trainer:
                 params=self.params,
                 device=self.device,
                 method=self.method,
-                form=self.form,
+                config=self.config,
             )
         )
         watch = LossWatch("classifier", self.team.total)
@@ -187,16 +187,16 @@ class Trainer:
 
 def _drawn(term: AlignmentTerm, classes: int) -> int | None:
     """How many of an image's target gradients a step draws; None is all."""
-    require_drawn_classes(term.form, classes=classes, slots=term.targets.slots(classes))
-    return None if term.form.classes_per_step == "all" else term.form.classes_per_step
+    require_drawn_classes(term.config, classes=classes, slots=term.targets.slots(classes))
+    return None if term.config.classes_per_step == "all" else term.config.classes_per_step
 
 
-def require_drawn_classes(form: ObjectiveParams, *, classes: int, slots: int) -> None:
+def require_drawn_classes(config: ObjectiveParams, *, classes: int, slots: int) -> None:
     """Raise ParamsError where a step draws more target gradients than the `slots` that there are of an image."""
-    if form.classes_per_step != "all" and form.classes_per_step > slots:
+    if config.classes_per_step != "all" and config.classes_per_step > slots:
         held = f"the dataset has {classes} classes"
         if slots < classes:
             held = f"the store keeps {slots} classes of an image (gradient_store.classes_per_image)"
         raise ParamsError(
-            f"params.yaml: objective.classes_per_step is {form.classes_per_step}, {held}; set it to at most {slots}, or all"
+            f"params.yaml: objective.classes_per_step is {config.classes_per_step}, {held}; set it to at most {slots}, or all"
         )

@@ -20,16 +20,16 @@ from pag_core.params.sections import ObjectiveParams, TrainParams
 
 @dataclass(frozen=True)
 class AlignmentTerm:
-    """The second term of Eq. 4: target gradients, lambda (`weight`), and the form in which it is computed."""
+    """The second term of Eq. 4: target gradients, lambda (`lambda_`), and the form in which it is computed."""
 
     targets: TargetGradients | OnlineGradients
-    weight: float
-    form: ObjectiveParams
+    lambda_: float
+    config: ObjectiveParams
 
-    def weight_in(self, epoch: int) -> float:
-        """Lambda in `epoch`, counted from 0: `weight`, times the warm-up's factor in its first epochs."""
-        warmup = self.form.weight_warmup
-        return self.weight * warmup.factor if warmup is not None and epoch < warmup.epochs else self.weight
+    def lambda_in(self, epoch: int) -> float:
+        """Lambda in `epoch`, counted from 0: `lambda_`, times the warm-up's factor in its first epochs."""
+        warmup = self.config.weight_warmup
+        return self.lambda_ * warmup.factor if warmup is not None and epoch < warmup.epochs else self.lambda_
 
 
 class Objective(nn.Module):
@@ -48,14 +48,16 @@ class Objective(nn.Module):
         params: TrainParams,
         device: torch.device,
         method: Method = STANDARD,
-        form: ObjectiveParams | None = None,
+        config: ObjectiveParams | None = None,
     ) -> None:
-        """`form` is how the method's own input-gradient is computed; a method without one needs none."""
+        """`config` is how the method's own input-gradient is computed; a method without one needs none."""
         super().__init__()
         require_precision(params.precision, device, "train.precision")
-        require_form(classifier, term.form if term else None, params, method=method, form=form, several=shares_batch())
+        require_config(
+            classifier, term.config if term else None, params, method=method, config=config, several=shares_batch()
+        )
         self.method = method
-        self.form = form
+        self.config = config
         self.classifier = classifier
         self.term = term
         self.classes = classes
@@ -82,14 +84,14 @@ class Objective(nn.Module):
         with computing_in(self.params.precision, self.device):
             if self.term is None or aligned is None:
                 terms = plain_objective(
-                    self.plain, images, labels, self.form, method=self.method, start=start, epoch=epoch
+                    self.plain, images, labels, self.config, method=self.method, start=start, epoch=epoch
                 )
             else:
                 terms = pag_objective(
                     self.classifier,
                     aligned,
-                    self.term.form,
-                    weight=self.term.weight_in(epoch),
+                    self.term.config,
+                    lambda_=self.term.lambda_in(epoch),
                     classes=self.classes,
                     method=self.method,
                     start=start,
@@ -100,18 +102,18 @@ class Objective(nn.Module):
         return terms.total, terms.classification, terms.alignment, terms.logits
 
 
-def require_form(
+def require_config(
     classifier: nn.Module,
     aligned: ObjectiveParams | None,
     params: TrainParams,
     *,
     method: Method,
-    form: ObjectiveParams | None,
+    config: ObjectiveParams | None,
     several: bool,
 ) -> None:
     """Raise ParamsError for what torch.compile, or `several` processes that share a batch, cannot do.
 
-    `aligned` is the form of the alignment term, None without one, `form` that of the method's own input-gradient.
+    `aligned` is the form of the alignment term, None without one, `config` that of the method's own input-gradient.
     """
     if params.compile and method is not STANDARD:
         raise ParamsError("params.yaml: train.compile works with `method: standard` only; set one of the two otherwise")
@@ -119,10 +121,10 @@ def require_form(
         return
     if params.compile:
         raise ParamsError("params.yaml: train.compile works in one process only; set it to false, or processes: 1")
-    forms = [aligned] if aligned else []
-    if method.wants_gradient and form is not None:
-        forms.append(form)
-    if any(used.differentiation == "autograd" for used in forms) and training_batch_norms(classifier):
+    configs = [aligned] if aligned else []
+    if method.wants_gradient and config is not None:
+        configs.append(config)
+    if any(used.differentiation == "autograd" for used in configs) and training_batch_norms(classifier):
         raise ParamsError(
             "params.yaml: objective.differentiation autograd takes batch-norm's statistics from one process's images only; "
             "set it to adjoint, or processes: 1"

@@ -69,14 +69,14 @@ def store(project: ProjectCopy) -> Iterator[Path]:
 
 
 def test_flipped_byte(project: ProjectCopy, store: Path) -> None:
-    flip_byte(store / "train/neighbours/c/0/0")
-    assert "nn.zarr: train/neighbours is damaged" in refusal(project, "train")
+    flip_byte(store / "train/neighbors/c/0/0")
+    assert "nn.zarr: train/neighbors is damaged" in refusal(project, "train")
 
 
 def test_deleted_shard(project: ProjectCopy, store: Path) -> None:
-    (store / "train/neighbours/c/0/0").unlink()
+    (store / "train/neighbors/c/0/0").unlink()
     message = refusal(project, "train")
-    assert "train/neighbours/c/0/0 is missing" in message and "run its stage again" in message
+    assert "train/neighbors/c/0/0 is missing" in message and "run its stage again" in message
 
 
 def test_store_of_other_data(project: ProjectCopy, store: Path) -> None:

@@ -17,7 +17,7 @@ from pag_core.datasets import digits
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
 from pag_core.datasets.splits import split
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
-from pag_core.gradient_store.store import NeighbourGradients, RepresentativeGradients
+from pag_core.gradient_store.store import NeighborGradients, RepresentativeGradients
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.gradients.one_image import one_image_representatives
@@ -64,11 +64,11 @@ def sources(dataset):
     """The target gradients of each source for the training split, as callables of image and class indices."""
     train, classes = dataset.splits["train"], dataset.classes
     samples = class_samples(train, classes, samples_per_class=100, seed=SEED)
-    neighbours = nearest_neighbor_indices(train.images, train, samples)
+    neighbors = nearest_neighbor_indices(train.images, train, samples)
     return {
         "oi": RepresentativeGradients(one_image_representatives(train, classes, seed=SEED), train),
         "cm": RepresentativeGradients(class_mean_representatives(train, classes, factor=1.0), train),
-        "nn": NeighbourGradients(neighbours, train, train),
+        "nn": NeighborGradients(neighbors, train, train),
     }
 
 
@@ -115,7 +115,7 @@ def first_losses(dataset):
                     weight_warmup=None,
                 )  # fmt: skip
                 batch = AlignedBatch(images, labels, drawn, targets(indices, drawn))
-                terms = pag_objective(classifier, batch, form, weight=WEIGHT, classes=dataset.classes)
+                terms = pag_objective(classifier, batch, form, lambda_=WEIGHT, classes=dataset.classes)
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()

@@ -9,7 +9,7 @@ from pag_core.compute.device import prepare_device
 from pag_core.diffusion.network import architecture, build_network
 from pag_core.diffusion.training import train_diffusion
 from pag_core.evaluation.autoattack import attack_shard
-from pag_core.evaluation.fitness import require_fit_for_attack
+from pag_core.evaluation.preconditions import require_fit_for_attack
 from pag_core.gradient_store.targets import DenseGradients
 from pag_core.gradients.distillation_precision import in_precision
 from pag_core.gradients.score_based import score_based_gradients

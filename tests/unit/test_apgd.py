@@ -6,8 +6,8 @@ import pytest
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-from pag_core.evaluation.apgd import apgd_accuracy, apgd_attacks, standing_accuracy
-from pag_core.evaluation.fitness import correct
+from pag_core.evaluation.apgd import apgd_accuracy, apgd_attacks, robust_accuracy
+from pag_core.evaluation.preconditions import correct
 from tests.linear_models import linear
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_a_targeted_attack_follows_where_cross_entropy_has_no_gradient(sure, nor
     expected = int(stands.sum()) / len(images)
     options = {"norm": norm, "radius": radius, "classes": 6, "steps": 20, "seed": 3}
     first, *further = apgd_attacks(model, **options, device=CPU)
-    alone = standing_accuracy(model, images, labels, [first], batch_size=len(images))
+    alone = robust_accuracy(model, images, labels, [first], batch_size=len(images))
     assert len(further) == 1 and 0.1 < expected < alone - 0.2, (expected, alone)
     found = apgd_accuracy(
         model, images, labels, radii={norm: [radius]}, classes=6, steps=20, seed=3, batch_size=len(images)
@@ -57,14 +57,14 @@ def test_a_targeted_attack_follows_where_cross_entropy_has_no_gradient(sure, nor
 
 
 class Recorded:
-    """An attack that is asked with images, and gives what `moved` makes of them."""
+    """An attack that is asked with images, and gives what `adversarial` makes of them."""
 
-    def __init__(self, moved):
-        self.moved, self.asked = moved, []
+    def __init__(self, adversarial):
+        self.adversarial, self.asked = adversarial, []
 
     def perturb(self, images, labels):
         self.asked.append(images)
-        return self.moved(images)
+        return self.adversarial(images)
 
 
 def test_each_attack_meets_what_still_stands(sure):
@@ -76,7 +76,7 @@ def test_each_attack_meets_what_still_stands(sure):
     # the first fools three of the five images of each batch at most, the second none
     first = Recorded(lambda batch: torch.cat([other.expand(min(3, len(batch)), -1, -1, -1), batch[3:]]))
     second = Recorded(lambda batch: batch)
-    found = standing_accuracy(model, images, labels, [first, second], batch_size=5)
+    found = robust_accuracy(model, images, labels, [first, second], batch_size=5)
     right = [number for number in range(12) if number not in (2, 7)]
     assert [len(batch) for batch in first.asked] == [5, 5]
     assert torch.equal(torch.cat(first.asked), images[right])
@@ -105,6 +105,6 @@ def test_fewer_than_four_classes_have_no_targeted_attack():
 
 def test_what_counts_as_right_is_asked_of_the_model(sure):
     model, images, labels = sure
-    assert standing_accuracy(model, images, labels, [], batch_size=7) == 1
-    assert standing_accuracy(model, images, (labels + 1) % 6, [Recorded(lambda batch: batch)], batch_size=7) == 0
+    assert robust_accuracy(model, images, labels, [], batch_size=7) == 1
+    assert robust_accuracy(model, images, (labels + 1) % 6, [Recorded(lambda batch: batch)], batch_size=7) == 0
     assert correct(model, images, labels, batch_size=7).all()

@@ -10,7 +10,7 @@ import torch
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.datasets.prepared import read_dataset, read_labels, write_dataset
 from pag_core.params.yaml_text import written_yaml
-from pag_core.pipeline.places import CHECKED, dataset_place
+from pag_core.pipeline.paths import CHECKED, dataset_path
 from tests.samples import ROOT, changed, make_labelled
 
 CLASSES = 3
@@ -42,7 +42,7 @@ def prepared(tmp_path, monkeypatch):
     def write(shape=(1, 8, 8), per_class=PER_CLASS):
         made = [make_labelled(CLASSES, count, shape, seed) for seed, count in enumerate(per_class)]
         splits = dict(zip(("train", "validation", "test"), made, strict=True))
-        write_dataset(dataset_place("digits"), ("ant", "bee", "cat"), splits, {})
+        write_dataset(dataset_path("digits"), ("ant", "bee", "cat"), splits, {})
         return splits
 
     return write
@@ -141,12 +141,12 @@ def test_each_misfit_by_itself(refusal, prepared, shape, changes, words):
     assert re.search(words, line), line
 
 
-def test_a_class_of_one_training_image_has_no_neighbour(refusal, prepared):
+def test_a_class_of_one_training_image_has_no_neighbor(refusal, prepared):
     splits = prepared()
     rows = (splits["train"].labels != 1).nonzero()[0].tolist()
     only = [*rows, int((splits["train"].labels == 1).nonzero()[0][0])]
     train = LabelledImages(splits["train"].images[only], splits["train"].labels[only])
-    write_dataset(dataset_place("digits"), ("ant", "bee", "cat"), {**splits, "train": train}, {})
+    write_dataset(dataset_path("digits"), ("ant", "bee", "cat"), {**splits, "train": train}, {})
     assert refusal({"source": "cm"}) == []
     for changes in ({"source": "nn"}, {"source": "cm", "pag_score.reference": "nn"}):
         (line,) = refusal(changes)
@@ -210,7 +210,7 @@ def test_only_stages_that_are_wanted_are_looked_at(refusal, prepared):
 
 def test_labels_and_shapes_are_read_without_pixels(prepared):
     prepared((3, 12, 10))
-    found, whole = read_labels(dataset_place("digits")), read_dataset(dataset_place("digits"))
+    found, whole = read_labels(dataset_path("digits")), read_dataset(dataset_path("digits"))
     assert (found.class_names, found.fingerprint, found.image_shape) == (
         whole.class_names,
         whole.fingerprint,

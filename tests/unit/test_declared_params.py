@@ -17,7 +17,7 @@ def params(make_params):
 
 def test_what_is_declared_is_there(params):
     found = declared_params(params, READS, "some")
-    assert (found.source, found.weight, found.seed, found.trades) == ("cm", params.weight, params.seed, params.trades)
+    assert (found.source, found.lambda_, found.seed, found.trades) == ("cm", params.lambda_, params.seed, params.trades)
     assert (found.objective.batch_norm, found.objective.output) == (params.objective.batch_norm, "logit")
     assert found.source_defaults.cm == params.source_defaults.cm and found.feed.window_shards == 3
 
@@ -26,7 +26,7 @@ def test_what_is_declared_is_there(params):
     ("key", "read"),
     [
         ("train", lambda params: params.train),
-        ("lambda", lambda params: params.weight),
+        ("lambda", lambda params: params.lambda_),
         ("objective.scaling", lambda params: params.objective.scaling),
         ("at", lambda params: params.at.steps),
         ("source_defaults.sbg", lambda params: params.source_defaults.sbg),

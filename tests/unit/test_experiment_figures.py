@@ -128,7 +128,7 @@ def test_two_experiments_with_rows_in_common(tmp_path):
     )
     models = different_models([made_up(one), made_up(other)])
     assert len(models) == MODELS + 3 and sum(model.baseline for model in models) == 6
-    assert {model.params.weight for model in models if not model.baseline and model.kind.source == "cm"} == {
+    assert {model.params.lambda_ for model in models if not model.baseline and model.kind.source == "cm"} == {
         1.5,
         0.1,
         9,
@@ -251,9 +251,9 @@ def test_a_curve_is_the_mean_over_seeds_within_their_range(tmp_path):
 def draw_blocks(dataset, classifiers=3, class_names=None, rows=None):
     test = dataset.splits["test"]
     inputs = test.pixels(slice(0, 4))
-    pushed = torch.stack([inputs * (label + 1) / dataset.classes for label in range(dataset.classes)], 1)
+    adversarial = torch.stack([inputs * (label + 1) / dataset.classes for label in range(dataset.classes)], 1)
     return targeted_blocks(
-        inputs, test.labels[:4], dict.fromkeys(rows or [f"classifier {number}" for number in range(classifiers)], pushed),
+        inputs, test.labels[:4], dict.fromkeys(rows or [f"classifier {number}" for number in range(classifiers)], adversarial),
         class_names=class_names or dataset.class_names, norm="L2", radius="3.0", steps=60,
     )  # fmt: skip
 
@@ -274,7 +274,7 @@ def test_class_names_wider_than_their_columns_slant_and_stay_whole(dataset):
 def test_blocks_show_every_pushed_image(dataset):
     figure = draw_blocks(dataset)
     assert len(pictures(figure)) == 3 * 4 * (1 + 3)
-    shown = pictures(figure)[4 * 4 + 2].get_array()  # second block, first image, pushed towards class 1
+    shown = pictures(figure)[4 * 4 + 2].get_array()  # second block, first image, attacked towards class 1
     np.testing.assert_allclose(shown, dataset.splits["test"].pixels()[0, 0].numpy() * 2 / 3, rtol=1e-6)
     assert "L₂ radius 3.0, 60 steps" in " ".join(texts(figure))
 

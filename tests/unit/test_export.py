@@ -23,12 +23,12 @@ from pag_core.evaluation.subject import baseline_place
 from pag_core.exchange import export as export_module
 from pag_core.exchange.export import export
 from pag_core.exchange.model_card import _loading, model_card
-from pag_core.exchange.outside.loading import attacked_images, load
+from pag_core.exchange.standalone.loading import attacked_images, load
 from pag_core.params.radii import radius_value
 from pag_core.pipeline.artifacts import write_json
-from pag_core.pipeline.places import classifier_place, dataset_place, details_place
-from tests.outside import outside
+from pag_core.pipeline.paths import classifier_path, dataset_path, details_path
 from tests.samples import ARCHITECTURES, ROOT
+from tests.standalone import outside
 
 LIBRARIES = {"torch": "2", "safetensors": "1", "torchvision": "0", "timm": "1", "pyautoattack": "0", "foolbox": "3"}
 
@@ -41,7 +41,7 @@ def make_place(tmp_path, monkeypatch, make_dataset):
         monkeypatch.chdir(tmp_path)
         dataset = make_dataset(classes=4, shape=shape)
         splits = {n: LabelledImages(part.images.numpy(), part.labels.numpy()) for n, part in dataset.splits.items()}
-        write_dataset(dataset_place("digits"), dataset.class_names, splits, {})
+        write_dataset(dataset_path("digits"), dataset.class_names, splits, {})
         recipe = {"arch": arch, "source": "sbg", "lambda": 1.5, "method": "standard"}
         for seed, who in enumerate(("classifier", "baseline")):
             record = {
@@ -52,7 +52,7 @@ def make_place(tmp_path, monkeypatch, make_dataset):
             options = {"width": None, "activation": None, **ARCHITECTURES[arch][0]}
             classifier = build_classifier(arch, **options, image_shape=shape, classes=4)
             save_classifier(
-                classifier_place(who), classifier, arch=arch, options=options, dataset=dataset, provenance=record
+                classifier_path(who), classifier, arch=arch, options=options, dataset=dataset, provenance=record
             )
         return dataset
 
@@ -61,8 +61,8 @@ def make_place(tmp_path, monkeypatch, make_dataset):
 
 def provenance(who, **changes):
     """What an attack on `who` records, as the stage does."""
-    dataset = read_dataset(dataset_place("digits"))
-    _, saved = load_classifier(classifier_place(who), dataset, torch.device("cpu"))
+    dataset = read_dataset(dataset_path("digits"))
+    _, saved = load_classifier(classifier_path(who), dataset, torch.device("cpu"))
     sections = {
         "autoattack": {
             "version": "standard",
@@ -90,16 +90,16 @@ def measure(who, verdict=None, **changes):
         if who == "baseline":
             write_json(baseline_place(name), {"result": result, "provenance": record})
         else:
-            write_json(details_place(name), {"model": result, "provenance": {"model": record}})
+            write_json(details_path(name), {"model": result, "provenance": {"model": record}})
     if verdict is not None:
-        write_json(details_place("masking"), {"verdict": verdict, "provenance": record})
+        write_json(details_path("masking"), {"verdict": verdict, "provenance": record})
 
 
 @pytest.mark.parametrize("arch", ["small_resnet", "wrn_34_10", "vit"])
 def test_the_network_is_that_of_the_project(make_place, arch):
     dataset = make_place((3, 16, 16), arch)
     export(Path("out"), "classifier", "digits")
-    own, _ = load_classifier(classifier_place("classifier"), dataset, torch.device("cpu"))
+    own, _ = load_classifier(classifier_path("classifier"), dataset, torch.device("cpu"))
     found = load("out")
     images = dataset.splits["test"].pixels()
     assert torch.equal(found(images), own(images))
@@ -112,7 +112,7 @@ def test_the_network_is_that_of_the_project(make_place, arch):
 def test_foolbox_takes_it_as_it_is(make_place):
     dataset = make_place()
     export(Path("out"), "classifier", "digits")
-    own, _ = load_classifier(classifier_place("classifier"), dataset, torch.device("cpu"))
+    own, _ = load_classifier(classifier_path("classifier"), dataset, torch.device("cpu"))
     images, attack = dataset.splits["test"].pixels(), foolbox.attacks.LinfPGD(steps=3, random_start=False)
     labels = own(images).argmax(1)
     moved = [
@@ -181,7 +181,7 @@ def test_what_was_not_measured_is_said(make_place):
 )
 def test_the_card_says_what_it_was_trained_with(make_place, recipe, trained, origin):
     make_place()
-    card = json.loads((classifier_place("classifier") / "card.json").read_text())
+    card = json.loads((classifier_path("classifier") / "card.json").read_text())
     card["provenance"]["params"] |= recipe
     nothing = {"autoattack": None, "foolbox": None, "masking": None}
     text = model_card("out", "classifier", "digits", card, nothing, parameters=1)
@@ -192,7 +192,7 @@ def test_the_card_says_what_it_was_trained_with(make_place, recipe, trained, ori
 def test_class_names_are_read_as_they_are(make_place):
     """By a reader of Markdown, which takes some characters for marks, and HTML for what it is."""
     make_place()
-    card = json.loads((classifier_place("classifier") / "card.json").read_text())
+    card = json.loads((classifier_path("classifier") / "card.json").read_text())
     card["class_names"] = [
         "<b>bold</b>",
         "*a*",
@@ -232,7 +232,7 @@ def test_a_measurement_of_something_else_is_refused(make_place, changed):
 
 def test_a_measurement_that_does_not_say_of_what_is_refused(make_place):
     make_place()
-    write_json(details_place("foolbox"), {"model": FOOLBOX})
+    write_json(details_path("foolbox"), {"model": FOOLBOX})
     with pytest.raises(ArtifactError, match=r"foolbox.json was made with another classifier \(fingerprint unknown"):
         export(Path("out"), "classifier", "digits")
 
@@ -270,7 +270,7 @@ def test_changed_weights_are_refused(make_place):
 
 FULL_PRECISION = """
 import torch
-from pag_core.exchange.outside.attack import prepare
+from pag_core.exchange.standalone.attack import prepare
 
 prepare(torch.device("cuda"), None)
 print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
@@ -295,7 +295,7 @@ def test_every_architecture_is_built_outside_from_the_packages_that_its_card_nam
     for arch in order:
         dataset = make_place((1, 32, 32), arch)
         export(Path(arch), "classifier", "digits")
-        own, _ = load_classifier(classifier_place("classifier"), dataset, torch.device("cpu"))
+        own, _ = load_classifier(classifier_path("classifier"), dataset, torch.device("cpu"))
         expected[arch] = own(torch.full((2, 1, 32, 32), 0.25)).double().sum().item()
         assert (packages[arch] or "safetensors") in Path(arch, "README.md").read_text()
     program = f"""

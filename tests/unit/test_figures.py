@@ -77,11 +77,11 @@ def draw_sources(dataset, images=2):
 def draw_targeted(dataset, images=2, columns=None, model="model (SBG, λ 3)"):
     test = dataset.splits["test"]
     inputs = test.pixels(slice(0, images))
-    pushed = inputs[:, None].repeat(1, columns or dataset.classes, 1, 1, 1)
+    adversarial = inputs[:, None].repeat(1, columns or dataset.classes, 1, 1, 1)
     return targeted_pgd(
         inputs,
         test.labels[:images],
-        {"vanilla baseline": pushed, model: 1 - pushed},
+        {"vanilla baseline": adversarial, model: 1 - adversarial},
         class_names=dataset.class_names,
         norm="L2",
         radius="3.0",

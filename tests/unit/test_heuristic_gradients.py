@@ -66,7 +66,7 @@ def test_samples_are_members_without_repetition(make_dataset):
     assert class_samples(smaller, 3, samples_per_class=100, seed=1).shape == (3, least)
 
 
-def brute_force_neighbours(images, train, samples):
+def brute_force_neighbors(images, train, samples):
     nearest = np.zeros((len(images), len(samples)), dtype=np.int64)
     for row, image in enumerate(images.numpy().astype(np.int64)):
         for label, candidates in enumerate(samples.tolist()):
@@ -81,13 +81,13 @@ def brute_force_neighbours(images, train, samples):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("per_class", [2, 6, 12])
-def test_nearest_neighbours_against_brute_force(dataset, split, per_class, monkeypatch):
+def test_nearest_neighbors_against_brute_force(dataset, split, per_class, monkeypatch):
     monkeypatch.setattr("pag_core.gradients.nearest_neighbor.ROWS_AT_ONCE", 5)
     train, images = dataset.splits["train"], dataset.splits[split].images
     samples = class_samples(train, 3, samples_per_class=per_class, seed=0)
     found = nearest_neighbor_indices(images, train, samples)
     assert found.dtype == torch.int32
-    assert np.array_equal(found.numpy(), brute_force_neighbours(images, train, samples))
+    assert np.array_equal(found.numpy(), brute_force_neighbors(images, train, samples))
     if split == "train":
         assert (found.numpy() != np.arange(len(images))[:, None]).all()
 

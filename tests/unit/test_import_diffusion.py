@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import ParamsError, WeightsError
-from pag_core.exchange.diffusion_checkpoint import fitted_network, inferred_form, read_checkpoint, with_no_class_last
+from pag_core.exchange.diffusion_checkpoint import fitted_network, inferred_config, read_checkpoint, with_no_class_last
 
 CLASSES, SIDE = 3, 16
 FLAGS = {
@@ -62,7 +62,7 @@ def rebuilt(path, *, shape=(3, SIDE, SIDE), no_class=None, weights=None, **optio
     tensors = with_no_class_last(read_checkpoint(path, weights).tensors, CLASSES, no_class, "it")
     chosen = {name: FLAGS[flag] for flag, name in OPTION_NAMES.items()} | options
     chosen["head_channels"] = None if chosen["head_channels"] == -1 else chosen["head_channels"]
-    card = inferred_form(tensors, SIDE, "it") | {"dropout": 0.0, "timestep_window": None, **chosen}
+    card = inferred_config(tensors, SIDE, "it") | {"dropout": 0.0, "timestep_window": None, **chosen}
     network = fitted_network(card, tensors, shape, "it")
     return NoisePredictor({**card, "class_names": ["a", "b", "c"]}, network, torch.device("cpu"))
 

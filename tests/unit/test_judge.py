@@ -7,7 +7,7 @@ from torch import nn
 
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
-from pag_core.evaluation.judge import Judge, judged, judged_unpushed, trained_judge
+from pag_core.evaluation.judge import Judge, judged, judged_clean, trained_judge
 from pag_core.evaluation.pgd import targeted_images
 
 NAMES = ("ant", "bee", "cat")
@@ -40,7 +40,7 @@ def levels(values):
 
 @pytest.mark.parametrize("at_once", [1, 500])
 def test_what_is_counted(at_once):
-    """Within L2 radius 0.2 the mean of four pixels moves by 0.1: to a neighbouring class and no further."""
+    """Within L2 radius 0.2 the mean of four pixels moves by 0.1: to a neighboring class and no further."""
     images, labels = levels([0.0, 0.1, 0.2, 0.3]), torch.tensor([0, 1, 2, 3])
     judge = Judge(Nearest(), 1, 1, 1.0)
     found = judged(
@@ -67,7 +67,7 @@ def test_what_is_counted(at_once):
 def test_mistakes_on_images_that_nobody_pushed():
     """Two of four images are taken for another class, of three others each."""
     images = levels([0.0, 0.1, 0.2, 0.3])
-    assert judged_unpushed(Judge(Nearest(), 1, 1, 1.0), images, torch.tensor([0, 1, 3, 2]), classes=4) == 2 / 12
+    assert judged_clean(Judge(Nearest(), 1, 1, 1.0), images, torch.tensor([0, 1, 3, 2]), classes=4) == 2 / 12
     # a classifier without gradients leaves the images where they are
     flat = judged(
         Judge(Nearest(), 1, 1, 1.0),
@@ -95,9 +95,9 @@ def test_the_count_is_that_of_a_loop(dataset, make_classifier):
     found = judged(judge, classifier, images, labels, classes=3, norm="L2", radius=2.0, steps=10, batch_size=7)
     hits = []
     for image, own in zip(images, labels, strict=True):
-        pushed = targeted_images(classifier, image[None], 3, norm="L2", radius=2.0, steps=10, batch_size=7)[0]
+        adversarial = targeted_images(classifier, image[None], 3, norm="L2", radius=2.0, steps=10, batch_size=7)[0]
         hits += [
-            judge.machine.predict(pushed[target].reshape(1, -1).numpy())[0] == target
+            judge.machine.predict(adversarial[target].reshape(1, -1).numpy())[0] == target
             for target in range(3)
             if target != own
         ]

@@ -70,8 +70,8 @@ def test_an_open_model_passes(tmp_path, make_params):
     reach = 0.1 * (weight[labels][:, None] - weight[None]).abs().sum(2)
     margins[rows, labels] = torch.inf
     assert (margins > reach).all(1).double().mean().item() <= result["white_box"]["Linf 0.1"] <= 0.975
-    moved = pgd_images(baseline, images, labels, norm="Linf", radius="0.1", steps=10, seed=1, batch_size=200)
-    assert result["transfer"] == {"Linf 0.1": (model(moved).argmax(1) == labels).double().mean().item()}
+    adversarial = pgd_images(baseline, images, labels, norm="Linf", radius="0.1", steps=10, seed=1, batch_size=200)
+    assert result["transfer"] == {"Linf 0.1": (model(adversarial).argmax(1) == labels).double().mean().item()}
 
 
 class KeptUnits(RunFolder):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pag_core.compute.randomness import generator
-from pag_core.objective.inner_attack import attacked_images, in_mode, projected, start_beside, start_in_ball
+from pag_core.objective.inner_attack import adversarial_examples, in_mode, projected, start_beside, start_in_ball
 from pag_core.objective.methods import (
     STANDARD,
     AdversarialTraining,
@@ -64,13 +64,13 @@ def test_the_inner_attack_stays_in_its_ball_and_its_range_and_raises_the_loss(ma
     def loss(logits):
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    moved = attacked_images(classifier, images, start, loss, params)
-    difference = (moved - images).flatten(1)
+    adversarial = adversarial_examples(classifier, images, start, loss, params)
+    difference = (adversarial - images).flatten(1)
     lengths = difference.norm(dim=1) if norm == "L2" else difference.abs().amax(1)
     assert (lengths <= 0.3 + 1e-6).all() and (lengths > 0.1).all()
-    assert moved.min() >= 0 and moved.max() <= 1 and not moved.requires_grad
+    assert adversarial.min() >= 0 and adversarial.max() <= 1 and not adversarial.requires_grad
     with torch.no_grad():
-        assert loss(classifier(moved)) > loss(classifier(start)) + 0.1
+        assert loss(classifier(adversarial)) > loss(classifier(start)) + 0.1
     assert all(parameter.grad is None for parameter in classifier.parameters())
 
 
@@ -98,12 +98,12 @@ def test_the_modes_of_the_layers_come_back_whatever_happens():
 
 def plain_pgd(network, images, begin, objective, norm, radius, steps, step_size):
     """Projected gradient ascent, image by image and step by step."""
-    moved = begin.clone()
+    adversarial = begin.clone()
     for _ in range(steps):
-        moved = moved.detach().requires_grad_()
-        gradient = torch.autograd.grad(objective(network(moved)), moved)[0]
+        adversarial = adversarial.detach().requires_grad_()
+        gradient = torch.autograd.grad(objective(network(adversarial)), adversarial)[0]
         rows = []
-        for image, point, slope in zip(images, moved.detach(), gradient, strict=True):
+        for image, point, slope in zip(images, adversarial.detach(), gradient, strict=True):
             if norm == "Linf":
                 point = point + step_size * torch.sign(slope)
                 point = torch.maximum(torch.minimum(point, image + radius), image - radius)
@@ -113,8 +113,8 @@ def plain_pgd(network, images, begin, objective, norm, radius, steps, step_size)
                 if length > radius:
                     point = image + (point - image) * (radius / length)
             rows.append(point.clamp(0, 1))
-        moved = torch.stack(rows)
-    return moved
+        adversarial = torch.stack(rows)
+    return adversarial
 
 
 def plain_start(norm, count, shape, draws):
@@ -133,12 +133,12 @@ def plain_at(network, images, labels, params, draws):
         begin = (images + radius * start).clamp(0, 1)
     step = 2.5 * radius / params["steps"] if params["step_size"] is None else float(params["step_size"])
     getattr(network, params["mode"])()
-    moved = plain_pgd(
+    adversarial = plain_pgd(
         network, images, begin, lambda logits: F.cross_entropy(logits, labels, reduction="sum"), params["norm"], radius,
         params["steps"], step,
     )  # fmt: skip
     network.train()
-    return F.cross_entropy(network(moved), labels)
+    return F.cross_entropy(network(adversarial), labels)
 
 
 def plain_trades(network, images, labels, params, draws):
@@ -151,13 +151,13 @@ def plain_trades(network, images, labels, params, draws):
     getattr(network, params["mode"])()
     with torch.no_grad():
         reference = F.softmax(network(images), 1)
-    moved = plain_pgd(
+    adversarial = plain_pgd(
         network, images, begin,
         lambda logits: (reference * (reference.log() - F.log_softmax(logits, 1))).sum(), params["norm"], radius,
         params["steps"], step,
     )  # fmt: skip
     network.train()
-    p, q = F.softmax(natural, 1), F.log_softmax(network(moved), 1)
+    p, q = F.softmax(natural, 1), F.log_softmax(network(adversarial), 1)
     divergence = (p * (p.log() - q)).sum() / len(images)
     return F.cross_entropy(natural, labels) + params["beta"] * divergence
 
@@ -298,9 +298,9 @@ def test_the_gradient_norm_beside_the_alignment_shares_its_pass(output, meaning)
     form = ObjectiveParams(**{**FORM, "output": output}, differentiation="adjoint", batch_norm=meaning)
     batch = AlignedBatch(images, labels, class_indices, targets)
     both = parameter_gradient(
-        network, pag_objective(network, batch, form, weight=0.7, classes=CLASSES, method=method).total
+        network, pag_objective(network, batch, form, lambda_=0.7, classes=CLASSES, method=method).total
     )
-    aligned = parameter_gradient(network, pag_objective(network, batch, form, weight=0.7, classes=CLASSES).total)
+    aligned = parameter_gradient(network, pag_objective(network, batch, form, lambda_=0.7, classes=CLASSES).total)
     normed_alone = parameter_gradient(network, plain_objective(network, images, labels, form, method=method).total)
     plain = parameter_gradient(network, plain_objective(network, images, labels).total)
     assert relative(both, aligned + normed_alone - plain) <= 1e-12
@@ -332,8 +332,8 @@ def test_the_alignment_is_added_to_the_method_on_clean_images(name):
     )
     form = ObjectiveParams(**FORM, differentiation="adjoint", batch_norm="frozen")
     batch = AlignedBatch(images, labels, class_indices, targets)
-    joined = pag_objective(network, batch, form, weight=0.7, classes=CLASSES, method=method, start=start)
-    alone = pag_objective(network, batch, form, weight=0.7, classes=CLASSES)
+    joined = pag_objective(network, batch, form, lambda_=0.7, classes=CLASSES, method=method, start=start)
+    alone = pag_objective(network, batch, form, lambda_=0.7, classes=CLASSES)
     plain = plain_objective(network, images, labels, method=method, start=start)
     assert joined.alignment.item() == pytest.approx(alone.alignment.item(), rel=1e-12)
     assert joined.classification.item() == pytest.approx(plain.classification.item(), rel=1e-12)

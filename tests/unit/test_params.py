@@ -24,7 +24,7 @@ def test_params_are_valid(path):
 
 
 def test_a_lambda_of_auto_is_the_sources():
-    assert load_params(PARAMS).weight == 2.0
+    assert load_params(PARAMS).lambda_ == 2.0
 
 
 DATASETS = ", ".join(get_args(Params.model_fields["dataset"].annotation))
@@ -263,8 +263,8 @@ def test_the_output_aligned_suits_the_source_unless_given(make_params, source, s
 
 def test_lambda_is_the_sources_own_unless_given(make_params, plain_params):
     for source, own in plain_params["source_defaults"].items():
-        assert make_params({"source": source}).weight == own["lambda"]
-        assert make_params({"source": source, "lambda": 0.25}).weight == 0.25
+        assert make_params({"source": source}).lambda_ == own["lambda"]
+        assert make_params({"source": source, "lambda": 0.25}).lambda_ == 0.25
     assert make_params({"source": "cm"}).section("lambda") == {
         "lambda": plain_params["source_defaults"]["cm"]["lambda"]
     }

@@ -47,8 +47,8 @@ def test_pgd_stays_inside_and_depends_on_the_seed_alone(norm):
 
     first = attack(1)
     assert torch.equal(first, attack(1)) and not torch.equal(first, attack(2))
-    moved = first - images
-    assert not torch.allclose(moved[:5], moved[5:10], atol=1e-3), "each batch has draws of its own"
+    adversarial = first - images
+    assert not torch.allclose(adversarial[:5], adversarial[5:10], atol=1e-3), "each batch has draws of its own"
     size = (first - images).flatten(1).norm(dim=1) if norm == "L2" else (first - images).flatten(1).abs().amax(1)
     assert (size <= 0.25 + 1e-6).all() and (size > 0.05).all()
     assert first.min() >= 0 and first.max() <= 1
@@ -59,19 +59,21 @@ def test_targeted_images_reach_their_class_within_the_radius(norm):
     model = linear(classes=4, side=4, scale=2.0)
     images, _ = labelled_images(model, 5)
     radius = {"L2": 2.0, "Linf": 0.6}[norm]
-    pushed = targeted_images(model, images, 4, norm=norm, radius=radius, steps=30, batch_size=100)
-    assert pushed.shape == (5, 4, 1, 4, 4)
+    adversarial = targeted_images(model, images, 4, norm=norm, radius=radius, steps=30, batch_size=100)
+    assert adversarial.shape == (5, 4, 1, 4, 4)
     order = 2 if norm == "L2" else math.inf
     before = model(images).log_softmax(1)
     for label in range(4):
-        moved = pushed[:, label]
-        size = torch.linalg.vector_norm((moved - images).flatten(1), ord=order, dim=1)
+        towards = adversarial[:, label]
+        size = torch.linalg.vector_norm((towards - images).flatten(1), ord=order, dim=1)
         assert (size <= radius + 1e-5).all()
-        assert moved.min() >= 0 and moved.max() <= 1
-        assert (model(moved).argmax(1) == label).all()
-        assert (model(moved).log_softmax(1)[:, label] >= before[:, label]).all()
+        assert towards.min() >= 0 and towards.max() <= 1
+        assert (model(towards).argmax(1) == label).all()
+        assert (model(towards).log_softmax(1)[:, label] >= before[:, label]).all()
     # no random start: the same images again
-    assert torch.equal(pushed, targeted_images(model, images, 4, norm=norm, radius=radius, steps=30, batch_size=100))
+    assert torch.equal(
+        adversarial, targeted_images(model, images, 4, norm=norm, radius=radius, steps=30, batch_size=100)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])

@@ -99,7 +99,7 @@ def results(make_params):
                 "judge": {"accuracy": 0.986, "training_images": 1101, "test_images": 504},
                 "model": 0.8111,
                 "baseline": 0.1222,
-                "unpushed": 0.0222,
+                "clean_images": 0.0222,
             },
         },
         training={
@@ -330,7 +330,7 @@ CHOSEN = {"source": "none", "lambda": 3.0, "train.epochs": 20, "autoattack.versi
 
 def trained(root, who, params, inputs, weight=0.0):
     """A network's folder as training leaves it; its fingerprint."""
-    params = {"lambda": params.weight, "train": params.section("train")["train"]} if who == "classifier" else {}
+    params = {"lambda": params.lambda_, "train": params.section("train")["train"]} if who == "classifier" else {}
     record = {"params": params, "seed": 1, "inputs": inputs, "versions": {}, "device": "Some CPU"}
     card = {"kind": "classifier", "class_names": ["a", "b"], "provenance": record}
     save_network(root / "data" / who, {"weight": torch.tensor(weight)}, card)

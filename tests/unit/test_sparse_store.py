@@ -127,7 +127,7 @@ def test_the_expected_loss_is_that_of_the_dense_store(make_classifier, scaling, 
     def alignment(classes, weights):
         index = torch.tensor([classes])
         batch = AlignedBatch(images, labels, index, targets[:, classes], weights=weights)
-        terms = pag_objective(classifier, batch, form, weight=1.0, classes=CLASSES)
+        terms = pag_objective(classifier, batch, form, lambda_=1.0, classes=CLASSES)
         (gradient,) = torch.autograd.grad(terms.alignment, classifier.network[0].weight)
         return terms.alignment.detach(), gradient
 

@@ -12,7 +12,7 @@ from pag_core.errors import ArtifactError
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import GradientStore, SmallStore, write_small_store
 from pag_core.pipeline.artifacts import digest
-from pag_core.pipeline.places import gradients_place
+from pag_core.pipeline.paths import gradients_path
 from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import OpenStage
 from tests.samples import ROOT
@@ -40,8 +40,8 @@ def store(tmp_path, monkeypatch, dataset):
     """A store of class means in the current folder; its checksum."""
     monkeypatch.chdir(tmp_path)
     means = SmallStore("representatives", {"representatives": torch.rand(3, 1, 8, 8)})
-    write_small_store(gradients_place("cm"), dataset, "cm", means, {"inputs": {}})
-    return read_manifest(gradients_place("cm"))["checksum"]
+    write_small_store(gradients_path("cm"), dataset, "cm", means, {"inputs": {}})
+    return read_manifest(gradients_path("cm"))["checksum"]
 
 
 def network(name, params, **inputs):
@@ -53,7 +53,7 @@ def test_scores_say_of_what_they_are(stage, store, dataset, make_params, cpu):
     opened = OpenStage("pag_score", stage("pag_score").READS)
     opened.all_params = make_params({**CHOSEN, "pag_score.reference": "cm", "figures.targeted_steps": 9})
     opened.device = cpu
-    stores = {"cm": GradientStore(gradients_place("cm"))}
+    stores = {"cm": GradientStore(gradients_path("cm"))}
     networks = {"classifier": network("c", {}, **{"gradient store": store}), "baseline": network("b", {})}
     record = stage("pag_score")._provenance(opened, dataset, stores, networks)
     assert record["inputs"] == {

@@ -237,20 +237,20 @@ def test_representatives_give_r_minus_x(tmp_path, dataset, cpu, split):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_neighbours_give_r_minus_x_from_the_training_split(tmp_path, dataset, cpu, split):
+def test_neighbors_give_r_minus_x_from_the_training_split(tmp_path, dataset, cpu, split):
     draws = torch.Generator().manual_seed(0)
     arrays = {
-        f"{name}/neighbours": torch.randint(36, (len(dataset.splits[name]), 3), generator=draws, dtype=torch.int32)
+        f"{name}/neighbors": torch.randint(36, (len(dataset.splits[name]), 3), generator=draws, dtype=torch.int32)
         for name in ("train", "test")
     }
-    write_small_store(tmp_path / "nn.zarr", dataset, "nn", SmallStore("neighbours", arrays), {})
+    write_small_store(tmp_path / "nn.zarr", dataset, "nn", SmallStore("neighbors", arrays), {})
     found = GradientStore(tmp_path / "nn.zarr").gradients(dataset, split, cpu)(
         torch.tensor([4, 1]), torch.tensor([[0, 2], [1, 1]])
     )
     train, images = (dataset.splits[name].images.double() / 255 for name in ("train", split))
     for b, row in enumerate((4, 1)):
         for k, label in enumerate(([0, 2], [1, 1])[b]):
-            nearest = train[int(arrays[f"{split}/neighbours"][row, label])]
+            nearest = train[int(arrays[f"{split}/neighbors"][row, label])]
             assert torch.allclose(found[b, k].double(), nearest - images[row], atol=1e-6)
 
 

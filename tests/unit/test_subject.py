@@ -11,7 +11,7 @@ from pag_core.datasets.prepared import write_dataset
 from pag_core.errors import ArtifactError
 from pag_core.evaluation.subject import baseline_place, keep_result, open_subject
 from pag_core.pipeline.artifacts import write_json
-from pag_core.pipeline.places import METRICS, classifier_place, dataset_place, details_place
+from pag_core.pipeline.paths import METRICS, classifier_path, dataset_path, details_path
 from pag_core.pipeline.saved_network import read_card, save_network
 from pag_core.pipeline.stage import OpenStage
 
@@ -30,8 +30,8 @@ def keep(who, provenance, found):
 
 
 def train_baseline(weight):
-    save_network(classifier_place("baseline"), {"weight": torch.tensor(weight)}, {"kind": "classifier"})
-    return read_card(classifier_place("baseline"), "classifier")["checksum"]
+    save_network(classifier_path("baseline"), {"weight": torch.tensor(weight)}, {"kind": "classifier"})
+    return read_card(classifier_path("baseline"), "classifier")["checksum"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def baseline(tmp_path, monkeypatch):
 def test_the_same_attack_on_the_same_images_is_joined(baseline):
     of_model = {**RECORD, "inputs": {**RECORD["inputs"], "classifier": "c" * 64}}
     keep("model", of_model, 0.5)
-    details = json.loads(details_place("autoattack").read_text())
+    details = json.loads(details_path("autoattack").read_text())
     assert (details["model"], details["baseline"], details["images"]) == (0.5, 0.25, 10)
     assert details["provenance"]["baseline"]["inputs"]["baseline"] == baseline
     assert details["provenance"]["model"] == of_model
@@ -86,17 +86,17 @@ def test_an_attack_on_another_baseline_than_there_is_now_is_refused(baseline):
 def opened(dataset, make_classifier, make_params, cpu):
     """A stage after training and an attack on the baseline, whose fingerprint is `opened.beside`."""
     splits = {name: LabelledImages(part.images.numpy(), part.labels.numpy()) for name, part in dataset.splits.items()}
-    write_dataset(dataset_place("digits"), dataset.class_names, splits, {})
+    write_dataset(dataset_path("digits"), dataset.class_names, splits, {})
     for seed, who in enumerate(("classifier", "baseline")):
         options = {"width": 4, "activation": None}
         network = make_classifier(seed=seed)
         save_classifier(
-            classifier_place(who), network, arch="small_resnet", options=options, dataset=dataset, provenance={}
+            classifier_path(who), network, arch="small_resnet", options=options, dataset=dataset, provenance={}
         )
     opened = OpenStage("autoattack_classifier", ("dataset", "seed", "autoattack"))
     opened.all_params = make_params({"seed": 1, "dataset": "digits", "autoattack.images": 4, "processes": 3})
     opened.device = cpu
-    opened.beside = read_card(classifier_place("baseline"), "classifier")["checksum"]
+    opened.beside = read_card(classifier_path("baseline"), "classifier")["checksum"]
     attacked(opened, dataset, opened.beside)
     return opened
 
@@ -117,7 +117,7 @@ def test_what_an_attack_is_given(opened, dataset, make_classifier):
         assert torch.equal(subject.labels, dataset.splits["test"].labels[:4])
         torch.testing.assert_close(subject.networks["classifier"](subject.images), network(subject.images))
         assert subject.provenance["inputs"] == {
-            "dataset": dataset.fingerprint, "classifier": read_card(classifier_place("classifier"), "classifier")["checksum"]
+            "dataset": dataset.fingerprint, "classifier": read_card(classifier_path("classifier"), "classifier")["checksum"]
         }  # fmt: skip
         assert (subject.classes, subject.processes) == (3, 3) and "processes" not in subject.provenance
         several = subject.folder.path

@@ -90,7 +90,7 @@ def scattered_points():
 
 
 @pytest.mark.parametrize("make", [lambda: toy_points(40, seed=3, split="train"), scattered_points], ids=["toy", "far"])
-def test_neighbours_of_points_are_never_themselves(make):
+def test_neighbors_of_points_are_never_themselves(make):
     points = make()
     samples = class_samples(points, 2, samples_per_class=60, seed=3)
     found = nearest_neighbor_indices(points.images, points, samples).numpy()
@@ -122,7 +122,7 @@ def plain_training(params, method, seed):
     seed_global_streams(seed, "classifier")
     network = toy_mlp().double()
     samples = class_samples(train, 2, samples_per_class=params.samples_per_class, seed=seed)
-    neighbours = nearest_neighbor_indices(train.images, train, samples).long()
+    neighbors = nearest_neighbor_indices(train.images, train, samples).long()
     adam = torch.optim.Adam(network.parameters(), lr=params.learning_rate)
     for epoch in range(params.epochs):
         for rows in plain_order(len(train), seed=seed, epoch=epoch).split(params.batch_size):
@@ -131,9 +131,9 @@ def plain_training(params, method, seed):
             loss = nn.functional.cross_entropy(logits, train.labels[rows])
             for label in range(2 if method == "nn" else 0):
                 (gradient,) = torch.autograd.grad(logits[:, label].sum(), points, create_graph=True)
-                target = train.images[neighbours[rows, label]].double() - points.detach()
+                target = train.images[neighbors[rows, label]].double() - points.detach()
                 cosine = nn.functional.cosine_similarity(gradient.flatten(1), target.flatten(1), dim=1)
-                loss = loss + params.weight * (1 - cosine).mean()
+                loss = loss + params.lambda_ * (1 - cosine).mean()
             adam.zero_grad()
             loss.backward()
             adam.step()

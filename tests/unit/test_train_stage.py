@@ -17,7 +17,7 @@ from pag_core.gradients.controls import OfAnotherClass, OfAnotherImage, OfShuffl
 from pag_core.objective.methods import build_method
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.checkpoint import RunFolder
-from pag_core.pipeline.places import dataset_place, gradients_place
+from pag_core.pipeline.paths import dataset_path, gradients_path
 from pag_core.pipeline.stage import OpenStage
 from tests.samples import ROOT, changed, gaussian, write_dense
 
@@ -43,16 +43,16 @@ def place(tmp_path, dataset, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     gradients = {"train": gaussian(IMAGES, CLASSES), "test": gaussian(1, CLASSES)}
-    write_dense(gradients_place("sbg"), tmp_path / "work", dataset, gradients)
+    write_dense(gradients_path("sbg"), tmp_path / "work", dataset, gradients)
     means = torch.rand(CLASSES, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     content = SmallStore("representatives", {"representatives": means})
-    write_small_store(gradients_place("cm"), dataset, "cm", content, {"inputs": {}})
+    write_small_store(gradients_path("cm"), dataset, "cm", content, {"inputs": {}})
     return tmp_path
 
 
 @pytest.fixture
 def term_of(train, place, dataset, make_params, cpu):
-    stores = {source: GradientStore(gradients_place(source)) for source in STORES}
+    stores = {source: GradientStore(gradients_path(source)) for source in STORES}
 
     def make(**changes):
         opened = OpenStage("classifier", train.READS["classifier"])
@@ -80,9 +80,9 @@ def looked_up(store, labels, control, image, label):
 @pytest.mark.parametrize("control", [None, *CONTROLS])
 def test_the_alignment_term_has_the_gradients_of_the_control(term_of, dataset, cpu, control, source):
     term = term_of(source=source, control=control)
-    assert (term.weight, term.form.output) == (0.7, {"sbg": "log_softmax", "cm": "logit"}[source])
+    assert (term.lambda_, term.config.output) == (0.7, {"sbg": "log_softmax", "cm": "logit"}[source])
     assert type(term.targets) is CONTROLS.get(control, STORES[source])
-    store = GradientStore(gradients_place(source)).gradients(dataset, "train", cpu)
+    store = GradientStore(gradients_path(source)).gradients(dataset, "train", cpu)
     slots = torch.arange(CLASSES).expand(IMAGES, CLASSES)
     found = term.targets(torch.arange(IMAGES), slots)
     labels = dataset.splits["train"].labels
@@ -99,7 +99,7 @@ def test_a_control_without_a_store_in_any_order_is_refused(train, term_of, monke
     words = rf"control is {control}, .* neither with source sbg_online nor with feed\.window_shards"
     with pytest.raises(ParamsError, match=words):
         term_of(control=control, **changes)
-    assert term_of(control=None, **changes).weight == 0.7
+    assert term_of(control=None, **changes).lambda_ == 0.7
 
 
 class Received(Exception):
@@ -114,7 +114,7 @@ def received(train, place, dataset, plain_params, monkeypatch):
         raise Received(given)
 
     def read(path):
-        assert path == dataset_place("digits")
+        assert path == dataset_path("digits")
         return dataset
 
     monkeypatch.setattr(train, "Trainer", trainer)
@@ -135,10 +135,10 @@ def test_training_opens_the_manifest_once(received, monkeypatch, changes):
     read, opener = [], io.open
     monkeypatch.setattr(io, "open", lambda path, *rest, **how: read.append(path) or opener(path, *rest, **how))
     received(changes, baseline=False)
-    assert read.count(gradients_place(changes["source"]) / "manifest.json") == 1
+    assert read.count(gradients_path(changes["source"]) / "manifest.json") == 1
     read.clear()
     received(changes, baseline=True)
-    assert not [path for path in read if gradients_place(changes["source"]) in Path(path).parents]
+    assert not [path for path in read if gradients_path(changes["source"]) in Path(path).parents]
 
 
 def test_model_and_baseline_have_methods_of_their_own_and_the_model_alone_has_the_term(received, make_params):
@@ -150,11 +150,11 @@ def test_model_and_baseline_have_methods_of_their_own_and_the_model_alone_has_th
     model, baseline = (received(changes, baseline=flag) for flag in (False, True))
     assert (model.method, baseline.method) == (build_method("trades", params), build_method("at", params))
     assert (model.method.params.beta, baseline.method.params.steps) == (2.5, 3)
-    assert type(model.term.targets) is OfAnotherClass and model.term.weight == 1.25
+    assert type(model.term.targets) is OfAnotherClass and model.term.lambda_ == 1.25
     assert baseline.term is None
     # all else is one recipe
-    assert model.form == params.objective and model.params == baseline.params
+    assert model.config == params.objective and model.params == baseline.params
     of_gradients = ("differentiation", "batch_norm")
-    assert all(getattr(model.form, key) == getattr(baseline.form, key) for key in of_gradients)
+    assert all(getattr(model.config, key) == getattr(baseline.config, key) for key in of_gradients)
     assert model.seed == baseline.seed == SEED
     assert model.checkpoint_seconds == baseline.checkpoint_seconds == 7

@@ -69,7 +69,7 @@ def make_trainer(dataset, make_params, make_classifier, cpu):
         return Trainer(
             classifier=make_classifier(), train=dataset.splits["train"], classes=3, params=params.train,
             term=term, seed=seed, device=cpu, folder=folder,
-            method=build_method(params.method, params), form=params.objective,
+            method=build_method(params.method, params), config=params.objective,
         )  # fmt: skip
 
     return make
@@ -162,9 +162,9 @@ def test_lambda_0_trains_the_vanilla_network(tmp_path, make_trainer):
 def test_lambda_is_smaller_in_the_first_epochs(tmp_path, make_trainer, monkeypatch):
     weights, original = [], step_module.pag_objective
 
-    def recording(*arguments, weight, **options):
-        weights.append(weight)
-        return original(*arguments, weight=weight, **options)
+    def recording(*arguments, lambda_, **options):
+        weights.append(lambda_)
+        return original(*arguments, lambda_=lambda_, **options)
 
     monkeypatch.setattr(step_module, "pag_objective", recording)
     changes = {"train.epochs": 3, "objective.weight_warmup": {"factor": 0.25, "epochs": 2}}

@@ -13,7 +13,7 @@ from pag_core.classifiers.building import save_classifier
 from pag_core.compute.randomness import derived_seed
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import write_sealed_json
-from pag_core.pipeline.places import classifier_place, dataset_place, details_place
+from pag_core.pipeline.paths import classifier_path, dataset_path, details_path
 from tests.samples import ROOT, changed
 
 LAST_EPOCH = {"accuracy": 0.75, "cross_entropy": 0.5}
@@ -28,12 +28,12 @@ def validation(tmp_path, monkeypatch, make_dataset, make_classifier, plain_param
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec.loader.exec_module(module)
     dataset = make_dataset(validation=6)
-    monkeypatch.setattr(module, "read_dataset", {dataset_place("digits"): dataset}.__getitem__)
+    monkeypatch.setattr(module, "read_dataset", {dataset_path("digits"): dataset}.__getitem__)
     for seed, who in enumerate(("classifier", "baseline")):
         network = make_classifier(seed=seed).eval()
         options = {"width": 4, "activation": None}
         save_classifier(
-            classifier_place(who), network, arch="small_resnet", options=options, dataset=dataset, provenance={},
+            classifier_path(who), network, arch="small_resnet", options=options, dataset=dataset, provenance={},
             training=LAST_EPOCH,
         )  # fmt: skip
 
@@ -47,7 +47,7 @@ def validation(tmp_path, monkeypatch, make_dataset, make_classifier, plain_param
         }
         (tmp_path / "params.yaml").write_text(written_yaml(changed(plain_params, options)), encoding="utf-8")
         module.main(baseline=baseline)
-        place = tmp_path / "data/baseline_training.json" if baseline else details_place("training")
+        place = tmp_path / "data/baseline_training.json" if baseline else details_path("training")
         return json.loads(place.read_text())
 
     run.dataset = dataset
@@ -55,7 +55,7 @@ def validation(tmp_path, monkeypatch, make_dataset, make_classifier, plain_param
 
 
 def card(who):
-    return json.loads((classifier_place(who) / "card.json").read_text())
+    return json.loads((classifier_path(who) / "card.json").read_text())
 
 
 @pytest.mark.parametrize("who", ["classifier", "baseline"])
@@ -111,10 +111,10 @@ def test_no_more_images_at_once_than_the_parameter_says(validation, monkeypatch)
 def test_refusals_leave_the_network_as_it_is(validation, capsys, tmp_path, changes, words):
     if changes.pop("earlier", False):
         content = {key: value for key, value in card("classifier").items() if key not in ("training", "checksum")}
-        write_sealed_json(classifier_place("classifier") / "card.json", content)
-    before = (classifier_place("classifier") / "weights.safetensors").read_bytes()
+        write_sealed_json(classifier_path("classifier") / "card.json", content)
+    before = (classifier_path("classifier") / "weights.safetensors").read_bytes()
     with pytest.raises(SystemExit):
         validation(changes)
     assert re.search(words, capsys.readouterr().err)
-    assert (classifier_place("classifier") / "weights.safetensors").read_bytes() == before
+    assert (classifier_path("classifier") / "weights.safetensors").read_bytes() == before
     assert not (tmp_path / "metrics").exists()

@@ -16,7 +16,7 @@ import torch
 from pyautoattack.autoattack import AutoAttack
 from torch import nn
 
-from pag_core.exchange.outside.loading import attacked_images, load
+from pag_core.exchange.standalone.loading import attacked_images, load
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -11,10 +11,10 @@ from torch import nn
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.autoattack import run_autoattack
-from pag_core.evaluation.fitness import accuracy, correct, require_fit_for_attack
 from pag_core.evaluation.foolbox_suite import run_foolbox
 from pag_core.evaluation.masking import masking_checks
 from pag_core.evaluation.pgd import pgd_accuracy
+from pag_core.evaluation.preconditions import accuracy, correct, require_fit_for_attack
 from pag_core.pipeline.checkpoint import RunFolder
 from tests.linear_models import linear
 from tests.samples import ROOT, Changed, labelled_images
@@ -102,7 +102,9 @@ def test_autocast_and_inference_mode_are_refused():
 
 
 def test_products_that_are_rounded_are_refused(monkeypatch):
-    monkeypatch.setattr("pag_core.evaluation.fitness.rounded_products", lambda device: [f"products on {device.type}"])
+    monkeypatch.setattr(
+        "pag_core.evaluation.preconditions.rounded_products", lambda device: [f"products on {device.type}"]
+    )
     model = linear()
     with pytest.raises(EvaluationRefused, match=r"products on cpu.*rounded.*float32"):
         require_fit_for_attack(model, *labelled_images(model, 5), batch_size=5)
@@ -115,7 +117,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pag_core.errors import EvaluationRefused
 from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.autoattack import run_autoattack
-from pag_core.evaluation.fitness import require_fit_for_attack
+from pag_core.evaluation.preconditions import require_fit_for_attack
 
 def refused(device):
     with FakeTensorMode():

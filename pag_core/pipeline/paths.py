@@ -16,32 +16,32 @@ FIGURES = Path("figures")
 PAGE = Path("report.html")
 
 
-def dataset_place(name: str) -> Path:
+def dataset_path(name: str) -> Path:
     """The prepared dataset."""
     return DATA / f"{name}.zarr"
 
 
-def gradients_place(source: str) -> Path:
+def gradients_path(source: str) -> Path:
     """The gradient store of a source."""
     return DATA / "gradients" / f"{source}.zarr"
 
 
-def classifier_place(who: str) -> Path:
+def classifier_path(who: str) -> Path:
     """A trained network: `classifier` or `baseline`."""
     return DATA / who
 
 
-def curves_place(what: str) -> Path:
+def curves_path(what: str) -> Path:
     """The training curves of `diffusion`, `classifier` or `baseline`."""
     return Path("curves") / what
 
 
-def details_place(name: str) -> Path:
+def details_path(name: str) -> Path:
     """All that was measured of one kind; the headline of it is in `METRICS / NAME.json`."""
     return METRICS / "details" / f"{name}.json"
 
 
 def write_metrics(name: str, details: dict[str, Any], headline: dict[str, Any]) -> None:
     """Write all that was measured, and beside it the few numbers by which experiments are compared (`dvc exp show`)."""
-    write_json(details_place(name), details)
+    write_json(details_path(name), details)
     write_json(METRICS / f"{name}.json", headline)
