@@ -11,8 +11,8 @@ from pag_core.classifiers.building import build_classifier
 from pag_core.datasets.prepared import Dataset, Split, fingerprint
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
 from pag_core.params.reading import parse_params
-from tests import samples
-from tests.samples import PARAMS, changed, make_labelled
+from tests.fixtures import samples
+from tests.fixtures.samples import PARAMS, changed, make_labelled
 
 # the number of threads fixes the order of sums, on which the golden numbers depend
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from pag_core.params.sections import SourceDefaults
 from pag_core.params.values import MethodName, Source
 from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.code_identity import imported_modules
-from tests.samples import changed
+from tests.fixtures.samples import changed
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = ("dvc.yaml", "stages/gradients/dvc.yaml")
@@ -163,7 +163,7 @@ def test_yaml_has_one_reader() -> None:
         if name.split(".")[0] in ("yaml", "ruamel")
     }
     # the tests change params.yaml as a user does, comments and layout kept
-    assert readers == {"pag_core/params/yaml_text.py", "tests/project_copy.py"}
+    assert readers == {"pag_core/params/yaml_text.py", "tests/fixtures/project_copy.py"}
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))

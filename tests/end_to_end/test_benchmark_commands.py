@@ -11,7 +11,7 @@ from benchmarks.__main__ import SUBJECTS
 from benchmarks.measurement import processor_flags
 from benchmarks.pag_step import CHEAPEST, MEANINGS
 from benchmarks.training_step import BF16_UNITS
-from tests.samples import ROOT
+from tests.fixtures.samples import ROOT
 
 pytestmark = pytest.mark.slow
 

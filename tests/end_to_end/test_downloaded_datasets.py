@@ -7,8 +7,8 @@ import pytest
 
 from pag_core.datasets import cifar, stl10, tiny_imagenet
 from pag_core.datasets.prepared import read_dataset
-from tests.archives import small_cifar, small_stl10, small_tiny_imagenet
-from tests.project_copy import SMALL, ProjectCopy
+from tests.fixtures.archives import small_cifar, small_stl10, small_tiny_imagenet
+from tests.fixtures.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.samples import ROOT
+from tests.fixtures.samples import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pag_core.compute.device import processor_name
-from tests.project_copy import SMALL, ProjectCopy
-from tests.standalone import outside
+from tests.fixtures.project_copy import SMALL, ProjectCopy
+from tests.fixtures.standalone import outside
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.project_copy import ProjectCopy, stages_run
-from tests.small_experiment import archived, as_folders, command, stopped_in
+from tests.fixtures.project_copy import ProjectCopy, stages_run
+from tests.fixtures.small_experiment import archived, as_folders, command, stopped_in
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from guided_diffusion.unet import UNetModel
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.gradient_store.store import GradientStore
-from tests.project_copy import SMALL, ProjectCopy
+from tests.fixtures.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 

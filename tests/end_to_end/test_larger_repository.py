@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pag_core.params.yaml_text import written_yaml
-from tests.project_copy import ProjectCopy
-from tests.small_experiment import DESCRIPTION, archived, as_folders
+from tests.fixtures.project_copy import ProjectCopy
+from tests.fixtures.small_experiment import DESCRIPTION, archived, as_folders
 
 pytestmark = pytest.mark.slow
 

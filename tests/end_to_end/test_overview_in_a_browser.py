@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.overview.page import render_overview
-from tests.browser import CHROMIUM, browsing
-from tests.results_folders import autoattack, details, listed_in, png, write_results
+from tests.fixtures.browser import CHROMIUM, browsing
+from tests.fixtures.results_folders import autoattack, details, listed_in, png, write_results
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pag_core.evaluation.attacks import FOOLBOX_NAMES
-from tests.project_copy import SMALL, ProjectCopy, stages_run
+from tests.fixtures.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pag_core.compute.processes import usable_cores
-from tests.project_copy import SMALL, ProjectCopy
+from tests.fixtures.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 

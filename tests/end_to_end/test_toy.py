@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project_copy import SMALL, ProjectCopy, stages_run
+from tests.fixtures.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow
 

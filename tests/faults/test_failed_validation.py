@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_killed_stages import contents
-from tests.project_copy import SMALL, ProjectCopy, stages_run
+from tests.fixtures.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow
 

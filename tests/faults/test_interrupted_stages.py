@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.faults.test_killed_stages import contents
-from tests.project_copy import SMALL, ProjectCopy
+from tests.fixtures.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 

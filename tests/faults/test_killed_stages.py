@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project_copy import SMALL, ProjectCopy
+from tests.fixtures.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pag_core.params.values import Source
-from tests.project_copy import SMALL, ProjectCopy
+from tests.fixtures.project_copy import SMALL, ProjectCopy
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from pag_core.compute.processes import usable_cores
-from tests.project_copy import SMALL, ProjectCopy
-from tests.unit.test_processes import ranks_of
+from tests.fixtures.project_copy import SMALL, ProjectCopy
+from tests.unit.compute.test_processes import ranks_of
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from pag_core.objective.pag import AlignedBatch, drawn_classes, pag_objective, p
 from pag_core.params.reading import load_params
 from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.provenance import versions
-from tests.samples import PARAMS, distilled
+from tests.fixtures.samples import PARAMS, distilled
 
 PLACE = Path(__file__).with_name("first_losses.json")
 SEED = 3407

@@ -17,7 +17,7 @@ from pag_core.objective.input_gradient import input_gradients
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.samples import Killed, KilledFolder, cosines
+from tests.fixtures.samples import Killed, KilledFolder, cosines
 
 CUDA = pytest.param(
     "cuda",

@@ -16,6 +16,6 @@ A rule is a function from a `Call` to the operation's output and its pullback, r
         return x.square(), lambda cotangent: (applied(cotangent) * 2 * x,)
 
 Only active arguments, those that depend on the image, need a share; what the pullback keeps of the parameters must stay
-differentiable. Its test is a line in LAYERS of tests/unit/test_adjoint_layers.py, which compares input-gradients and
+differentiable. Its test is a line in LAYERS of tests/unit/objective/adjoint/test_layers.py, which compares input-gradients and
 parameter gradients with autograd's in float64.
 """

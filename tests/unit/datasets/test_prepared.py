@@ -1,0 +1,249 @@
+"""Datasets: what is read is what was there, and what cannot be used is refused by name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+
+from pag_core.datasets.labelled_images import LabelledImages, RawDataset
+from pag_core.datasets.loading import load_raw
+from pag_core.datasets.prepared import fingerprint, read_dataset, write_dataset
+from pag_core.datasets.splits import split
+from pag_core.errors import DatasetError, ParamsError
+from tests.fixtures.samples import make_labelled
+
+SPLIT = {"validation_fraction": 0.2, "test_fraction": 0.25, "images_per_class": None, "seed": 3}
+
+
+def raw_dataset(classes=4, per_class=20, test=False):
+    train = make_labelled(classes, per_class, (1, 4, 4), 1)
+    names = tuple(f"c{label}" for label in range(classes))
+    return RawDataset(names, train, make_labelled(classes, 8, (1, 4, 4), 2) if test else None)
+
+
+def keys(part):
+    """Every image with its label as bytes; the random images are all different."""
+    return [image.tobytes() + bytes([label]) for image, label in zip(part.images, part.labels, strict=True)]
+
+
+def test_digits_are_scikit_learns(make_params):
+    bunch = sklearn.datasets.load_digits()
+    raw = load_raw(make_params({"dataset": "digits"}))
+    assert raw.test is None and raw.class_names == tuple("0123456789")
+    assert raw.train.images.shape == (1797, 1, 8, 8)
+    assert np.array_equal(raw.train.labels, bunch.target)
+    assert np.bincount(raw.train.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # sixteen grey levels over 0..255: the original comes back exactly
+    assert np.array_equal(np.rint(raw.train.images[:, 0] / 255 * 16), bunch.images)
+    assert raw.train.images.min() == 0 and raw.train.images.max() == 255
+    # one value by hand: grey 13 of 16
+    assert raw.train.images[0, 0, 0, 3] == round(13 * 255 / 16) == 207
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_splits_are_disjoint_stratified_and_cover_everything(own_test):
+    raw = raw_dataset(test=own_test)
+    parts = split(raw, **SPLIT)
+    everything = keys(raw.train) + (keys(raw.test) if own_test else [])
+    assert sorted(key for part in parts.values() for key in keys(part)) == sorted(everything)
+    assert len(set(everything)) == len(everything)
+    counts = {name: np.bincount(part.labels).tolist() for name, part in parts.items()}
+    expected = (
+        {"train": [16] * 4, "validation": [4] * 4, "test": [8] * 4}
+        if own_test
+        else {"train": [12] * 4, "validation": [3] * 4, "test": [5] * 4}
+    )
+    assert counts == expected
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_the_order_of_the_test_split_is_shuffled_by_the_seed(own_test):
+    # sorted by class, as publishers often do
+    raw = raw_dataset(per_class=60, test=own_test)
+    by_class = {
+        name: None if part is None else part.take(np.argsort(part.labels, kind="stable"))
+        for name, part in (("train", raw.train), ("test", raw.test))
+    }
+    raw = dataclasses.replace(raw, **by_class)
+    first = split(raw, **SPLIT)
+    labels = first["test"].labels
+    assert len(set(labels[: len(labels) // 4].tolist())) > 1
+    again, other = split(raw, **SPLIT), split(raw, **{**SPLIT, "seed": 4})
+    for name in first:
+        assert keys(first[name]) == keys(again[name])
+        assert keys(first[name]) != keys(other[name])
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_images_per_class_caps_every_class(own_test):
+    raw = raw_dataset(test=own_test)
+    parts = split(raw, **{**SPLIT, "images_per_class": 5})
+    assert np.bincount(parts["test"].labels).tolist() == [5] * 4
+    rest = np.bincount(parts["train"].labels) + np.bincount(parts["validation"].labels)
+    assert rest.tolist() == [5] * 4
+    everything = [key for part in parts.values() for key in keys(part)]
+    assert len(set(everything)) == len(everything) == 40
+    assert set(everything) <= set(keys(raw.train) + (keys(raw.test) if own_test else []))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images_per_class": 1}, r"smallest class: '.*' with 1\) .*prepare.validation_fraction=0.2"),
+        ({"test_fraction": 0.01}, "prepare.test_fraction=0.01"),
+    ],
+)
+def test_too_few_images_for_a_split_are_refused(changes, words):
+    with pytest.raises(DatasetError, match=words):
+        split(raw_dataset(), **{**SPLIT, **changes})
+
+
+@pytest.mark.parametrize("fraction", [0.15, 0.85])
+def test_a_class_that_is_in_one_split_alone_is_refused(fraction):
+    """Stratification gives all of a small class to one side."""
+    labels = np.repeat(np.arange(3), [40, 40, 2])
+    images = LabelledImages(np.arange(82 * 4, dtype=np.int64).astype(np.uint8).reshape(82, 1, 2, 2), labels)
+    raw = RawDataset(class_names=("ant", "bee", "cat"), train=images, test=images)
+    with pytest.raises(DatasetError, match=r"leaves one of the splits without the class 'cat', which has 2 images"):
+        split(raw, **{**SPLIT, "validation_fraction": fraction})
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 1, 4, 4)), np.zeros(2, np.int64)),
+        (np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((2, 1, 4, 4), np.uint8), np.zeros(3, np.int64)),
+        (np.zeros((2, 1, 4, 4), np.uint8), np.zeros(2, np.int32)),
+    ],
+)
+def test_images_and_labels_must_agree(images, labels):
+    with pytest.raises(DatasetError):
+        LabelledImages(images, labels)
+
+
+def test_the_fingerprint_sees_every_pixel_label_and_name():
+    parts = split(raw_dataset(), **SPLIT)
+    names = ("a", "b", "c", "d")
+    first = fingerprint(names, parts)
+    assert (
+        fingerprint(names, {name: LabelledImages(p.images.copy(), p.labels.copy()) for name, p in parts.items()})
+        == first
+    )
+    seen = {first, fingerprint(("a", "b", "c", "e"), parts)}
+    for name in parts:
+        part = parts[name]
+        images, labels = part.images.copy(), part.labels.copy()
+        images[-1, 0, -1, -1] ^= 1
+        seen.add(fingerprint(names, {**parts, name: LabelledImages(images, part.labels)}))
+        labels[-1] = (labels[-1] + 1) % 4
+        seen.add(fingerprint(names, {**parts, name: LabelledImages(part.images, labels)}))
+        seen.add(fingerprint(names, {**parts, name: part.take(np.arange(len(part))[::-1])}))
+    seen.add(fingerprint(names, {**parts, "test": parts["validation"], "validation": parts["test"]}))
+    assert len(seen) == 12
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    parts = split(raw_dataset(), **SPLIT)
+    write_dataset(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {"seed": 3})
+    return tmp_path / "d.zarr", parts
+
+
+def test_prepared_round_trip(prepared, cpu):
+    path, parts = prepared
+    dataset = read_dataset(path)
+    assert dataset.class_names == ("a", "b", "c", "d") and dataset.classes == 4
+    assert dataset.image_shape == (1, 4, 4)
+    assert dataset.fingerprint == fingerprint(dataset.class_names, parts)
+    for name, part in parts.items():
+        assert np.array_equal(dataset.splits[name].images.numpy(), part.images)
+        assert np.array_equal(dataset.splits[name].labels.numpy(), part.labels)
+    pixels = dataset.splits["train"].to(cpu).pixels(torch.tensor([3, 1]))
+    assert pixels.dtype == torch.float32 and pixels.is_contiguous()
+    assert np.allclose(pixels.numpy(), parts["train"].images[[3, 1]] / 255.0, atol=1e-7)
+
+
+def test_several_shards_round_trip(tmp_path, monkeypatch):
+    monkeypatch.setattr("pag_core.datasets.prepared.IMAGES_PER_SHARD", 7)
+    parts = split(raw_dataset(), **SPLIT)
+    write_dataset(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {})
+    assert len(list((tmp_path / "d.zarr" / "train" / "images" / "c").iterdir())) == 7
+    assert np.array_equal(read_dataset(tmp_path / "d.zarr").splits["train"].images.numpy(), parts["train"].images)
+
+
+def chunk_files(path):
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+
+
+def test_every_flipped_byte_and_deleted_chunk_is_refused(prepared):
+    path, _ = prepared
+    files = chunk_files(path)
+    assert len(files) == 6
+    for file in files:
+        whole = file.read_bytes()
+        for position in (0, len(whole) // 2, len(whole) - 1):
+            broken = bytearray(whole)
+            broken[position] ^= 0x10
+            file.write_bytes(broken)
+            with pytest.raises(DatasetError, match=r"d.zarr"):
+                read_dataset(path)
+        file.unlink()
+        with pytest.raises(DatasetError, match=r"d.zarr"):
+            read_dataset(path)
+        file.write_bytes(whole)
+    read_dataset(path)
+
+
+def test_changed_metadata_is_refused(prepared):
+    path, _ = prepared
+    metadata = path / "zarr.json"
+    whole = metadata.read_text()
+    for old, new in (('"a"', '"e"'), ('"fingerprint"', '"fingerprinx"'), ('"class_names"', '"klass_names"'), ("{", "")):
+        assert old in whole
+        metadata.write_text(whole.replace(old, new, 1))
+        with pytest.raises(DatasetError, match=r"d.zarr"):
+            read_dataset(path)
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty folder"])
+def test_a_missing_dataset_names_the_stage(tmp_path, what):
+    if what == "an empty folder":
+        (tmp_path / "d.zarr").mkdir()
+    with pytest.raises(DatasetError, match="prepare"):
+        read_dataset(tmp_path / "d.zarr")
+
+
+def test_images_of_two_splits_are_counted():
+    from pag_core.datasets.splits import repeated_images
+
+    parts = {name: make_labelled(2, 5, (1, 4, 4), seed) for seed, name in enumerate(("train", "validation", "test"))}
+    assert repeated_images(parts) == {"validation": 0, "test": 0}
+    parts["test"].images[[1, 4, 7]] = parts["train"].images[[3, 3, 0]]
+    parts["validation"].images[2] = parts["train"].images[9]
+    assert repeated_images(parts) == {"validation": 1, "test": 3}
+
+
+def test_equal_data_are_equal_whatever_the_number_of_threads(monkeypatch):
+    import torch
+
+    from pag_core.pipeline.provenance import provenance
+
+    def record(device):
+        return provenance(params={}, seed=1, inputs={}, device=device)
+
+    several = torch.get_num_threads() + 1
+    alike, apart = record(None), record(torch.device("cpu"))
+    monkeypatch.setattr("torch.get_num_threads", lambda: several)
+    assert record(None) == alike and record(torch.device("cpu")) != apart
+
+
+def test_more_images_than_a_split_has_are_refused(dataset):
+    test = dataset.splits["test"]
+    assert test.first(len(test), "autoattack.images") == slice(0, len(test))
+    with pytest.raises(
+        ParamsError, match=r"autoattack.images is 16, but the split has 15 images; set it to at most 15"
+    ):
+        test.first(16, "autoattack.images")

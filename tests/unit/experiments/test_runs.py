@@ -1,0 +1,221 @@
+"""The runs of a description: what their results are known by, and in which order DVC's queue gets them."""
+
+import shutil
+import time
+from types import SimpleNamespace
+
+import pytest
+import typer
+
+from experiments.description.experiment import base_params, read_experiment
+from experiments.runs import queue
+from experiments.runs.named import Run, named
+from experiments.runs.stages import Stages, needed_for
+from pag_core.errors import DatasetError
+from pag_core.params.yaml_text import written_yaml
+from tests.fixtures.samples import changed, save_png
+
+MODEL = {"train", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
+BASELINE = {f"baseline{of}" for of in ("", "_validation", "_autoattack", "_foolbox")}
+SOURCES = {f"heuristic@{name}" for name in ("none", "oi", "cm", "nn")}
+TEACHER = {"diffusion", "sbg", "sbg_online"}
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return Stages()
+
+
+def different(stages, one, other):
+    return different_between(stages.of(one), stages.of(other))
+
+
+CASES = [
+    ({"processes": 2, "threads": 3, "device": "cpu", "checkpoint_seconds": 7, "feed.mode": "resident"}, set()),
+    ({"check.stages": ["train"]}, set()),
+    ({"image_folder": "elsewhere"}, set()),
+    ({"lambda": 3.5}, MODEL),
+    ({"control": "other_class"}, MODEL),
+    ({"baseline_method": "at"}, BASELINE | MODEL - {"train", "validation"}),
+    ({"at.steps": 3}, set()),
+    ({"method": "at", "at.steps": 3}, MODEL),
+    ({"autoattack.images": 7}, {"autoattack", "baseline_autoattack", "figures"}),
+    ({"foolbox.images": 7}, {"foolbox", "baseline_foolbox"}),
+    ({"validation.images": 7}, {"validation", "baseline_validation"}),
+    ({"diffusion.steps": 7}, TEACHER | MODEL),
+    ({"sbg.timestep": 170}, TEACHER - {"diffusion"} | MODEL),
+    ({"cm.factor": 2.0}, {"heuristic@cm", "figures"}),
+    ({"prepare.image_size": 9}, {"prepare"} | BASELINE | MODEL | TEACHER | SOURCES),
+    ({"seed": 5}, {"prepare"} | BASELINE | MODEL | TEACHER | SOURCES),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), CASES, ids=[str(changes) for changes, _ in CASES])
+def test_a_result_is_known_by_the_parameters_that_it_depends_on(stages, changes, expected):
+    """The page shows all parameters, and where work ran is none of the others'."""
+    base = base_params()
+    found = different(stages, base, changed(base_params(), changes))
+    shows_all = {"check", "report"}
+    assert found - shows_all == expected - shows_all
+
+
+def test_stages_come_with_what_they_need_and_measure(stages):
+    found = stages.of({**base_params(), "source": "nn"})
+    needed = needed_for(found, ["autoattack"])
+    assert needed == sorted(
+        ["autoattack", "baseline", "baseline_autoattack", "check", "code", "heuristic@nn", "prepare", "train"]
+    )
+    assert found["autoattack"].metrics == {
+        "autoattack": "metrics/autoattack.json",
+        "details/autoattack": "metrics/details/autoattack.json",
+    }
+    assert found["train"].cached and not found["heuristic@nn"].cached
+
+
+def test_the_code_of_a_stage_is_part_of_its_results(monkeypatch):
+    def with_code(record):
+        monkeypatch.setattr("experiments.runs.stages.code_record", record)
+        return Stages().of(base_params())
+
+    before, edited = with_code(lambda program: ""), with_code(lambda program: "edited" * (program.stem == "train"))
+    assert different_between(before, edited) == BASELINE | MODEL
+
+
+def different_between(before, after):
+    return {name for name in before if before[name].identity != after[name].identity}
+
+
+@pytest.fixture
+def images(tmp_path):
+    for place in ("train/ant", "train/bee", "test/ant", "test/bee"):
+        save_png(tmp_path / "images" / place / "0.png")
+    return tmp_path / "images"
+
+
+def test_images_are_known_by_their_content(tmp_path, images):
+    def identity(folder, dataset="image_folder"):
+        return Stages().of({**base_params(), "dataset": dataset, "image_folder": str(folder)})["prepare"].identity
+
+    before = identity(images)
+    shutil.copytree(images, tmp_path / "moved")
+    (tmp_path / "link").symlink_to(images)
+    assert identity(tmp_path / "link") == identity(images) == identity(tmp_path / "moved") == before
+    assert identity(images, "digits") == identity(tmp_path / "gone", "digits") != before
+    save_png(images / "train/ant/0.png", seed=3)
+    assert identity(images) != before
+    with pytest.raises(DatasetError, match=r"gone is not there; params\.yaml, a description or --images names it"):
+        identity(tmp_path / "gone")
+    (images / "train/cat").symlink_to(tmp_path / "moved/train/ant")
+    with pytest.raises(DatasetError, match=r"train/cat is a link to .*moved/train/ant, and DVC sees no change behind"):
+        identity(images)
+
+
+def test_a_diffusion_model_of_the_users_is_known_by_its_content(tmp_path):
+    params = {**base_params(), "diffusion_checkpoint": str(tmp_path / "teacher")}
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher/weights").write_bytes(b"one")
+    before = Stages().of(params)
+    assert "diffusion" not in before["sbg"].before
+    (tmp_path / "teacher/weights").write_bytes(b"another")
+    assert different_between(before, Stages().of(params)) >= {"sbg", "train", "autoattack"}
+    assert different_between(before, Stages().of(params)) & (BASELINE | {"prepare", "diffusion"}) == set()
+
+
+DESCRIPTION = {
+    "stages": ["autoattack"],
+    "sizes": {"full": {}},
+    "classifiers": {"cm": {"source": "cm"}, "sbg": {"source": "sbg"}},
+}
+
+
+def described(tmp_path, *changes, images=None, **other):
+    (tmp_path / "study.yaml").write_text(written_yaml({**DESCRIPTION, **other}), encoding="utf-8")
+    return read_experiment(tmp_path / "study.yaml", "full", list(changes), images)
+
+
+def test_a_run_has_its_name_by_all_that_its_results_depend_on(tmp_path, images):
+    first = named(described(tmp_path))
+    assert [run.name.rpartition("-")[0] for run in first.values()] == ["study-full-cm", "study-full-sbg"]
+    same = named(described(tmp_path, "processes=2", "foolbox.images=3"))
+    assert [run.name for run in same.values()] == [run.name for run in first.values()]
+    other = named(described(tmp_path, "cm:lambda=9"))
+    assert other["cm"].name != first["cm"].name and other["sbg"].name == first["sbg"].name
+    more = named(described(tmp_path, stages=["autoattack", "foolbox"]))
+    assert not {run.name for run in more.values()} & {run.name for run in first.values()}
+    (on_images, _) = named(described(tmp_path, images=images)).values()
+    assert on_images.params["image_folder"] == str(images) and on_images.name != first["cm"].name
+
+
+def test_dvc_is_told_what_is_wanted_and_where_what_the_user_gave_lies(tmp_path):
+    run = named(described(tmp_path))["cm"]
+    assert run.wanted == ("validation", "autoattack")
+    assert run.params["check"] == {"stages": ["train", "baseline", "validation", "autoattack"]}
+    assert run.metrics.keys() == {"training", "autoattack", "details/training", "details/autoattack"}
+
+
+def test_a_stage_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(typer.BadParameter, match=r"study-full: the stage autoatack is not one of: .*autoattack"):
+        named(described(tmp_path, stages=["train", "autoatack"]))
+
+
+class Simulated(queue._Queue):
+    """The queue of a command whose runs take no time; `log` has which are running at each look."""
+
+    def __init__(self, jobs, failing=(), lost=()):
+        super().__init__(SimpleNamespace(experiments=SimpleNamespace(celery_queue=None)), self, jobs)
+        self.failing, self.lost, self.log, self.queued = failing, list(lost), [], set()
+
+    def keep(self, count):
+        """As workers."""
+        self.log += [sorted(self._begun)] if count else []
+
+    def _entries(self, wanted):
+        return {run: SimpleNamespace(name=run) for run in wanted if run in self.queued}
+
+    def _ended(self):
+        for run in list(self._begun):
+            del self._begun[run]
+            if run in self.failing:
+                self._failed[run] = "its last lines"
+            gone = run in self.lost
+            if gone:
+                self.lost.remove(run)
+            yield run, gone
+
+
+def order(monkeypatch, jobs, shared, queued=(), **options):
+    simulated = Simulated(jobs, **options)
+    simulated.queued |= set(queued)
+    monkeypatch.setattr(queue, "put", lambda run: simulated.queued.add(run.name))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    runs = {name: Run(name, {}, ("train",), {}, frozenset(made)) for name, made in shared.items()}
+    failed = simulated.work_off(runs)
+    return simulated.log, failed
+
+
+def test_of_runs_that_share_a_stage_one_goes_first(monkeypatch):
+    """Runs of another seed share nothing with it, and begin with it."""
+    shared = {"a1": "dp", "b1": "dq", "c1": "dr", "a2": "es", "b2": "et"}
+    begun, failed = order(monkeypatch, 2, shared)
+    assert begun == [["a1", "a2"], ["b1", "c1"], ["b2"]] and failed == {}
+
+
+def test_one_job_takes_them_in_their_order(monkeypatch):
+    begun, _ = order(monkeypatch, 1, {"a": "dx", "b": "dy", "c": "e"})
+    assert begun == [["a"], ["b"], ["c"]]
+
+
+def test_a_run_that_fails_ends_no_other_and_is_named(monkeypatch):
+    begun, failed = order(monkeypatch, 2, {"a": "dx", "b": "dy", "c": "dz"}, failing=("a",))
+    assert begun == [["a"], ["b"], ["c"]] and failed == {"a": "its last lines"}
+
+
+def test_a_run_whose_process_is_gone_goes_into_the_queue_again(monkeypatch):
+    begun, failed = order(monkeypatch, 1, {"a": "x", "b": "y"}, lost=("a",))
+    assert begun == [["a"], ["b"], ["a"]] and failed == {}
+
+
+def test_a_run_that_is_in_the_queue_is_waited_for(monkeypatch):
+    """That another command has put there; what shares a stage with it waits."""
+    begun, _ = order(monkeypatch, 1, {"a": "x", "b": "x", "c": "y"}, queued=("b",))
+    assert begun == [["a"], ["c"]]
