@@ -63,6 +63,7 @@ class _Queue:
         self._repo, self._queue = repo, repo.experiments.celery_queue
         self._workers, self._jobs = workers, jobs
         self._begun: dict[str, tuple[QueueEntry, float]] = {}
+        self._own: set[str] = set()
         self._seen_alive: dict[str, float] = {}
         self._failed: dict[str, str] = {}
 
@@ -82,17 +83,22 @@ class _Queue:
                 self._workers.keep(len(self._begun))
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         except BaseException:
-            self._give_up(runs)
+            self._give_up()
             raise
         return self._failed
 
     def _begin_some(self, waiting: dict[str, Run], runs: dict[str, Run], made: set[str], total: int) -> None:
         for run, wanted in list(waiting.items()):
             being_made = set().union(*(runs[other].shared for other in self._begun)) - made
-            if len(self._begun) < self._jobs and not wanted.shared & being_made:
-                del waiting[run]
-                put(wanted)
+            if len(self._begun) >= self._jobs or wanted.shared & being_made:
+                continue
+            del waiting[run]
+            if put(wanted):
+                self._own.add(wanted.name)
                 self._begin(wanted, run, self._entries({run: wanted})[run], f"{total - len(waiting)} of {total}")
+            else:
+                print(f"{wanted.name}: done by another command", flush=True)
+                made |= wanted.shared
 
     def _begin(self, wanted: Run, run: str, entry: QueueEntry, said: str) -> None:
         print(f"{wanted.name}: {said} (dvc queue logs {wanted.name} --follow)", flush=True)
@@ -100,8 +106,10 @@ class _Queue:
         self._seen_alive[run] = time.monotonic()
 
     def _entries(self, wanted: dict[str, Run]) -> dict[str, QueueEntry]:
-        """What waits or runs in the queue of the runs that are `wanted`."""
-        by_name = {entry.name: entry for entry in [*self._queue.iter_queued(), *self._queue.iter_active()]}
+        """What is in the queue of the runs that are `wanted`: what waits, runs, or had no time to be seen."""
+        entries = [*self._queue.iter_queued(), *self._queue.iter_active()]
+        entries += [ended.entry for ended in self._queue.iter_done() if ended.entry.name in self._own]
+        by_name = {entry.name: entry for entry in reversed(entries)}
         return {run: by_name[one.name] for run, one in wanted.items() if one.name in by_name}
 
     def _ended(self) -> Iterator[tuple[str, bool]]:
@@ -148,12 +156,13 @@ class _Queue:
         said = Path(process.stdout).read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(said[-LINES_OF_A_FAILURE:])
 
-    def _give_up(self, runs: dict[str, Run]) -> None:
-        """End what this command has begun: what waits leaves the queue, what runs saves a checkpoint."""
-        mine = {run: runs[run] for run in self._begun}
-        names = {self._begun[run][0].name for run in mine}
-        waiting = [entry.name for entry in self._queue.iter_queued() if entry.name in names]
-        if waiting:
+    def _give_up(self) -> None:
+        """End what this command has queued: what waits leaves the queue, what runs saves a checkpoint."""
+        names = {entry.name for entry, _ in self._begun.values()}
+        if others := names - self._own:
+            print(f"{', '.join(sorted(others))}: goes on in DVC's queue (dvc queue kill)", file=sys.stderr, flush=True)
+        names &= self._own
+        if waiting := [entry.name for entry in self._queue.iter_queued() if entry.name in names]:
             self._queue.remove(waiting)
         deadline = time.monotonic() + SECONDS_TO_SAVE
         told: set[str] = set()
@@ -168,29 +177,42 @@ class _Queue:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def put(run: Run) -> None:
-    """Queue an experiment of the run; raises ExperimentFailed with what DVC says where it cannot."""
+def put(run: Run) -> bool:
+    """Queue an experiment of the run, unless it is in the queue; False if another command has made it since.
+
+    Raises ExperimentFailed with what DVC says where it cannot be queued.
+    """
     settings = [f"--set-param={text}" for text in overrides(run.params, base_params())]
-    command = ["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.wanted]
     with holding(queue_lock(), "queueing an experiment"):
-        _forget(run.name)
-        while (done := _dvc(command)).returncode:
-            if BUSY not in done.stderr:
-                raise ExperimentFailed(f"{run.name} cannot be queued: {done.stderr.strip()}")
+        if finished({run.name: run}):
+            return False
+        with Repo(str(CHECKOUT)) as repo:
+            queue = repo.experiments.celery_queue
+            if run.name in {entry.name for entry in [*queue.iter_queued(), *queue.iter_active()]}:
+                return True
+            # failed attempts have the name, and an experiment whose metrics are gone
+            names = {name for found in repo.experiments.ls().values() for name, _ in found}
+            if run.name in names | {ended.entry.name for ended in queue.iter_failed()}:
+                repo.experiments.remove([run.name])
+        while said := _refusal(["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.wanted]):
+            if BUSY not in said:
+                raise ExperimentFailed(f"{run.name} cannot be queued: {said}")
             time.sleep(1)
+    return True
 
 
-def _forget(name: str) -> None:
-    """Free the name: of an experiment whose metrics are gone, and of failed attempts."""
-    with Repo(str(CHECKOUT)) as repo:
-        names = {one for found in repo.experiments.ls().values() for one, _ in found}
-        names |= {result.entry.name for result in repo.experiments.celery_queue.iter_failed()}
-        if name in names:
-            repo.experiments.remove([name])
-
-
-def _dvc(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", *command], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+def _refusal(command: list[str]) -> str:
+    """What a command of DVC says if it fails. It ends in its own time: the checkout is as it was only then."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=CHECKOUT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        _, said = process.communicate()
+    except BaseException:
+        process.communicate()
+        raise
+    return said.strip() or f"exit code {process.returncode}" if process.returncode else ""
 
 
 class _Workers:

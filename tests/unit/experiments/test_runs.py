@@ -183,10 +183,10 @@ class Simulated(queue._Queue):
             yield run, gone
 
 
-def order(monkeypatch, jobs, shared, queued=(), **options):
+def order(monkeypatch, jobs, shared, queued=(), made_elsewhere=(), **options):
     simulated = Simulated(jobs, **options)
     simulated.queued |= set(queued)
-    monkeypatch.setattr(queue, "put", lambda run: simulated.queued.add(run.name))
+    monkeypatch.setattr(queue, "put", lambda run: run.name not in made_elsewhere and not simulated.queued.add(run.name))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     runs = {name: Run(name, {}, ("train",), {}, frozenset(made)) for name, made in shared.items()}
     failed = simulated.work_off(runs)
@@ -219,3 +219,8 @@ def test_a_run_that_is_in_the_queue_is_waited_for(monkeypatch):
     """That another command has put there; what shares a stage with it waits."""
     begun, _ = order(monkeypatch, 1, {"a": "x", "b": "x", "c": "y"}, queued=("b",))
     assert begun == [["a"], ["c"]]
+
+
+def test_what_another_command_has_made_since_is_not_run(monkeypatch):
+    begun, failed = order(monkeypatch, 1, {"a": "x", "b": "xy", "c": "y"}, made_elsewhere=("b",))
+    assert begun == [["a"], ["c"]] and failed == {}
