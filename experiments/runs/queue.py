@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import psutil
 from dvc.repo import Repo
@@ -93,12 +94,13 @@ class _Queue:
             if len(self._begun) >= self._jobs or wanted.shared & being_made:
                 continue
             del waiting[run]
-            if put(wanted):
-                self._own.add(wanted.name)
-                self._begin(wanted, run, self._entries({run: wanted})[run], f"{total - len(waiting)} of {total}")
-            else:
+            state = put(wanted)
+            if state == "done":
                 print(f"{wanted.name}: done by another command", flush=True)
                 made |= wanted.shared
+                continue
+            self._own |= {wanted.name} if state == "queued" else set()
+            self._begin(wanted, run, self._entries({run: wanted})[run], f"{total - len(waiting)} of {total}")
 
     def _begin(self, wanted: Run, run: str, entry: QueueEntry, said: str) -> None:
         print(f"{wanted.name}: {said} (dvc queue logs {wanted.name} --follow)", flush=True)
@@ -177,19 +179,19 @@ class _Queue:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def put(run: Run) -> bool:
-    """Queue an experiment of the run, unless it is in the queue; False if another command has made it since.
+def put(run: Run) -> Literal["queued", "there", "done"]:
+    """Queue an experiment of the run, unless another command has put it there or has made it since.
 
     Raises ExperimentFailed with what DVC says where it cannot be queued.
     """
     settings = [f"--set-param={text}" for text in overrides(run.params, base_params())]
     with holding(queue_lock(), "queueing an experiment"):
         if finished({run.name: run}):
-            return False
+            return "done"
         with Repo(str(CHECKOUT)) as repo:
             queue = repo.experiments.celery_queue
             if run.name in {entry.name for entry in [*queue.iter_queued(), *queue.iter_active()]}:
-                return True
+                return "there"
             # failed attempts have the name, and an experiment whose metrics are gone
             names = {name for found in repo.experiments.ls().values() for name, _ in found}
             if run.name in names | {ended.entry.name for ended in queue.iter_failed()}:
@@ -198,7 +200,7 @@ def put(run: Run) -> bool:
             if BUSY not in said:
                 raise ExperimentFailed(f"{run.name} cannot be queued: {said}")
             time.sleep(1)
-    return True
+    return "queued"
 
 
 def _refusal(command: list[str]) -> str:

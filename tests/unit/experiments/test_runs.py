@@ -186,7 +186,12 @@ class Simulated(queue._Queue):
 def order(monkeypatch, jobs, shared, queued=(), made_elsewhere=(), **options):
     simulated = Simulated(jobs, **options)
     simulated.queued |= set(queued)
-    monkeypatch.setattr(queue, "put", lambda run: run.name not in made_elsewhere and not simulated.queued.add(run.name))
+
+    def put(run):
+        simulated.queued.add(run.name)
+        return "done" if run.name in made_elsewhere else "queued"
+
+    monkeypatch.setattr(queue, "put", put)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     runs = {name: Run(name, {}, ("train",), {}, frozenset(made)) for name, made in shared.items()}
     failed = simulated.work_off(runs)
