@@ -30,7 +30,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectCopy, Pat
     for name in ("train", "autoattack"):
         project.stage(name, "--baseline")
         project.stage(name)
-    project.run(sys.executable, "-m", "pag_core.exchange.export", "exports/aligned")
+    project.run(sys.executable, "-m", "pag_core.exchange.export", "exports/aligned", forked=False)
     return project, project.path / "exports/aligned"
 
 

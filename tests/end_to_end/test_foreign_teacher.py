@@ -99,7 +99,7 @@ def test_the_distilled_gradients_are_those_of_a_plain_script(
     project: ProjectCopy, name: str, choice: tuple[str, ...], said: str
 ) -> None:
     folder = f"data/{name.split('_')[0]}"
-    done = project.run(*IMPORT, name, folder, "--image-size", "8", "--no-class", "0", *choice)
+    done = project.run(*IMPORT, name, folder, "--image-size", "8", "--no-class", "0", *choice, forked=bool(choice))
     assert said in done.stdout
     assert "attention_resolutions: [4]" in done.stdout and "held_out_error_conditional: 0." in done.stdout
     assert "labels 0 to 10, as assumed: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, no class" in done.stdout

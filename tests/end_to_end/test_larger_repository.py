@@ -30,7 +30,7 @@ def test_an_experiment_runs_and_is_found_again(tmp_path):
     shown = project.run(*command, "--show")
     assert row in shown.stdout and "other parameters" not in shown.stderr
 
-    project.run(sys.executable, "experiments/page.py")
+    project.run(sys.executable, "experiments/page.py", forked=False)
     html = (project.path / "experiments.html").read_text(encoding="utf-8")
     content = json.loads(re.search(r'<script id="content" type="application/json">(.*?)</script>', html)[1])
     assert [experiment["cells"][0] for experiment in content["experiments"]].count("tiny-tiny-cm") == 1
