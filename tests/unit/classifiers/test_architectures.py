@@ -21,6 +21,7 @@ from pag_core.params.sections import Params
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
+from tests.fixtures.input_gradient_loops import EACH_ARCHITECTURE
 from tests.fixtures.samples import ARCHITECTURES, ROOT, objective_terms
 
 each_architecture = pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -145,7 +146,7 @@ def test_a_fresh_network_has_input_gradients_that_can_be_differentiated(arch):
         assert len(touched) > 3 and all(torch.isfinite(gradient).all() for gradient in touched)
 
 
-@each_architecture
+@pytest.mark.parametrize("arch", EACH_ARCHITECTURE)
 def test_the_objective_at_96_pixels_against_autograd_one_image_and_class_at_a_time(arch):
     """STL-10's images; in eval mode no image depends on another."""
     classifier = small(arch, (3, 96, 96)).eval()

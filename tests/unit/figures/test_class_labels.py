@@ -17,6 +17,8 @@ from pag_core.figures.radius_curves import RadiusCurve, radius_curves
 from tests.unit.experiments.test_plots import draw_blocks
 from tests.unit.figures.test_figures import draw_sources, draw_targeted, overlapping_texts, pictures, renamed, texts
 
+pytestmark = pytest.mark.slow
+
 SHEETS = {
     "sources": draw_sources,
     "targeted": draw_targeted,
@@ -91,16 +93,16 @@ def test_names_that_no_font_has_are_numbers_that_a_legend_explains(dataset, only
     assert overlapping_texts(figure) == []
 
 
-@each_sheet
+USUAL_NAMES = [
+    ("кот", "γάτα", "قط"), ("חתול", "🐱", "chat é"), ("cha\u0302t", "a$b$c", "$5"), ("$x$", "a\\$b$", "_a"),
+    ("<b>&'\"", "$\\frac{", "a_b^c$$"),
+]  # fmt: skip
+
+
+# all of them in one sheet, and in the others some that are no formula in it
 @pytest.mark.parametrize(
-    "names",
-    [
-        ("кот", "γάτα", "قط"),
-        ("חתול", "🐱", "chat é"),
-        ("cha\u0302t", "a$b$c", "$5"),
-        ("$x$", "a\\$b$", "_a"),
-        ("<b>&'\"", "$\\frac{", "a_b^c$$"),
-    ],
+    ("sheet", "names"),
+    [*(("targeted", names) for names in USUAL_NAMES), *((sheet, USUAL_NAMES[2]) for sheet in ("sources", "blocks"))],
 )
 def test_names_that_the_usual_font_has_are_written_as_they_are(dataset, only_own_fonts, tmp_path, sheet, names):
     figure = SHEETS[sheet](renamed(dataset, names))

@@ -33,6 +33,7 @@ from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from tests.fixtures.input_gradient_loops import (
     CLASSES,
+    EACH_ARCHITECTURE,
     MEANINGS,
     build,
     loop_gradients,
@@ -40,7 +41,6 @@ from tests.fixtures.input_gradient_loops import (
     relative,
     samples,
 )
-from tests.fixtures.samples import ARCHITECTURES
 
 FORM = {"output": "logit", "scaling": "drawn", "classes_per_step": "all", "weight_warmup": None}
 STEPS, BATCH = 10, 8
@@ -271,7 +271,7 @@ def test_training_ends_at_the_parameters_of_a_plain_loop(tmp_path, dataset, make
 
 @pytest.mark.parametrize("norm", ["L1", "L2"])
 @pytest.mark.parametrize("meaning", MEANINGS)
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", EACH_ARCHITECTURE)
 def test_the_gradient_norm_against_a_double_loop(arch, meaning, norm):
     network, side = build(arch)
     images, labels, _, _ = samples(side)
