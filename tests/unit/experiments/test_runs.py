@@ -1,5 +1,6 @@
 """The runs of a description: what their results are known by, and in which order DVC's queue gets them."""
 
+import functools
 import shutil
 import time
 from types import SimpleNamespace
@@ -13,12 +14,21 @@ from experiments.runs.named import Run, named
 from experiments.runs.stages import Stages, needed_for
 from pag_core.errors import DatasetError
 from pag_core.params.yaml_text import written_yaml
+from pag_core.pipeline.code_identity import code_record
 from tests.fixtures.samples import changed, save_png
 
 MODEL = {"train", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
 BASELINE = {f"baseline{of}" for of in ("", "_validation", "_autoattack", "_foolbox")}
 SOURCES = {f"heuristic@{name}" for name in ("none", "oi", "cm", "nn")}
 TEACHER = {"diffusion", "sbg", "sbg_online"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code_read_once():
+    """The code of a stage, which costs a good part of a second for all of them, does not change in these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.runs.stages.code_record", functools.cache(code_record))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +102,9 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_images_are_known_by_their_content(stages, tmp_path, images):
+def test_images_are_known_by_their_content(tmp_path, images):
     def identity(folder, dataset="image_folder"):
-        stages._given.cache_clear()  # of one run of a description: its images do not change meanwhile
-        return stages.of({**base_params(), "dataset": dataset, "image_folder": str(folder)})["prepare"].identity
+        return Stages().of({**base_params(), "dataset": dataset, "image_folder": str(folder)})["prepare"].identity
 
     before = identity(images)
     shutil.copytree(images, tmp_path / "moved")
