@@ -213,24 +213,13 @@ def test_two_processes_train_the_diffusion_model_that_one_trains(outcome):
     assert_close(outcome("diffusion 1"), outcome("diffusion 2"))
 
 
-@pytest.mark.slow
-def test_torchrun_trains_the_diffusion_model_that_ranks_of_its_own_train(tmp_path, outcome):
-    # under torchrun its ranks are the processes, whatever the parameter says
-    assert_equal(outcome("diffusion 2"), trained(tmp_path, {**DENOISER, "processes": 1}, TORCHRUN))
-
-
 @pytest.fixture
 def unbroken(outcome):
     return outcome("dropout")
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_classifier_that_ranks_of_its_own_train(tmp_path, unbroken):
-    assert_equal(unbroken, trained(tmp_path, DROPOUT, TORCHRUN))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "victim"), [(ALONE, 1), (ALONE, 0), (TORCHRUN, 1), (TORCHRUN, 0)])
+@pytest.mark.parametrize(("launcher", "victim"), [(ALONE, 1), (ALONE, 0), (TORCHRUN, 0)])
 def test_a_killed_process_ends_the_run_and_a_rerun_gives_the_same(tmp_path, unbroken, launcher, victim):
     broken = start(tmp_path, {**DROPOUT, "survive": 2, "victim": victim}, launcher=launcher)
     assert broken.returncode != 0
