@@ -29,7 +29,7 @@ NEVER = {"checkpoint_seconds": 10**6}
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
     """An unbroken run, in which the clock alone never saves a checkpoint."""
     overrides = {
-        **SMALL, **NEVER, "source": "cm", "train.epochs": 12, "diffusion.steps": 120, "autoattack.images": 8,
+        **SMALL, **NEVER, "source": "cm", "train.epochs": 8, "diffusion.steps": 60, "autoattack.images": 6,
         "autoattack.images_per_shard": 1, "autoattack.radii": {"Linf": [0.1]},
     }  # fmt: skip
     project = ProjectCopy(tmp_path_factory.mktemp("a blank") / "pag", overrides)
@@ -89,7 +89,7 @@ def test_an_interrupted_stage_resumes_with_the_same_bytes(
 def test_a_pipeline_that_is_interrupted_saves_too(finished: ProjectCopy, number: int, group: bool) -> None:
     """DVC hands on nothing when it is ended: the stage notices."""
     # many epochs: the stage looks once a second, and must not be done before
-    finished.set({"processes": 1, "seed": 1 + number, "train.epochs": 40})
+    finished.set({"processes": 1, "train.epochs": 40, "train.weight_decay": number / 1e5})
     command = [sys.executable, "-m", "dvc", "repro", "train"]
     code, _ = interrupt(finished, command, number, group=group, at_least=2)
     assert code != 0
