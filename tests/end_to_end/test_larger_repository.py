@@ -18,19 +18,20 @@ def test_an_experiment_runs_and_is_found_again(tmp_path):
     assert project.git("rev-parse", "--show-prefix").strip() == "my papers/pag/"
     images = archived(as_folders(tmp_path / "pictures"))
     described = {**DESCRIPTION, "stages": ["train"], "rows": {"class means": {"of": "cm"}}, "settings": []}
+    described["classifiers"] = {"cm": DESCRIPTION["classifiers"]["cm"]}
     (project.path / "tiny.yaml").write_text(written_yaml(described), encoding="utf-8")
     command = [sys.executable, "experiments/run.py", "tiny.yaml", "--size", "tiny", "--images", str(images)]
-    command += ["--work", str(tmp_path / "work")]
     ran = project.run(*command)
     (row,) = re.findall(r"^\| class means \| \d.*$", ran.stdout, re.MULTILINE)
 
     # what has finished is neither run again nor called other
     again = project.run(*command)
-    assert row in again.stdout and "tiny-tiny-cm: done before" in again.stdout
+    (name,) = re.findall(r"^(tiny-tiny-cm-\w{8}): done before$", again.stdout, re.MULTILINE)
+    assert row in again.stdout
     shown = project.run(*command, "--show")
-    assert row in shown.stdout and "other parameters" not in shown.stderr
+    assert row in shown.stdout and "other code" not in shown.stderr
 
     project.run(sys.executable, "experiments/page.py", forked=False)
     html = (project.path / "experiments.html").read_text(encoding="utf-8")
     content = json.loads(re.search(r'<script id="content" type="application/json">(.*?)</script>', html)[1])
-    assert [experiment["cells"][0] for experiment in content["experiments"]].count("tiny-tiny-cm") == 1
+    assert [experiment["cells"][0] for experiment in content["experiments"]].count(name) == 1
