@@ -72,8 +72,8 @@ def test_sigterm_reaches_what_make_runs(checkout: Path) -> None:
     (checkout / ".venv/bin/python").symlink_to(sys.executable)
     (checkout / ".venv/.installed").touch()
     (checkout / "environment.py").write_text("")
-    for module in ("experiments/repository.py", "pag_core/params.py"):
-        (checkout / module).parent.mkdir()
+    for module in ("experiments/runs/repository.py", "pag_core/params.py"):
+        (checkout / module).parent.mkdir(parents=True)
         (checkout / module).write_text("")
     (checkout / "dvc.py").write_text(
         "import signal, sys, time\n"
