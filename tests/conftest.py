@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: their parameters, a tiny dataset, classifier and noise predictor."""
 
 import contextlib
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from pag_core.params.reading import parse_params
 from tests.fixtures import samples
 from tests.fixtures.samples import PARAMS, changed, make_labelled
 
+# where the tests run in the background it is ignored, and would be by all that they start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # the number of threads fixes the order of sums, on which the golden numbers depend
 torch.set_num_threads(1)
 
