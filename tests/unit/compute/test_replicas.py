@@ -51,7 +51,7 @@ def begin(folder, *trainings, launcher=ALONE):
     folder.mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "RANK", "WORLD_SIZE")}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [*launcher, str(ROOT / "tests" / "shared_training.py"), *map(json.dumps, trainings)]
+    command = [*launcher, str(ROOT / "tests/fixtures/shared_training.py"), *map(json.dumps, trainings)]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
