@@ -61,7 +61,7 @@ class _Queue:
     """DVC's queue as one command uses it."""
 
     def __init__(self, repo: Repo, workers: "_Workers", jobs: int) -> None:
-        self._repo, self._queue = repo, repo.experiments.celery_queue
+        self._queue = repo.experiments.celery_queue
         self._workers, self._jobs = workers, jobs
         self._begun: dict[str, tuple[QueueEntry, float]] = {}
         self._own: set[str] = set()
