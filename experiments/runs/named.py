@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from experiments.description.experiment import Experiment
+from experiments.description.experiment import Experiment, base_params
 from experiments.description.file import refused
 from experiments.runs.repository import require_commits, stored
 from experiments.runs.stages import Plain, Stages, needed_for
@@ -50,7 +50,15 @@ def named(experiment: Experiment) -> dict[str, Run]:
     stages = Stages()
     # while DVC queues an experiment for another command, the code of the checkout is that of the last commit
     with holding(queue_lock(), "queueing an experiment"):
-        return {run: _named(experiment, run, _in_full(params), stages) for run, params in experiment.params.items()}
+        return {
+            run: _named(f"{experiment.name}-{run}", _in_full(params), experiment.stages, stages)
+            for run, params in experiment.params.items()
+        }
+
+
+def is_as_named(run: Run) -> bool:
+    """Whether the code, the parameters and what the user gave are still what the name of the run says; within `queue_lock`."""
+    return _named(_described(run.name), run.params, run.wanted, Stages()).name == run.name
 
 
 def queue_lock() -> Path:
@@ -58,18 +66,19 @@ def queue_lock() -> Path:
     return CHECKOUT / ".cache/locks/queue"
 
 
-def _named(experiment: Experiment, run: str, params: Plain, stages: Stages) -> Run:
-    found = stages.of(params)
-    if unknown := [stage for stage in experiment.stages if stage not in found]:
-        raise refused(f"{experiment.name}: the stage {unknown[0]} is not one of: {', '.join(found)}")
-    needed = needed_for(found, experiment.stages)
-    identity = digest({name: found[name].identity for name in experiment.stages})
+def _named(described: str, params: Plain, wanted: tuple[str, ...], stages: Stages) -> Run:
+    # whom the check serves is no part of a name
+    found = stages.of({**params, "check": base_params()["check"]})
+    if unknown := [stage for stage in wanted if stage not in found]:
+        raise refused(f"{described}: the stage {unknown[0]} is not one of: {', '.join(found)}")
+    needed = needed_for(found, wanted)
+    identity = digest({name: found[name].identity for name in wanted})
     checked = [name for name in CheckedStage.__args__ if name in needed]  # type: ignore[attr-defined]
     return Run(
-        name=f"{experiment.name}-{run}-{identity[:DIGITS_OF_A_NAME]}",
+        name=f"{described}-{identity[:DIGITS_OF_A_NAME]}",
         params={**params, "check": {"stages": checked}},
-        wanted=experiment.stages,
-        metrics={name: path for stage in experiment.stages for name, path in found[stage].metrics.items()},
+        wanted=wanted,
+        metrics={name: path for stage in wanted for name, path in found[stage].metrics.items()},
         shared=frozenset(found[name].identity for name in needed if found[name].cached),
     )
 
@@ -88,8 +97,7 @@ def finished(runs: dict[str, Run], *, remark: bool = False) -> dict[str, Done]:
     RepositoryMissing where there is no git repository with a commit.
     """
     require_commits()
-    with Repo(str(CHECKOUT)) as repo:
-        every = [(name, rev) for found in repo.experiments.ls(all_commits=True).values() for name, rev in found]
+    every = experiments()
     found: dict[str, Done] = {}
     for run, one in runs.items():
         for revision in [revision for name, revision in every if name == one.name]:
@@ -103,6 +111,12 @@ def finished(runs: dict[str, Run], *, remark: bool = False) -> dict[str, Done]:
         ):
             print(f"{_described(one.name)}: other code, parameters or images made {', '.join(others)}", file=sys.stderr)
     return found
+
+
+def experiments() -> list[tuple[str, str]]:
+    """DVC's experiments on any commit: the name and the revision of each."""
+    with Repo(str(CHECKOUT)) as repo:
+        return [(name, rev) for found in repo.experiments.ls(all_commits=True).values() for name, rev in found]
 
 
 def _described(name: str) -> str:

@@ -15,7 +15,7 @@ from dvc.repo.experiments.queue.base import QueueEntry
 from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
 
 from experiments.description.experiment import base_params
-from experiments.runs.named import Done, Run, finished, queue_lock
+from experiments.runs.named import Done, Run, experiments, finished, is_as_named, queue_lock
 from experiments.runs.overrides import overrides
 from experiments.runs.repository import require_committer
 from pag_core.compute.interruption import interruptible
@@ -30,6 +30,7 @@ SECONDS_TO_SAVE = 120.0
 LINES_OF_A_FAILURE = 10
 # of DVC, while another of its commands changes the repository
 BUSY = "Unable to acquire lock"
+CHANGED = "it has not begun: code or images were edited after its name was made of them; give the command again"
 
 
 def run_all(runs: dict[str, Run], jobs: int) -> dict[str, Done]:
@@ -98,6 +99,9 @@ class _Queue:
             if state == "done":
                 print(f"{wanted.name}: done by another command", flush=True)
                 made |= wanted.shared
+                continue
+            if state == "changed":
+                self._failed[wanted.name] = CHANGED
                 continue
             self._own |= {wanted.name} if state == "queued" else set()
             self._begin(wanted, run, self._entries({run: wanted})[run], f"{total - len(waiting)} of {total}")
@@ -179,22 +183,24 @@ class _Queue:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def put(run: Run) -> Literal["queued", "there", "done"]:
+def put(run: Run) -> Literal["queued", "there", "done", "changed"]:
     """Queue an experiment of the run, unless another command has put it there or has made it since.
 
-    Raises ExperimentFailed with what DVC says where it cannot be queued.
+    Nor is it queued where its name is no longer that of what DVC would run. Raises ExperimentFailed with what DVC says where
+    it cannot be queued.
     """
     settings = [f"--set-param={text}" for text in overrides(run.params, base_params())]
     with holding(queue_lock(), "queueing an experiment"):
         if finished({run.name: run}):
             return "done"
+        if not is_as_named(run):
+            return "changed"
         with Repo(str(CHECKOUT)) as repo:
             queue = repo.experiments.celery_queue
             if run.name in {entry.name for entry in [*queue.iter_queued(), *queue.iter_active()]}:
                 return "there"
             # failed attempts have the name, and an experiment whose metrics are gone
-            names = {name for found in repo.experiments.ls().values() for name, _ in found}
-            if run.name in names | {ended.entry.name for ended in queue.iter_failed()}:
+            if run.name in {name for name, _ in experiments()} | {ended.entry.name for ended in queue.iter_failed()}:
                 repo.experiments.remove([run.name])
         while said := _refusal(["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.wanted]):
             if BUSY not in said:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SECONDS_BETWEEN_LOOKS = 1.0  # at the DVC that started this stage
+SECONDS_BETWEEN_LOOKS = 0.1  # at the DVC that started this stage
 
 
 class Interrupted(BaseException):

@@ -88,8 +88,8 @@ def test_an_interrupted_stage_resumes_with_the_same_bytes(
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_pipeline_that_is_interrupted_saves_too(finished: ProjectCopy, number: int, group: bool) -> None:
     """DVC hands on nothing when it is ended: the stage notices."""
-    # many epochs: the stage looks once a second, and must not be done before
-    finished.set({"processes": 1, "train.epochs": 40, "train.weight_decay": number / 1e5})
+    # many epochs: the stage looks ten times a second, and must not be done before
+    finished.set({"processes": 1, "train.epochs": 60, "train.weight_decay": number / 1e5})
     command = [sys.executable, "-m", "dvc", "repro", "train"]
     code, _ = interrupt(finished, command, number, group=group, at_least=2)
     assert code != 0

@@ -10,7 +10,7 @@ import typer
 
 from experiments.description.experiment import base_params, read_experiment
 from experiments.runs import queue
-from experiments.runs.named import Run, named
+from experiments.runs.named import Run, is_as_named, named
 from experiments.runs.stages import Stages, needed_for
 from pag_core.errors import DatasetError
 from pag_core.params.yaml_text import written_yaml
@@ -156,6 +156,19 @@ def test_a_run_has_its_name_by_all_that_its_results_depend_on(tmp_path, images):
     assert on_images.params["image_folder"] == str(images) and on_images.name != first["cm"].name
 
 
+def test_an_edit_after_the_command_began_is_seen(tmp_path, images, monkeypatch):
+    """And not those of settings of where it runs, nor of what the run's parameters override."""
+    of_digits, _ = named(described(tmp_path)).values()
+    on_images, _ = named(described(tmp_path, images=images)).values()
+    assert is_as_named(of_digits) and is_as_named(on_images)
+    save_png(images / "train/ant/0.png", seed=3)
+    assert is_as_named(of_digits) and not is_as_named(on_images)
+    monkeypatch.setattr(
+        "experiments.runs.stages.code_record", lambda program: "edited" * (program.stem == "autoattack")
+    )
+    assert not is_as_named(of_digits)
+
+
 def test_dvc_is_told_what_is_wanted_and_where_what_the_user_gave_lies(tmp_path):
     run = named(described(tmp_path))["cm"]
     assert run.wanted == ("validation", "autoattack")
@@ -164,7 +177,7 @@ def test_dvc_is_told_what_is_wanted_and_where_what_the_user_gave_lies(tmp_path):
 
 
 def test_a_stage_that_there_is_not_is_refused(tmp_path):
-    with pytest.raises(typer.BadParameter, match=r"study-full: the stage autoatack is not one of: .*autoattack"):
+    with pytest.raises(typer.BadParameter, match=r"study-full-cm: the stage autoatack is not one of: .*autoattack"):
         named(described(tmp_path, stages=["train", "autoatack"]))
 
 
@@ -193,11 +206,13 @@ class Simulated(queue._Queue):
             yield run, gone
 
 
-def order(monkeypatch, jobs, shared, queued=(), made_elsewhere=(), **options):
+def order(monkeypatch, jobs, shared, queued=(), made_elsewhere=(), edited=(), **options):
     simulated = Simulated(jobs, **options)
     simulated.queued |= set(queued)
 
     def put(run):
+        if run.name in edited:
+            return "changed"
         simulated.queued.add(run.name)
         return "done" if run.name in made_elsewhere else "queued"
 
@@ -239,3 +254,9 @@ def test_a_run_that_is_in_the_queue_is_waited_for(monkeypatch):
 def test_what_another_command_has_made_since_is_not_run(monkeypatch):
     begun, failed = order(monkeypatch, 1, {"a": "x", "b": "xy", "c": "y"}, made_elsewhere=("b",))
     assert begun == [["a"], ["c"]] and failed == {}
+
+
+def test_a_run_that_an_edit_has_made_another_is_not_begun(monkeypatch):
+    """What runs goes on: DVC has a copy of the checkout for it."""
+    begun, failed = order(monkeypatch, 2, {"a": "x", "b": "y", "c": "z"}, edited=("b",))
+    assert begun == [["a", "c"]] and failed == {"b": queue.CHANGED}
