@@ -1,21 +1,34 @@
-"""Write what code each stage's result depends on, so that DVC rebuilds a stage only where code that it can load changed."""
+"""Write what code each stage's result depends on, so that DVC rebuilds a stage only where code that it can load changed.
+
+A function of the user's that params.yaml names has a file of its own, on which the stages that call it depend.
+"""
 
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
+from pag_core.errors import PagError
+from pag_core.params.reading import load_params
 from pag_core.pipeline.artifacts import replacing_folder
-from pag_core.pipeline.code_identity import CHECKOUT, code_record
+from pag_core.pipeline.code_identity import CHECKOUT, NAMED, code_record, own_code_record
+from pag_core.pipeline.own_code import OWN
 from pag_core.pipeline.paths import CODE
 
 
 def main() -> None:
-    """Write data/code/STAGE.txt for every program of stages/: a line for each file, with its fingerprint."""
+    """Write data/code/STAGE.txt for every program of stages/ and data/code/own/NAME.txt: a line for each file."""
+    params = load_params()
     with replacing_folder(CODE) as folder:
         for program in sorted((CHECKOUT / "stages").glob("[!.]*.py")):
             (folder / f"{program.stem}.txt").write_text(code_record(program), encoding="utf-8")
+        (folder / OWN).mkdir()
+        for name, key in NAMED.items():
+            (folder / OWN / f"{name}.txt").write_text(own_code_record(params.value(key), key), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PagError as error:
+        sys.exit(f"code: {type(error).__name__}: {error}")

@@ -20,6 +20,7 @@ from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
 from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
+from pag_core.pipeline.code_identity import own_code_inputs
 from pag_core.pipeline.paths import classifier_path, curves_path, dataset_path, gradients_path
 from pag_core.pipeline.saved_network import load_network
 from pag_core.pipeline.stage import OpenStage, run, stage
@@ -77,7 +78,8 @@ def main(
     with stage(who, reads=READS[who], shared=True, memory="train.batch_size") as opened:
         params, device = opened.params, opened.device
         dataset = read_dataset(dataset_path(params.dataset))
-        inputs = {"dataset": dataset.fingerprint}
+        # of a network of the user's also its code: neither checkpoint nor weights are those of another
+        inputs = {"dataset": dataset.fingerprint, **own_code_inputs(params.arch, "arch")}
         store = None if baseline else GradientStore(gradients_path(params.source))
         if store is not None:
             inputs["gradient store"] = store.manifest["checksum"]

@@ -23,7 +23,8 @@ from experiments.description.file import Plain
 from pag_core.errors import DatasetError
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import digest
-from pag_core.pipeline.code_identity import CHECKOUT, code_record
+from pag_core.pipeline.code_identity import CHECKOUT, NAMED, code_record, own_code_record
+from pag_core.pipeline.own_code import OWN
 from pag_core.pipeline.paths import CODE, METRICS
 
 PIPELINES = ("dvc.yaml", "stages/gradients/dvc.yaml")
@@ -112,6 +113,9 @@ class Stages:
             inside = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
             if inside.parent == CODE:
                 found["code"] = self._code(inside.stem)
+            elif inside.parent == CODE / OWN:
+                key = NAMED[inside.stem]
+                found[key] = own_code_record(value_at(params, key), key)
             # of any dataset DVC takes image_folder for an input, but only this one is read from it
             elif stage.name != "code" and (
                 str(inside) != params["image_folder"] or params["dataset"] == "image_folder"

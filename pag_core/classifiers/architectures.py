@@ -1,9 +1,12 @@
 """Architectures by the name that params.yaml gives them; what is needed here travels with an exported classifier."""
 
-from collections.abc import Callable
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from pag_core.classifiers.activations import ACTIVATIONS
@@ -11,7 +14,9 @@ from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.classifiers.small_resnet import require_stages, small_resnet
 from pag_core.classifiers.wide_resnet import wide_resnet
 from pag_core.errors import ParamsError
+from pag_core.pipeline.own_code import is_own, own_function
 
+TIMM = "timm:"
 Shape = tuple[int, int, int]
 
 
@@ -92,22 +97,116 @@ def build_classifier(
     classes: int,
     depth: int | None = None,
     patch_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> NormalizedClassifier:
     """A new classifier for images [0, 1] of `image_shape` [C, H, W]; None takes the architecture's own option.
 
-    Weights are drawn from torch's global generator. No activation works in place. Raises ParamsError for an option that
-    the architecture lacks and for images that do not fit it.
+    `arch` is one of ARCHITECTURES, `own.FILE:FUNCTION` or `timm:NAME`; the last two alone take `options`. Weights are drawn
+    from torch's global generator. No activation of an architecture here works in place. Raises ParamsError for an option that
+    the architecture lacks, for images that do not fit it, and for a network of the user's or of timm that does not return
+    logits [B, classes].
     """
-    if arch not in ARCHITECTURES:
-        raise ParamsError(f"params.yaml: arch {arch!r} is not one of: {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[arch]
-    chosen = {"width": width, "depth": depth, "patch_size": patch_size}
+    chosen = {"width": width, "activation": activation, "depth": depth, "patch_size": patch_size}
     given = {name: value for name, value in chosen.items() if value is not None}
+    if arch in ARCHITECTURES:
+        network = _of_the_project(arch, image_shape, classes, given, options or {})
+    elif is_own(arch) or arch.startswith(TIMM):
+        for name in given:
+            raise ParamsError(
+                f"params.yaml: classifier.{name} is {given[name]}; what {arch} takes is in classifier.options: give null"
+            )
+        build = _of_timm if arch.startswith(TIMM) else _of_the_user
+        network = build(arch, image_shape, classes, dict(options or {}))
+        _require_logits(network, arch, image_shape, classes)
+    else:
+        raise ParamsError(f"params.yaml: arch {arch!r} is not one of: {', '.join(ARCHITECTURES)}")
+    return NormalizedClassifier(network, channels=image_shape[0])
+
+
+def _of_the_project(
+    arch: str, image_shape: Shape, classes: int, given: dict[str, Any], options: Mapping[str, Any]
+) -> nn.Module:
+    architecture = ARCHITECTURES[arch]
+    for name in options:
+        raise ParamsError(
+            f"params.yaml: classifier.options.{name} is {options[name]}; {arch} takes none: those of own.FILE:FUNCTION and "
+            "timm:NAME are given there"
+        )
     if arch == "resnet18" and given.get("width") == 64:
         del given["width"]  # its only width, written out
+    kind = ACTIVATIONS[given.pop("activation", architecture.activation)]
     for name in given.keys() - architecture.options:
         reason = "has 64" if (arch, name) == ("resnet18", "width") else f"has no option {name}"
         raise ParamsError(f"params.yaml: classifier.{name} is {given[name]}; {arch} {reason}: give null")
-    kind = ACTIVATIONS[activation or architecture.activation]
-    network = architecture.build(image_shape, classes=classes, activation=kind, **given)
-    return NormalizedClassifier(network, channels=image_shape[0])
+    return architecture.build(image_shape, classes=classes, activation=kind, **given)
+
+
+def _of_the_user(arch: str, image_shape: Shape, classes: int, options: dict[str, Any]) -> nn.Module:
+    function = own_function(arch, "arch")
+    signature = inspect.signature(function)
+    known = {"classes": classes, "channels": image_shape[0], "image_shape": image_shape}
+    given = {key: value for key, value in known.items() if key in signature.parameters} | options
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise ParamsError(
+            f"params.yaml: arch is {arch}, which takes {signature}: {error}; its arguments are the keys of "
+            f"classifier.options, and {', '.join(known)} if it has arguments of these names"
+        ) from None
+    network = function(**given)
+    if not isinstance(network, nn.Module):
+        raise ParamsError(
+            f"params.yaml: arch is {arch}, which returns {type(network).__name__}: it must return a torch.nn.Module"
+        )
+    return network
+
+
+def _of_timm(arch: str, image_shape: Shape, classes: int, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    name = arch.removeprefix(TIMM)
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ParamsError(
+            f"params.yaml: arch is {arch}, and timm {timm.__version__} has no model {name}"
+            + (f" (did you mean {', '.join(close)}?)" if close else "")
+        )
+    if refused := options.keys() & {"pretrained", "checkpoint_path", "num_classes", "in_chans"}:
+        raise ParamsError(
+            f"params.yaml: classifier.options.{min(refused)} is no option of {arch}: networks are built with new weights, for "
+            "the classes and channels of the dataset"
+        )
+    known = timm.get_pretrained_cfg(name)
+    # transformers are built for one size of image
+    if known is not None and known.fixed_input_size:
+        options = {"img_size": image_shape[1:], **options}
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=classes, in_chans=image_shape[0], **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ParamsError(
+            f"params.yaml: timm cannot build arch {arch} for images of {'x'.join(map(str, image_shape))} with "
+            f"classifier.options {options}: {error}"
+        ) from error
+    return network
+
+
+def _require_logits(network: nn.Module, arch: str, image_shape: Shape, classes: int) -> None:
+    """Try the network on two images, in eval mode and leaving the generator as it is."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            found = network.eval()(torch.zeros(2, *image_shape))
+    except RuntimeError as error:
+        raise ParamsError(
+            f"params.yaml: arch {arch} does not take images of {'x'.join(map(str, image_shape))}: {error}"
+        ) from error
+    network.train()
+    if not isinstance(found, torch.Tensor):
+        raise ParamsError(
+            f"params.yaml: arch {arch} returns {type(found).__name__}; wrap it in a module whose forward returns the logits "
+            "alone"
+        )
+    if found.shape != (2, classes):
+        raise ParamsError(
+            f"params.yaml: arch {arch} returns {list(found.shape)} for 2 images of {'x'.join(map(str, image_shape))}; the "
+            f"dataset has {classes} classes, so logits [2, {classes}] are needed: let it take an argument `classes`"
+        )

@@ -9,6 +9,8 @@ from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.normalization import DEVIATION, MEAN, NormalizedClassifier
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import WeightsError
+from pag_core.pipeline.code_identity import own_code_inputs
+from pag_core.pipeline.own_code import is_own, own_file
 from pag_core.pipeline.saved_network import SavedNetwork, load_network, load_weights, save_network
 
 KIND = "classifier"
@@ -45,7 +47,7 @@ def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tup
     """A trained classifier in eval mode on `device`, and its card.
 
     Raises WeightsError if it is damaged, or was trained on other images than those of `dataset`, whose test images may then be
-    among those that it has learnt.
+    among those that it has learnt, or if the user's file that builds it was edited since.
     """
     saved = load_network(folder, KIND)
     card = saved.card
@@ -60,6 +62,12 @@ def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tup
             f"has ({dataset.fingerprint[:12]}); its training images may be test images here: train again, or prepare the "
             "dataset with the former seed and settings"
         )
+    if is_own(card["arch"]):
+        (code,) = own_code_inputs(card["arch"], "arch").values()
+        if card["provenance"]["inputs"].get(card["arch"]) != code:
+            raise WeightsError(
+                f"{folder} was trained with another {own_file(card['arch'])}: train again, or take the former file back"
+            )
     classifier = build_classifier(
         card["arch"], **card["options"], image_shape=dataset.image_shape, classes=dataset.classes
     )

@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from pag_core.classifiers.architectures import ARCHITECTURES
 from pag_core.datasets.labelled_images import listed_classes
 from pag_core.evaluation.attacks import settings_by_norm
+from pag_core.exchange.travelling_code import packages_needed
 from pag_core.report.verdict import MASKING_CHECKS, gradients_phrase, percent
 
 Plain = dict[str, Any]
@@ -58,9 +58,9 @@ def _how_trained(card: Plain) -> str:
 
 
 def _loading(name: str, dataset: str, card: Plain) -> str:
-    packages = ["torch", "safetensors", *filter(None, [ARCHITECTURES[card["arch"]].package])]
+    packages = ["torch", "safetensors", *packages_needed(card["arch"])]
     versions = card["provenance"]["versions"]
-    known = ", ".join(f"{package} {versions[package]}" for package in packages)
+    known = ", ".join(f"{package} {versions[package]}" for package in packages if package in versions)
     text = (
         f'## Load it\n\n```python\nimport sys; sys.path.append("{name}")  # the path of this folder\n'
         f'from pag_classifier import load\nclassifier = load("{name}")\n```\n\n'

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from pag_core.params.measurements import (
     AutoAttackParams,
@@ -14,6 +14,7 @@ from pag_core.params.measurements import (
     ValidationParams,
 )
 from pag_core.params.values import (
+    ArchitectureName,
     BatchSize,
     CheckedStage,
     ClassNames,
@@ -166,12 +167,13 @@ class FeedParams(Section):
 
 
 class ClassifierParams(Section):
-    """Options of the architecture; None takes its own."""
+    """Options of the architecture; None takes its own. `options` are of one of the user's or of timm."""
 
     width: LayerSize | None
     activation: Literal["relu", "silu", "gelu"] | None
     depth: LayerSize | None
     patch_size: LayerSize | None
+    options: dict[str, JsonValue]
 
 
 class TrainParams(Section):
@@ -254,7 +256,7 @@ class Params(Section):
 
     dataset: Literal["digits", "cifar10", "cifar100", "stl10", "tiny_imagenet", "image_folder"]
     source: Source
-    arch: Literal["small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer"]
+    arch: ArchitectureName
     method: MethodName
     baseline_method: MethodName
     # `lambda` is a keyword of Python
@@ -300,4 +302,11 @@ class Params(Section):
         found: dict[str, Any] = {}
         for name, _, key in (key.partition(".") for key in keys):
             found[name] = {**found.get(name, {}), key: plain[name][key]} if key else plain[name]
+        return found
+
+    def value(self, key: str) -> Any:
+        """The value of `section.key`, spelled as in params.yaml."""
+        found: Any = self.model_dump(mode="json", by_alias=True)
+        for part in key.split("."):
+            found = found[part]
         return found

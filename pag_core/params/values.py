@@ -1,16 +1,35 @@
 """Values of params.yaml: names, numbers with bounds, radii kept as they are written; and what all its sections have."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic_core import PydanticKnownError
 
 from pag_core.params.radii import radius_value
 
+# of the project; pag_core/classifiers/architectures.py builds them
+ARCHITECTURE_NAMES = ("small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer")
+# a function of the user's: of own/FILE.py, or own/FOLDER/FILE.py
+OWN_NAME = r"own(\.[A-Za-z_]\w*)+:[A-Za-z_]\w*"
 Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
 MethodName = Literal["standard", "at", "trades", "gradient_norm", "gaussian_noise"]
 Output = Literal["logit", "log_softmax"]
 CheckedStage = Literal["train", "baseline", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures"]
 Control = Literal["other_image", "other_class", "shuffled_pixels"]
+
+
+def _architecture(value: Any) -> Any:
+    if not isinstance(value, str) or (
+        value not in ARCHITECTURE_NAMES and not re.fullmatch(rf"{OWN_NAME}|timm:[\w.]+", value)
+    ):
+        choices = ", ".join(map(repr, (*ARCHITECTURE_NAMES, "own.FILE:FUNCTION", "timm:NAME")))
+        raise PydanticKnownError("literal_error", {"expected": choices})
+    return value
+
+
+ArchitectureName = Annotated[str, BeforeValidator(_architecture)]
+OwnName = Annotated[str, Field(pattern=f"^{OWN_NAME}$")]
 
 
 class Section(BaseModel):
