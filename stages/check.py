@@ -25,6 +25,7 @@ from pag_core.evaluation.pag_score import require_held_gradients, require_known_
 from pag_core.gradients.controls import require_exchangeable
 from pag_core.gradients.distillation import require_kept_classes
 from pag_core.gradients.nearest_neighbor import require_neighbors
+from pag_core.gradients.own import OwnGradients
 from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.methods import build_method
 from pag_core.params.declared import ALL
@@ -90,8 +91,13 @@ def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule
             partial(require_precision, params.sbg.precision, device, "sbg.precision"),
             partial(_teacher, params, dataset, device),
         ]
+    if "own" in sources:
+        rules += [
+            partial(require_kept_classes, params.gradient_store, dataset.classes),
+            partial(OwnGradients, params.own, device),
+        ]
     if params.source != "none" and params.lambda_ > 0:
-        kept = params.gradient_store.classes_per_image if params.source == "sbg" else None
+        kept = params.gradient_store.classes_per_image if params.source in ("sbg", "own") else None
         slots = min(kept or dataset.classes, dataset.classes)
         rules.append(partial(require_drawn_classes, params.objective, classes=dataset.classes, slots=slots))
     return rules

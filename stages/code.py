@@ -23,6 +23,8 @@ def main() -> None:
         for program in sorted((CHECKOUT / "stages").glob("[!.]*.py")):
             (folder / f"{program.stem}.txt").write_text(code_record(program), encoding="utf-8")
         (folder / OWN).mkdir()
+        # what a source of the user's reads that reads nothing: DVC asks for a path
+        (folder / OWN / "nothing.txt").touch()
         for name, key in NAMED.items():
             (folder / OWN / f"{name}.txt").write_text(own_code_record(params.value(key), key), encoding="utf-8")
 

@@ -21,7 +21,7 @@ from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.figures.training_curves import training_curves
 from pag_core.gradient_store.store import GradientStore, TargetGradients
-from pag_core.gradients.sources import SOURCES
+from pag_core.gradients.sources import SOURCES, known_as, source_of
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder
@@ -40,8 +40,8 @@ from pag_core.pipeline.stage import OpenStage, run, stage
 
 Found = dict[str, Any]
 Curve = dict[str, list[tuple[int, float]]]
-READS = ("dataset", "source", "method", "baseline_method", "lambda", "source_defaults.${source}", "seed", "oi", "cm", "nn",
-         "control", "pag_score.reference", "figures", "gradient_store.held_out_images")  # fmt: skip
+READS = ("dataset", "source", "own.function", "method", "baseline_method", "lambda", "source_defaults.${source}", "seed",
+         "oi", "cm", "nn", "control", "pag_score.reference", "figures", "gradient_store.held_out_images")  # fmt: skip
 
 
 def _pictured(params: Params) -> slice:
@@ -55,7 +55,8 @@ def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
     found: dict[str, TargetGradients] = {}
     for name, source in SOURCES.items():
         if name in (params.source, params.pag_score.reference) and source.store is None:
-            found[source.title] = GradientStore(gradients_path(name)).gradients(dataset, "test", cpu)
+            title = known_as(str(params.own.function)).title if name == "own" else source.title
+            found[title] = GradientStore(gradients_path(name)).gradients(dataset, "test", cpu)
         elif name != "none" and source.store is not None:
             found[source.title] = source.store(dataset, params, pictured).gradients(dataset, "test", cpu)
     return found
@@ -79,7 +80,7 @@ def _targeted(
         )
         for name, who in (
             (baseline_label(params.baseline_method), "baseline"),
-            (model_label(params.source, params.lambda_, params.method, params.control), "classifier"),
+            (model_label(source_of(params), params.lambda_, params.method, params.control), "classifier"),
         )
     }
 
@@ -117,7 +118,7 @@ def main() -> None:
     with stage("figures", reads=READS, memory="figures.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_path(params.dataset))
-        model = model_label(params.source, params.lambda_, params.method, params.control)
+        model = model_label(source_of(params), params.lambda_, params.method, params.control)
         beside = baseline_label(params.baseline_method)
         test = dataset.splits["test"]
         rows = _pictured(params)

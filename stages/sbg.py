@@ -21,6 +21,7 @@ from pag_core.gradients.distillation import (
 )
 from pag_core.gradients.distillation_precision import direction_check, in_precision, require_direction
 from pag_core.gradients.label_effect import label_effect, over_levels, require_label_effect
+from pag_core.gradients.score_based import ScoreBased
 from pag_core.params.sections import Params
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.checkpoint import run_folder
@@ -82,7 +83,7 @@ def main(
             )
         compiled_for = dataset.image_shape if params.sbg.compile else None
         teacher = in_precision(predictor, precision=params.sbg.precision, compiled_for=compiled_for)
-        work = Distillation(params.sbg, params.gradient_store, params.seed, checkpoint if online else None)
+        work = Distillation(params.gradient_store, params.seed, checkpoint if online else None)
         processes = distilling_processes(params.processes, opened.device, len(shards_of(dataset, work)))
         opened.divide_cores(processes)
         # the other ranks take over shards of a model that was already checked
@@ -92,9 +93,10 @@ def main(
         with run_folder(source, provenance, opened.device) as folder:
             distill(
                 gradients_path(source),
-                teacher,
+                ScoreBased(teacher, params.sbg),
                 dataset,
                 work,
+                source=source,
                 folder=folder,
                 provenance=provenance,
                 measured=measured,

@@ -29,8 +29,8 @@ from pag_core.training.step import AlignmentTerm
 
 RECIPE = ("dataset", "arch", "seed", "classifier", "train")
 READS = {
-    "classifier": (*RECIPE, "source", "lambda", "source_defaults.${source}", "control", "method", "${method}", "objective",
-                   "feed.window_shards"),
+    "classifier": (*RECIPE, "source", "own.function", "lambda", "source_defaults.${source}", "control", "method",
+                   "${method}", "objective", "feed.window_shards"),
     # of the objective a baseline has the form of its input-gradients, which the gradient norm takes
     "baseline": (*RECIPE, "baseline_method", "${baseline_method}", "objective.differentiation", "objective.batch_norm"),
 }  # fmt: skip

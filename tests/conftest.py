@@ -13,6 +13,7 @@ from pag_core.datasets.prepared import Dataset, Split, fingerprint
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
 from pag_core.params.reading import parse_params
 from tests.fixtures import samples
+from tests.fixtures.own_folder import own  # noqa: F401
 from tests.fixtures.samples import PARAMS, changed, make_labelled
 
 # where the tests run in the background it is ignored, and would be by all that they start

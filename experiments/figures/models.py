@@ -8,9 +8,9 @@ from experiments.description.experiment import Experiment, Row
 from experiments.description.file import Plain
 from experiments.table import Measured
 from pag_core.figures.model_marks import Kind
+from pag_core.gradients.sources import source_of
 from pag_core.params.reading import parse_params
 from pag_core.params.sections import Params
-from pag_core.params.values import Source
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Model:
         """What it was trained with; a lambda of 0 aligns nothing."""
         params = self.params
         method = params.baseline_method if self.baseline else params.method
-        source: Source = "none" if self.baseline or params.lambda_ == 0 else params.source
+        source = "none" if self.baseline or params.lambda_ == 0 else source_of(params)
         control = params.control if source != "none" else None
         norm, radius = (params.at.norm, params.at.radius) if method == "at" else ("", "")
         return Kind(source, method, norm, params.arch, control, radius)

@@ -23,7 +23,7 @@ from pag_core.figures.targeted_blocks import targeted_blocks
 from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.score_based import averaged_gradients, drawn_noise
-from pag_core.gradients.sources import SOURCES
+from pag_core.gradients.sources import SOURCES, known_as
 from pag_core.objective.input_gradient import input_gradients
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
@@ -156,7 +156,7 @@ def draw_timesteps(several: list[Finished], chosen: list[int], timesteps: list[i
     BadParameter for a level that no diffusion model was trained for.
     """
     shown = opened(several, chosen)
-    models = {label: model for label, model in shown.models.items() if _is_score_based(model)}
+    models = {label: model for label, model in shown.models.items() if model.kind.source in ("sbg", "sbg_online")}
     if not models:
         raise typer.BadParameter(f"no finished run of {shown.finished.experiment.name} has the source sbg")
     teachers = {label: shown.teacher(model) for label, model in models.items()}
@@ -233,7 +233,7 @@ def _stored_gradients(shown: Opened, classes: torch.Tensor) -> dict[str, torch.T
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
     for label, model in shown.models.items():
-        if not _is_score_based(model):
+        if not _is_stored(model):
             continue
         held = model.params.gradient_store.held_out_images
         if beyond := [index for index in shown.indices.tolist() if index >= held]:
@@ -244,7 +244,7 @@ def _stored_gradients(shown: Opened, classes: torch.Tensor) -> dict[str, torch.T
             )
         place = shown.finished.output(model.run, str(gradients_path(model.params.source)))
         gradients = GradientStore(place).gradients(shown.dataset, "test", torch.device("cpu"))(shown.indices, classes)
-        of_source = found.setdefault(SOURCES[model.params.source].title, {})
+        of_source = found.setdefault(known_as(model.kind.source).title, {})
         if not any(torch.equal(gradients, other) for other in of_source.values()):
             of_source[label] = gradients
     return {
@@ -254,8 +254,8 @@ def _stored_gradients(shown: Opened, classes: torch.Tensor) -> dict[str, torch.T
     }
 
 
-def _is_score_based(model: Model) -> bool:
-    return model.kind.source in ("sbg", "sbg_online")
+def _is_stored(model: Model) -> bool:
+    return model.kind.source != "none" and model.params.source in ("sbg", "sbg_online", "own")
 
 
 def _with_robustness(shown: Opened, label: str, name: str | None = None) -> str:

@@ -17,7 +17,7 @@ from pag_core.params.values import CheckedStage
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.locks import holding
-from pag_core.pipeline.paths import DIFFUSION
+from pag_core.pipeline.paths import CODE, DIFFUSION
 
 DIGITS_OF_A_NAME = 8
 
@@ -87,7 +87,10 @@ def _in_full(params: Plain) -> Plain:
     """With whole paths of what the user gave: DVC runs an experiment in a folder of its own."""
     given = {"image_folder"} if params["dataset"] == "image_folder" else set()
     given |= {"diffusion_checkpoint"} if Path(params["diffusion_checkpoint"]) != DIFFUSION else set()
-    return {**params, **{key: str((CHECKOUT / params[key]).resolve()) for key in given}}
+    full = {**params, **{key: str((CHECKOUT / params[key]).resolve()) for key in given}}
+    if CODE not in (read := Path(params["own"]["reads"])).parents:
+        full["own"] = {**params["own"], "reads": str((CHECKOUT / read).resolve())}
+    return full
 
 
 def finished(runs: dict[str, Run], *, remark: bool = False) -> dict[str, Done]:

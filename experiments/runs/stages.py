@@ -31,7 +31,7 @@ PIPELINES = ("dvc.yaml", "stages/gradients/dvc.yaml")
 # they say that something is there, and not what: nothing is made from their outputs
 WATCHING = {"code", "check"}
 # where what the user gave lies; what a stage makes of it is known by its content
-GIVEN = {"image_folder", "diffusion_checkpoint"}
+GIVEN = {"image_folder", "diffusion_checkpoint", "own.reads"}
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ class Stages:
             if inside.parent == CODE:
                 found["code"] = self._code(inside.stem)
             elif inside.parent == CODE / OWN:
-                key = NAMED[inside.stem]
-                found[key] = own_code_record(value_at(params, key), key)
+                # a source of the user's that reads nothing has a path that says so
+                if (key := NAMED.get(inside.stem)) is not None:
+                    found[key] = own_code_record(value_at(params, key), key)
             # of any dataset DVC takes image_folder for an input, but only this one is read from it
             elif stage.name != "code" and (
                 str(inside) != params["image_folder"] or params["dataset"] == "image_folder"

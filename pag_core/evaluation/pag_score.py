@@ -21,7 +21,7 @@ from pag_core.params.sections import Params
 def require_held_gradients(params: Params) -> None:
     """Raise ParamsError if a score against score-based gradients takes more images than there are gradients held of."""
     held = params.gradient_store.held_out_images
-    if {"sbg", "sbg_online"} & {params.source, params.pag_score.reference} and params.pag_score.images > held:
+    if {"sbg", "sbg_online", "own"} & {params.source, params.pag_score.reference} and params.pag_score.images > held:
         raise ParamsError(
             f"params.yaml: pag_score.images is {params.pag_score.images}, but score-based gradients are held of "
             f"gradient_store.held_out_images test images, {held}; set the one lower or the other higher"

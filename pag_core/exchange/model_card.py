@@ -53,7 +53,8 @@ def _how_trained(card: Plain) -> str:
         return "trained without alignment"
     # cards from before there were controls name none
     if (control := params.get("control")) is not None:
-        return f"trained as a control, with {gradients_phrase(params['source'], control)}"
+        source = params["own"]["function"] if params["source"] == "own" else params["source"]
+        return f"trained as a control, with {gradients_phrase(source, control)}"
     return "trained so that its input-gradients are perceptually aligned"
 
 

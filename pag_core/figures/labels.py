@@ -43,7 +43,9 @@ CONTROLS: dict[Control, ControlMark] = {
 
 def source_label(source: str, control: Control | None) -> str:
     """What was aligned with: `SBG`, or as a control `SBG of another class`."""
-    return source.upper() if control is None else f"{source.upper()} {CONTROLS[control].phrase}"
+    # the name of a function of the user's is as it is
+    name = source if "." in source else source.upper()
+    return name if control is None else f"{name} {CONTROLS[control].phrase}"
 
 
 def model_label(source: str, lambda_: float, method: MethodName = "standard", control: Control | None = None) -> str:

@@ -8,8 +8,8 @@ from matplotlib.lines import Line2D
 
 from pag_core.evaluation.attacks import norm_label
 from pag_core.figures.labels import CONTROLS, METHODS, source_label
-from pag_core.gradients.sources import SOURCES
-from pag_core.params.values import Control, MethodName, Source
+from pag_core.gradients.sources import known_as
+from pag_core.params.values import Control, MethodName
 
 Fill = Literal["full", "none", "left", "right", "top", "bottom"]
 FILLS: tuple[Fill, ...] = ("full", "none", "left", "right", "top", "bottom")
@@ -18,9 +18,12 @@ MARKER_SIZE = 8
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model was trained with: `source` is none where nothing is aligned; `norm` and `radius` are AT's, else empty."""
+    """What a model was trained with; `norm` and `radius` are AT's, else empty.
 
-    source: Source
+    `source` is none where nothing is aligned, and the function where it is the user's.
+    """
+
+    source: str
     method: MethodName
     norm: str
     arch: str
@@ -48,7 +51,7 @@ class Kind:
     @property
     def colour(self) -> str:
         """That of its source."""
-        return SOURCES[self.source].colour
+        return known_as(self.source).colour
 
     @property
     def marker(self) -> str:

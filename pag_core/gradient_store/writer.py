@@ -128,7 +128,7 @@ class GradientWriter:
     def write_shard(self, split: str, images: slice, content: ShardContent) -> dict[str, dict[str, Any]]:
         """Write one whole shard, and return the records of its files; raises StoreError if a gradient is not finite."""
         if not content.scales.isfinite().all():
-            raise StoreError("a gradient to be stored is not finite; the diffusion model that made it has diverged")
+            raise StoreError("a gradient to be stored is not finite; what made it has diverged")
         self._array(f"{split}/gradient")[images] = content.codes.numpy()
         self._array(f"{split}/scale")[images] = content.scales.numpy()
         if content.classes is not None:

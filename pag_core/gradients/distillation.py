@@ -1,20 +1,19 @@
-"""Distillation of score-based gradients into a dense store, shard by shard, resumable, by one process or several."""
+"""Distillation of gradients into a dense store, shard by shard, resumable, by one process or several."""
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from pag_core.compute.processes import process_count, ranks, this_process
 from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Dataset, Split
-from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
-from pag_core.gradients.score_based import averaged_batches
-from pag_core.params.sections import GradientStoreParams, ScoreBasedParams
+from pag_core.params.sections import GradientStoreParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import progress_bar
 
@@ -24,15 +23,31 @@ SHARDS_PER_PROCESS = 8
 Shard = tuple[str, int, slice]
 
 
+class GradientMaker(Protocol):
+    """What makes the gradients: `ScoreBased` (Eq. 8), or `OwnGradients`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are wanted."""
+
+    def batches(
+        self, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor, draws: torch.Generator
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """g(x, c) float [B, K, C, H, W] of one run of images after another, with its place among them.
+
+        `images` float [N, C, H, W] in [0, 1], their `labels` int64 [N] and `classes` int64 [N, K]; all randomness comes from
+        `draws`, a generator of the device.
+        """
+
+
 @dataclass(frozen=True)
 class Distillation:
-    """What is distilled: noise levels and draws of Eq. 8, the format of the store, and the seed of the noise.
+    """What is distilled: the format of the store, and the seed of the noise.
 
     With a `teacher`, the folder of a saved diffusion model, only the held-out test images are distilled, and the store holds
     a copy of it for training to ask (`source: sbg_online`).
     """
 
-    sbg: ScoreBasedParams
     store: GradientStoreParams
     seed: int
     teacher: Path | None = None
@@ -47,20 +62,21 @@ def distilling_processes(wanted: int | None, device: torch.device, shards: int) 
 
 def distill(
     path: Path,
-    predictor: NoisePredictor,
+    maker: GradientMaker,
     dataset: Dataset,
     work: Distillation,
     *,
+    source: str,
     folder: RunFolder,
     provenance: dict[str, Any],
     measured: dict[str, float],
     processes: int = 1,
 ) -> None:
-    """Write g(x, c) of Eq. 8 for every training image, and for the first held-out test images, to the store `path`.
+    """Write g(x, c) for every training image, and for the first held-out test images, to the store `path` of `source`.
 
     Of a training image all classes are distilled, or those of `work.store.classes_per_image`; of a test image all.
 
-    `measured` is what was measured of the model; the store's manifest holds it beside `provenance`.
+    `measured` is what was measured of what makes them; the store's manifest holds it beside `provenance`.
 
     Each shard draws its noise from a stream of its own, so the store does not depend on where the work was interrupted
     or which process wrote which shard. Finished shards of a killed run are kept. All `processes` take their share,
@@ -73,16 +89,15 @@ def distill(
     still_open = sum(folder.load_unit(unit) is None for unit in shards_of(dataset, work))
     with progress_bar("distillation", sum(images.values()), 0, "image") as bar, ranks(processes, units=still_open):
         writer = open_writer(folder, dataset, work, leads=False)
-        splits = {name: dataset.splits[name].to(predictor.device) for name in images}
+        splits = {name: dataset.splits[name].to(maker.device) for name in images}
         with _BackgroundWriter(writer, folder) as background:
             for split, number, rows in writer.shards():
                 if folder.claim(_unit(split, number)) and not _is_finished(writer, folder, split, number):
-                    _distill_shard(predictor, splits[split], (split, number, rows), work, background)
+                    _distill_shard(maker, splits[split], (split, number, rows), work, dataset.classes, background)
                 bar.update(rows.stop - rows.start)
     finished: dict[str, dict[str, Any]] = {}
     for split, number, _ in writer.shards():
         finished.update(folder.load_unit(_unit(split, number)) or {})
-    source = "sbg" if work.teacher is None else "sbg_online"
     writer.finish(path, source, provenance, measured, finished, teacher=work.teacher)
 
 
@@ -133,31 +148,27 @@ def _is_finished(writer: GradientWriter, folder: RunFolder, split: str, number: 
 
 
 def _distill_shard(
-    predictor: NoisePredictor,
+    maker: GradientMaker,
     data: Split,
     shard: Shard,
     work: Distillation,
+    count: int,
     background: "_BackgroundWriter",
 ) -> None:
-    """Compute a shard, in the store's dtype from batch to batch, and hand it to the background writer."""
+    """Compute a shard of a dataset of `count` classes, in the store's dtype from batch to batch, and hand it to the writer."""
     split, number, rows = shard
-    pixels, device = data.pixels(rows), predictor.device
+    pixels, device = data.pixels(rows), maker.device
     pinned = device.type == "cuda"
     classes = None
     if (kept := background.writer.kept(split)) is not None:
         draws = generator("cpu", work.seed, "kept classes", split, number)
-        classes = stored_classes(data.labels[rows].cpu(), predictor.no_class, kept, draws)
-    shape = (len(pixels), kept or predictor.no_class, *pixels.shape[1:])
+        classes = stored_classes(data.labels[rows].cpu(), count, kept, draws)
+    wanted = torch.arange(count).expand(len(pixels), count) if classes is None else classes
+    shape = (*wanted.shape, *pixels.shape[1:])
     codes = torch.empty(shape, dtype=getattr(torch, work.store.dtype), pin_memory=pinned)
     scales = torch.empty(shape[:2], dtype=torch.float32, pin_memory=pinned)
-    batches = averaged_batches(
-        predictor,
-        pixels,
-        work.sbg,
-        noise_stream=generator(device, work.seed, "distillation", split, number),
-        classes=None if classes is None else classes.to(device),
-    )
-    for part, gradients in batches:
+    draws = generator(device, work.seed, "distillation", split, number)
+    for part, gradients in maker.batches(pixels, data.labels[rows], wanted.to(device), draws):
         for whole, found in zip((codes, scales), quantised(gradients, work.store.dtype), strict=True):
             whole[part].copy_(found, non_blocking=pinned)
     arrived = None

@@ -1,6 +1,7 @@
 """Score-Based Gradients (SBG, Section 4.2, Eq. 8): conditional minus unconditional score of a noisy image."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -90,3 +91,22 @@ def averaged_batches(
         rows = slice(start, min(start + sbg.batch_size, len(images)))
         chosen = None if classes is None else classes[rows]
         yield rows, averaged_gradients(predictor, images[rows], sbg, noise[:, :, rows], chosen)
+
+
+@dataclass(frozen=True)
+class ScoreBased:
+    """Eq. 8 of one model for the distillation, with the noise levels and draws of `sbg`."""
+
+    predictor: NoisePredictor
+    sbg: ScoreBasedParams
+
+    @property
+    def device(self) -> torch.device:
+        """That of the model."""
+        return self.predictor.device
+
+    def batches(
+        self, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor, draws: torch.Generator
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """As `averaged_batches`; whether an image is of a class makes no difference."""
+        return averaged_batches(self.predictor, images, self.sbg, noise_stream=draws, classes=classes)

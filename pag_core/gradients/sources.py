@@ -1,7 +1,8 @@
 """Every source of target gradients by the name that params.yaml gives it. A new source is registered here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast, get_args
 
 import torch
 
@@ -60,4 +61,17 @@ SOURCES: dict[SourceName, Source] = {
     "nn": Source("nearest neighbor (NN)", "nearest-neighbor gradients", "#009E73", _nearest_neighbor),
     "sbg": Source("score-based (SBG)", "score-based gradients", "#0072B2", None),
     "sbg_online": Source("score-based, in the step", "score-based gradients made in the step", "#CC79A7", None),
+    "own": Source("own", "gradients of a function of one's own", "#D55E00", None),
 }
+
+
+def source_of(params: Params) -> str:
+    """The name by which models of this source are told from others: that of its function where that is the user's."""
+    return params.own.function or "own" if params.source == "own" else params.source
+
+
+def known_as(name: str) -> Source:
+    """The source of a name that `source_of` gives."""
+    if name not in get_args(SourceName):
+        return replace(SOURCES["own"], title=name, phrase=f"gradients of {name}")
+    return SOURCES[cast(SourceName, name)]

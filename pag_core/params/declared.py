@@ -12,7 +12,7 @@ ALL: Reads = ("params.yaml",)
 # where work runs is no part of an experiment's identity: every stage may read it, and no record has it
 WHERE = {"device", "processes", "threads", "checkpoint_seconds", "feed.mode", "feed.budget_gb"}
 # the seed has its own place in a record, what `auto` stands for is in the place of `auto`, and data count by their content
-ELSEWHERE = {"seed", "source_defaults", "image_folder", "diffusion_checkpoint"}
+ELSEWHERE = {"seed", "source_defaults", "image_folder", "diffusion_checkpoint", "own.reads"}
 
 
 class UndeclaredParameter(LookupError):
@@ -47,7 +47,7 @@ def declared_params(params: Params, reads: Reads, stage: str) -> Params:
 
 def recorded_params(params: Params, reads: Reads) -> dict[str, Any]:
     """What `reads` declares as plain data for the record of an artifact: what its result depends on."""
-    return params.section(*(key for key in keys_of(reads, params) if key.partition(".")[0] not in ELSEWHERE))
+    return params.section(*(key for key in keys_of(reads, params) if not {key, key.partition(".")[0]} & ELSEWHERE))
 
 
 def keys_of(reads: Reads, params: Params) -> list[str]:

@@ -81,10 +81,14 @@ def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
         if location[-1] == "[key]":
             place = ".".join(str(part) for part in location[:-2])
         allowed = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}" + _nearest(
-            str(problem["input"]), allowed
-        )
-    return f"{place}: {problem['input']!r} is refused: {problem['msg'].removeprefix('Value error, ')}"
+        given = str(problem["input"])
+        remedy = _nearest(given, allowed)
+        if "own" in allowed and given.startswith("own."):
+            remedy = f" (write own here, and own.function: {given})"
+        return f"{place}: {problem['input']!r} is not one of: {', '.join(allowed)}{remedy}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    # of several values that do not fit together
+    return reason if not location else f"{place}: {problem['input']!r} is refused: {reason}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -23,6 +23,7 @@ from pag_core.params.values import (
     MethodName,
     NonNegativeReal,
     Output,
+    OwnName,
     PositiveInt,
     PositiveReal,
     ProcessCount,
@@ -73,6 +74,7 @@ class SourceDefaults(Section):
     nn: SourceDefault
     sbg: SourceDefault
     sbg_online: SourceDefault
+    own: SourceDefault
 
 
 class NoOptions(Section):
@@ -137,6 +139,15 @@ class ScoreBasedParams(Section):
     precision: Literal["float32", "tf32", "bfloat16", "float16"]
     min_cosine: Annotated[Real, Field(gt=0, le=1)]
     compile: Annotated[bool, Field(strict=True)]
+
+
+class OwnParams(Section):
+    """A source of the user's: its function, with its options and what it reads."""
+
+    function: OwnName | None
+    options: dict[str, JsonValue]
+    reads: Annotated[str, Field(min_length=1)]
+    batch_size: BatchSize
 
 
 class GradientStoreParams(Section):
@@ -278,6 +289,7 @@ class Params(Section):
     nn: NearestNeighborParams
     diffusion: DiffusionParams
     sbg: ScoreBasedParams
+    own: OwnParams
     gradient_store: GradientStoreParams
     feed: FeedParams
     classifier: ClassifierParams
@@ -295,6 +307,14 @@ class Params(Section):
     pag_score: PagScoreParams
     figures: FiguresParams
     toy: ToyParams
+
+    @model_validator(mode="after")
+    def _own_source_has_its_function(self) -> Self:
+        if "own" in (self.source, self.pag_score.reference) and self.own.function is None:
+            raise ValueError(
+                "source own needs own.function, the name of your function: own.gradients:NAME (own/README.md)"
+            )
+        return self
 
     def section(self, *keys: str) -> dict[str, Any]:
         """The named parameters, or `section.key` of one, as plain data, spelled as in params.yaml."""

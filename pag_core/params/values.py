@@ -12,7 +12,7 @@ from pag_core.params.radii import radius_value
 ARCHITECTURE_NAMES = ("small_resnet", "resnet18", "wrn_34_10", "vgg11", "vgg13", "vgg16", "vit", "mixer")
 # a function of the user's: of own/FILE.py, or own/FOLDER/FILE.py
 OWN_NAME = r"own(\.[A-Za-z_]\w*)+:[A-Za-z_]\w*"
-Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online"]
+Source = Literal["none", "oi", "cm", "nn", "sbg", "sbg_online", "own"]
 MethodName = Literal["standard", "at", "trades", "gradient_norm", "gaussian_noise"]
 Output = Literal["logit", "log_softmax"]
 CheckedStage = Literal["train", "baseline", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures"]

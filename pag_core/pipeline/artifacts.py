@@ -128,6 +128,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a file, or of all files in a folder with their names."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest({file.relative_to(path).as_posix(): file_digest(file) for file in files})
+
+
 def file_record(path: Path) -> dict[str, Any]:
     """Size in bytes and SHA-256 of a finished file."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}

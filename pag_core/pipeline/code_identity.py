@@ -10,7 +10,7 @@ from pag_core.pipeline.own_code import OWN, is_own, missing, own_file
 
 PACKAGE = "pag_core"
 # where params.yaml names a function of the user's: by the file of data/code/own that has its code
-NAMED = {"network": "arch"}
+NAMED = {"network": "arch", "gradients": "own.function"}
 CHECKOUT = Path(__file__).resolve().parents[2]
 # these only refuse: what they let through is in the parameters that DVC and every record hold, and an error leaves no result.
 # Were they part of it, a new value or a new message would cost each diffusion model
@@ -116,7 +116,7 @@ def code_record(program: Path) -> str:
     return "".join(f"{fingerprint}  {path}\n" for path, fingerprint in file_fingerprints(program).items())
 
 
-def own_code_record(name: str, key: str, root: Path = CHECKOUT) -> str:
+def own_code_record(name: str | None, key: str, root: Path = CHECKOUT) -> str:
     """As `code_record` of the file that holds a function of the user's; empty for one of the project's.
 
     Raises ParamsError, which says that `key` names it, where the file is not there.
@@ -125,9 +125,9 @@ def own_code_record(name: str, key: str, root: Path = CHECKOUT) -> str:
     return "".join(f"{fingerprint}  {path}\n" for path, fingerprint in found.items())
 
 
-def own_code_files(name: str, key: str, root: Path = CHECKOUT) -> set[Path]:
+def own_code_files(name: str | None, key: str, root: Path = CHECKOUT) -> set[Path]:
     """The file of a function of the user's and what it can load, relative to `root`; raises as `own_code_record`."""
-    if not is_own(name):
+    if name is None or not is_own(name):
         return set()
     if not (root / (file := own_file(name))).is_file():
         raise missing(name, key)
@@ -136,10 +136,10 @@ def own_code_files(name: str, key: str, root: Path = CHECKOUT) -> set[Path]:
     return _reached(root, {".".join(file.with_suffix("").parts), *packages})
 
 
-def own_code_inputs(name: str, key: str) -> dict[str, str]:
+def own_code_inputs(name: str | None, key: str) -> dict[str, str]:
     """The fingerprint of the code of a function of the user's, by its name, for a record; nothing for one of the project's."""
     record = own_code_record(name, key)
-    return {name: hashlib.sha256(record.encode()).hexdigest()} if record else {}
+    return {name: hashlib.sha256(record.encode()).hexdigest()} if name is not None and record else {}
 
 
 def code_fingerprint(program: Path | None = None, root: Path = CHECKOUT) -> str:

@@ -16,7 +16,7 @@ from pag_core.evaluation.attacks import (
     settings_by_norm,
 )
 from pag_core.figures.labels import METHODS, baseline_label, model_label
-from pag_core.gradients.sources import SOURCES
+from pag_core.gradients.sources import SOURCES, known_as, source_of
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.paths import details_path
 from pag_core.report.results import FIGURES, Results
@@ -35,8 +35,8 @@ def render_page(results: Results) -> str:
         params=params,
         beside=baseline_label(params.baseline_method),
         method=METHODS[params.method].title,
-        source=SOURCES[params.source].title,
-        model=model_label(params.source, params.lambda_, params.method, params.control),
+        source=known_as(source_of(params)).title,
+        model=model_label(source_of(params), params.lambda_, params.method, params.control),
         class_names=results.card["class_names"],
         verdict=verdict(results),
         alarms=alarms(results),

@@ -6,8 +6,8 @@ from scipy.stats import binomtest
 
 from pag_core.evaluation.attacks import setting_label, settings_by_norm
 from pag_core.figures.labels import CONTROLS, METHODS, baseline_label
-from pag_core.gradients.sources import SOURCES
-from pag_core.params.values import Control, Source
+from pag_core.gradients.sources import known_as, source_of
+from pag_core.params.values import Control
 from pag_core.report.results import Results
 
 MASKING_CHECKS = {
@@ -37,9 +37,9 @@ def points(difference: float) -> str:
     return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"
 
 
-def gradients_phrase(source: Source, control: Control | None) -> str:
+def gradients_phrase(source: str, control: Control | None) -> str:
     """What was aligned with, in words: `score-based gradients`, or as a control `score-based gradients of another class`."""
-    phrase = SOURCES[source].phrase
+    phrase = known_as(source).phrase
     return phrase if control is None else f"{phrase} {CONTROLS[control].phrase}"
 
 
@@ -79,7 +79,7 @@ def _clean(results: Results) -> str:
     parts = [METHODS[params.method].phrase] if params.method != "standard" else []
     if params.source != "none" and params.lambda_ != 0:
         lambda_ = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.lambda_:g}"
-        parts.append(f"{gradients_phrase(params.source, params.control)} ({lambda_})")
+        parts.append(f"{gradients_phrase(source_of(params), params.control)} ({lambda_})")
     how = f"The model, trained with {' and '.join(parts)}," if parts else "The model, trained without target gradients,"
     return (
         f"{how} classifies {percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "

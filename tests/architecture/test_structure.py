@@ -17,7 +17,7 @@ from pag_core.params.declared import WHERE, Reads, keys_of
 from pag_core.params.sections import SourceDefaults
 from pag_core.params.values import MethodName, Source
 from pag_core.params.yaml_text import read_yaml
-from pag_core.pipeline.code_identity import imported_modules
+from pag_core.pipeline.code_identity import NAMED, imported_modules
 from tests.fixtures.samples import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,15 +51,25 @@ def test_imports_run_one_way() -> None:
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_dvc_depends_on_the_fingerprint_of_a_stages_code(name: str, stage: dict[str, Any]) -> None:
+    own = {"check": ["network"], "train": ["network"], "baseline": ["network"], "own": ["gradients"]}.get(name, [])
     assert [path for path in stage["deps"] if path.startswith("data/code")] == [
-        f"data/code/{program_of(stage).stem}.txt"
+        f"data/code/{program_of(stage).stem}.txt",
+        *(f"data/code/own/{what}.txt" for what in own),
     ]
+
+
+def test_no_stage_depends_on_a_file_of_the_users_that_is_not_made() -> None:
+    """And the stage that makes them depends on what names them."""
+    (code,) = (stage for name, stage in read_yaml((ROOT / "dvc.yaml").read_text())["stages"].items() if name == "code")
+    assert set(code["params"]) == set(NAMED.values())
+    wanted = {dep for param in STAGES for dep in param.values[1]["deps"] if "code/own/" in dep}  # type: ignore[index,call-overload]
+    assert wanted == {f"data/code/own/{name}.txt" for name in NAMED}
 
 
 def test_the_fingerprints_are_made_anew_after_an_edit_of_any_program() -> None:
     (code,) = (stage for name, stage in read_yaml((ROOT / "dvc.yaml").read_text())["stages"].items() if name == "code")
     programs = {f"stages/{path.name}" for path in (ROOT / "stages").glob("*.py")}
-    assert set(code["deps"]) == programs | {"pag_core"} and len(code["deps"]) == len(programs) + 1
+    assert sorted(code["deps"]) == sorted([*programs, "pag_core", "own"])
 
 
 def test_whatever_runs_long_waits_for_the_check() -> None:

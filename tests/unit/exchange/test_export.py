@@ -49,7 +49,7 @@ def make_place(tmp_path, monkeypatch, make_dataset):
                 "seed": 7, "inputs": {"dataset": dataset.fingerprint}, "versions": LIBRARIES, "device": "Some CPU, 1 thread",
             }  # fmt: skip
             torch.manual_seed(seed)
-            options = {"width": None, "activation": None, **ARCHITECTURES[arch][0]}
+            options = {"width": None, "activation": None, **ARCHITECTURES.get(arch, ({},))[0]}
             classifier = build_classifier(arch, **options, image_shape=shape, classes=4)
             save_classifier(
                 classifier_path(who), classifier, arch=arch, options=options, dataset=dataset, provenance=record

@@ -14,10 +14,10 @@ from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.remote import RemoteShards
 from pag_core.gradient_store.store import GradientStore
-from pag_core.gradients.distillation import Distillation, distill
-from pag_core.params.sections import FeedParams, GradientStoreParams
+from pag_core.gradients.score_based import ScoreBased
+from pag_core.params.sections import FeedParams
 from pag_core.pipeline.checkpoint import RunFolder
-from tests.fixtures.samples import MADE_FROM, Killed, sbg_params
+from tests.fixtures.samples import MADE_FROM, Killed, distilled_store, sbg_params
 
 CPU = torch.device("cpu")
 
@@ -37,19 +37,8 @@ def run_distill(dataset, make_predictor):
     predictor = make_predictor(dataset)
 
     def run(path, folder, address, kept=2):
-        store = GradientStoreParams(
-            address=address,
-            classes_per_image=kept,
-            dtype="int8",
-            images_per_shard=8,
-            images_per_chunk=4,
-            held_out_images=10,
-        )
-        distill(
-            path, predictor, dataset, Distillation(sbg_params(), store, 7), folder=RunFolder(folder),
-            provenance={"seed": 7, "inputs": MADE_FROM}, measured={},
-        )  # fmt: skip
-        return path
+        maker = ScoreBased(predictor, sbg_params())
+        return distilled_store(path, maker, dataset, folder, address=address, classes_per_image=kept)
 
     return run
 

@@ -12,14 +12,15 @@ from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import GradientStore
 from pag_core.gradient_store.targets import DenseGradients
-from pag_core.gradients.distillation import Distillation, distill, stored_classes
+from pag_core.gradients.distillation import stored_classes
+from pag_core.gradients.score_based import ScoreBased
 from pag_core.objective.pag import AlignedBatch, pag_objective
-from pag_core.params.sections import FeedParams, GradientStoreParams, ObjectiveParams
+from pag_core.params.sections import FeedParams, ObjectiveParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.batches import Batches
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.fixtures.samples import MADE_FROM, Killed, KilledFolder, gaussian, sbg_params
+from tests.fixtures.samples import Killed, KilledFolder, KilledUnits, distilled_store, gaussian, sbg_params
 
 CPU = torch.device("cpu")
 CLASSES = 5
@@ -35,19 +36,8 @@ def run_distill(five_classes, make_predictor):
     predictor = make_predictor(five_classes)
 
     def run(path, folder, kept=3, **changes):
-        store = GradientStoreParams(
-            address=None,
-            classes_per_image=kept,
-            dtype="float32",
-            images_per_shard=8,
-            images_per_chunk=4,
-            held_out_images=6,
-        )
-        distill(
-            path, predictor, five_classes, Distillation(sbg_params(**changes), store, 7), folder=folder,
-            provenance={"seed": 7, "inputs": MADE_FROM}, measured={},
-        )  # fmt: skip
-        return path
+        maker, store = ScoreBased(predictor, sbg_params(**changes)), {"dtype": "float32", "held_out_images": 6}
+        return distilled_store(path, maker, five_classes, folder, classes_per_image=kept, **store)
 
     return run
 
@@ -96,20 +86,6 @@ def test_a_killed_distillation_keeps_its_classes(tmp_path, run_distill):
     names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
     assert any(name.startswith("train/classes/c/") for name in names)
     assert all((whole / name).read_bytes() == (again / name).read_bytes() for name in names)
-
-
-class KilledUnits(RunFolder):
-    """Dies after so many units are saved."""
-
-    def __init__(self, path, survive):
-        super().__init__(path)
-        self.survive = survive
-
-    def save_unit(self, name, content):
-        super().save_unit(name, content)
-        self.survive -= 1
-        if not self.survive:
-            raise Killed
 
 
 @pytest.mark.parametrize("scaling", ["all", "drawn"])

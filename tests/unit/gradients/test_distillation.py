@@ -9,10 +9,9 @@ from pag_core.compute.randomness import generator
 from pag_core.gradient_store.store import GradientStore
 from pag_core.gradient_store.writer import GradientWriter
 from pag_core.gradients import distillation
-from pag_core.gradients.distillation import Distillation, distill
-from pag_core.params.sections import GradientStoreParams
+from pag_core.gradients.score_based import ScoreBased
 from pag_core.pipeline.checkpoint import RunFolder
-from tests.fixtures.samples import MADE_FROM, Killed, cosines, distilled, sbg_params
+from tests.fixtures.samples import Killed, cosines, distilled, distilled_store, sbg_params
 
 
 @pytest.fixture
@@ -21,18 +20,7 @@ def run_distill(dataset, make_predictor):
     sbg = sbg_params(draws=2, batch_size=5)
 
     def run(path, folder, seed=7, kept=None):
-        store = GradientStoreParams(
-            address=None,
-            classes_per_image=kept,
-            dtype="int8",
-            images_per_shard=8,
-            images_per_chunk=4,
-            held_out_images=10,
-        )
-        distill(
-            path, predictor, dataset, Distillation(sbg, store, seed), folder=folder,
-            provenance={"seed": seed, "inputs": MADE_FROM}, measured={},
-        )  # fmt: skip
+        distilled_store(path, ScoreBased(predictor, sbg), dataset, folder, seed=seed, classes_per_image=kept)
 
     run.predictor = predictor
     return run

@@ -8,17 +8,15 @@ from pag_core.diffusion.network import architecture
 from pag_core.errors import StoreError, WeightsError
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.gradient_store.store import GradientStore
-from pag_core.gradients.distillation import Distillation, distill
 from pag_core.gradients.online import open_online
-from pag_core.gradients.score_based import score_based_gradients
+from pag_core.gradients.score_based import ScoreBased, score_based_gradients
 from pag_core.objective.pag import drawn_classes
-from pag_core.params.sections import GradientStoreParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.saved_network import load_network, save_network
 from pag_core.training.augmentation import CropsAndFlips, draw_crops_and_flips
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.fixtures.samples import Killed, KilledFolder, flip, sbg_params
+from tests.fixtures.samples import Killed, KilledFolder, distilled_store, flip, sbg_params
 
 CPU = torch.device("cpu")
 
@@ -44,21 +42,12 @@ def online_store(tmp_path, dataset, teacher):
     def make(name="online.zarr", **options):
         folder, predictor = teacher
         sbg = sbg_params(**options)
-        store = GradientStoreParams(
-            address=None,
-            classes_per_image=None,
-            dtype="int8",
-            images_per_shard=8,
-            images_per_chunk=4,
-            held_out_images=10,
-        )
         inputs = {"dataset": dataset.fingerprint, "diffusion model": load_network(folder, "diffusion").fingerprint}
         record = {"inputs": inputs, "params": {"sbg": sbg.model_dump(mode="json", by_alias=True)}}
-        distill(
-            tmp_path / name, predictor, dataset, Distillation(sbg, store, 7, folder),
-            folder=RunFolder(tmp_path / f"work-{name}"), provenance=record, measured={},
+        return distilled_store(
+            tmp_path / name, ScoreBased(predictor, sbg), dataset, tmp_path / f"work-{name}", teacher=folder,
+            provenance=record, source="sbg_online",
         )  # fmt: skip
-        return tmp_path / name
 
     return make
 

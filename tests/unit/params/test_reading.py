@@ -27,6 +27,13 @@ def test_a_lambda_of_auto_is_the_sources():
     assert load_params(PARAMS).lambda_ == 2.0
 
 
+@pytest.mark.parametrize(
+    "arch", ["own.networks:convnet", "own.mine.networks:Net_2", "timm:resnet10t", "timm:vit_tiny.x"]
+)
+def test_networks_of_ones_own_and_of_timm_have_names(make_params, arch):
+    assert make_params({"arch": arch, "classifier.options": {"width": 3, "blocks": [1, 2]}}).arch == arch
+
+
 DATASETS = ", ".join(get_args(Params.model_fields["dataset"].annotation))
 ARCHS = ", ".join((*ARCHITECTURE_NAMES, "own.FILE:FUNCTION", "timm:NAME"))
 SOURCES = ", ".join(get_args(Source))
@@ -35,6 +42,16 @@ REFUSED_VALUES = [
     ("dataset", "digit", ["dataset", "'digit'", DATASETS, "did you mean 'digits'"]),
     ("source", "sgb", ["source", "'sgb'", SOURCES, "did you mean 'sbg'"]),
     ("arch", "resnet_18", ["arch", ARCHS, "did you mean 'resnet18'"]),
+    *(
+        ("arch", name, ["arch", repr(name), ARCHS])
+        for name in ("own.networks", "own:net", "mine.networks:net", "timm:", "timm:a b")
+    ),
+    ("arch", "own.networks:a.b", ["arch", ARCHS]),
+    ("source", "own.gradients:mine", ["write own here, and own.function: own.gradients:mine"]),
+    ("source", "own", ["source own needs own.function"]),
+    ("pag_score.reference", "own", ["source own needs own.function"]),
+    ("own.function", "mine.gradients:f", ["own.function", "'mine.gradients:f'"]),
+    ("own.options", [1], ["own.options"]),
     ("lambda", -0.5, ["lambda", "-0.5", "greater than or equal to 0"]),
     ("lambda", float("nan"), ["lambda", "nan", "finite"]),
     ("lambda", "nan", ["lambda", "nan", "finite"]),
@@ -263,8 +280,9 @@ def test_the_output_aligned_suits_the_source_unless_given(make_params, source, s
 
 def test_lambda_is_the_sources_own_unless_given(make_params, plain_params):
     for source, own in plain_params["source_defaults"].items():
-        assert make_params({"source": source}).lambda_ == own["lambda"]
-        assert make_params({"source": source, "lambda": 0.25}).lambda_ == 0.25
+        given = {"source": source, "own.function": "own.gradients:mine"}
+        assert make_params(given).lambda_ == own["lambda"]
+        assert make_params({**given, "lambda": 0.25}).lambda_ == 0.25
     assert make_params({"source": "cm"}).section("lambda") == {
         "lambda": plain_params["source_defaults"]["cm"]["lambda"]
     }

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from pag_core.pipeline.code_identity import code_fingerprint, file_fingerprints
+from pag_core.errors import ParamsError
+from pag_core.pipeline.code_identity import code_fingerprint, file_fingerprints, own_code_record
+from tests.fixtures.own_folder import BLOCKS, NETWORKS, write_own
 from tests.fixtures.samples import ROOT
 
 # as a stage does: opens its run folder before it loads the architecture, and is killed within
@@ -155,3 +157,35 @@ def test_a_template_beside_a_module_is_part_of_it(checkout):
     page = checkout / "pag_core/report/page.html"
     page.write_text(page.read_text() + "<!-- edited -->")
     assert code_fingerprint(program, checkout) != before
+
+
+def test_the_code_of_a_users_function_is_all_that_its_file_can_load(checkout):
+    """Relative imports, what it takes of the project, the packages that it lies in and data beside it; no other file."""
+    write_own(
+        checkout,
+        {
+            "__init__.py": "", "networks.py": NETWORKS, "blocks.py": BLOCKS, "widths.json": "[4]", "README.md": "",
+            "gradients.py": "import own.networks", "deep/other.py": "from ..blocks import activation",
+        },
+    )  # fmt: skip
+
+    def record(name):
+        lines = own_code_record(name, "arch", checkout).splitlines()
+        return {path: fingerprint for fingerprint, path in (line.split("  ") for line in lines)}
+
+    network = record("own.networks:convnet")
+    beside = {"own/__init__.py", "own/blocks.py", "own/widths.json", "pag_core/classifiers/activations.py"}
+    assert set(network) == {"own/networks.py", *beside}
+    assert set(record("own.gradients:f")) == {*network, "own/gradients.py"}
+    assert set(record("own.deep.other:f")) == {"own/deep/other.py", *beside}
+    for name, edit, changes in (
+        ("networks.py", f"{NETWORKS}# a comment", False), ("networks.py", f"{NETWORKS}\nA = 1", True),
+        ("blocks.py", f"{BLOCKS}\nA = 1", True), ("widths.json", "[5]", True), ("README.md", "other", False),
+        ("gradients.py", "A = 1", False),
+    ):  # fmt: skip
+        before = record("own.networks:convnet")
+        write_own(checkout, {name: edit})
+        assert (record("own.networks:convnet") != before) == changes, name
+    assert own_code_record("small_resnet", "arch", checkout) == own_code_record(None, "arch", checkout) == ""
+    with pytest.raises(ParamsError, match=r"own\.function is own\.gone:f, and own/gone\.py is not there"):
+        own_code_record("own.gone:f", "own.function", checkout)
