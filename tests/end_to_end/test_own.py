@@ -44,7 +44,7 @@ print(repr(network(torch.full((2, 1, 8, 8), 0.25)).double().sum().item()))
 def project(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
     copy = ProjectCopy(tmp_path_factory.mktemp("own") / "pag", {**SMALL, **OWN})
     write_own(copy.path, FILES)
-    copy.run(sys.executable, "-c", PATTERNS.format(0))
+    copy.run(sys.executable, "-c", PATTERNS.format(0), forked=False)
     return copy
 
 
@@ -74,7 +74,7 @@ def test_to_the_page_and_what_an_edit_rebuilds(project: ProjectCopy) -> None:
         "baseline",
         "baseline_autoattack",
     }
-    project.run(sys.executable, "-c", PATTERNS.format(1))
+    project.run(sys.executable, "-c", PATTERNS.format(1), forked=False)
     ran = repro(project)
     assert {"own", "train"} <= ran and not ran & {"code", "check", "baseline"}
 
