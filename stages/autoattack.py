@@ -14,22 +14,24 @@ def main(baseline: BaselineOption = False) -> None:
     """Write metrics/autoattack.json, which includes the baseline's results, or those alone with --baseline."""
     who = "baseline" if baseline else "classifier"
     reads = ("dataset", "seed", "autoattack")
-    with stage(f"autoattack_{who}", reads=reads, shared=True, memory="autoattack.batch_size") as opened:
+    with (
+        stage(f"autoattack_{who}", reads=reads, shared=True, memory="autoattack.batch_size") as opened,
+        open_subject(opened, "autoattack", (who,)) as subject,
+    ):
         params = opened.params
-        with open_subject(opened, "autoattack", (who,), params.autoattack.images) as subject:
-            found = run_autoattack(
-                subject.networks[who],
-                subject.images,
-                subject.labels,
-                classes=subject.classes,
-                params=params.autoattack,
-                seed=params.seed,
-                folder=subject.folder,
-                processes=subject.processes,
-                who=who,
-            )
-            head = {"attack": attack_name(params.autoattack.version, subject.classes), "images": len(subject.labels)}
-            keep_result("autoattack", who, found, provenance=subject.provenance, head=head, headline=headline)
+        found = run_autoattack(
+            subject.networks[who],
+            subject.images,
+            subject.labels,
+            classes=subject.classes,
+            params=params.autoattack,
+            seed=params.seed,
+            folder=subject.folder,
+            processes=subject.processes,
+            who=who,
+        )
+        head = {"attack": attack_name(params.autoattack.version, subject.classes), "images": len(subject.labels)}
+        keep_result("autoattack", who, found, provenance=subject.provenance, head=head, headline=headline)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from pag_core.classifiers.architectures import build_classifier
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
+from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import Dataset, Split, read_labels
 from pag_core.diffusion.network import (
     architecture,
@@ -169,8 +170,9 @@ def misfits(params: Params, dataset: Dataset, device: torch.device) -> list[str]
 def main() -> None:
     """Write data/check.txt, or refuse."""
     with stage("check", reads=ALL) as opened:
-        params, place = opened.params, dataset_path(opened.params.dataset)
+        place = dataset_path(opened.params.dataset)
         dataset = read_labels(place)
+        params = count(opened, dataset)
         if found := misfits(params, dataset, opened.device):
             sizes = ", ".join(f"{len(part)} {name}" for name, part in dataset.splits.items())
             channels, height, width = dataset.image_shape

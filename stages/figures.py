@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pag_core.classifiers.building import load_classifier
+from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.errors import ArtifactError
 from pag_core.evaluation.pgd import targeted_images
@@ -116,8 +117,8 @@ def _record(
 def main() -> None:
     """Write the folder figures."""
     with stage("figures", reads=READS, memory="figures.batch_size") as opened:
-        params = opened.params
-        dataset = read_dataset(dataset_path(params.dataset))
+        dataset = read_dataset(dataset_path(opened.params.dataset))
+        params = count(opened, dataset)
         model = model_label(source_of(params), params.lambda_, params.method, params.control)
         beside = baseline_label(params.baseline_method)
         test = dataset.splits["test"]

@@ -14,21 +14,23 @@ def main(baseline: BaselineOption = False) -> None:
     """Write metrics/foolbox.json, which includes the baseline's results, or those alone with --baseline."""
     who = "baseline" if baseline else "classifier"
     reads = ("dataset", "seed", "foolbox")
-    with stage(f"foolbox_{who}", reads=reads, shared=True, memory="foolbox.batch_size") as opened:
+    with (
+        stage(f"foolbox_{who}", reads=reads, shared=True, memory="foolbox.batch_size") as opened,
+        open_subject(opened, "foolbox", (who,)) as subject,
+    ):
         params = opened.params
-        with open_subject(opened, "foolbox", (who,), params.foolbox.images) as subject:
-            found = run_foolbox(
-                subject.networks[who],
-                subject.images,
-                subject.labels,
-                params=params.foolbox,
-                seed=params.seed,
-                folder=subject.folder,
-                processes=subject.processes,
-                who=who,
-            )
-            head = {"images": len(subject.labels)}
-            keep_result("foolbox", who, found, provenance=subject.provenance, head=head, headline=headline)
+        found = run_foolbox(
+            subject.networks[who],
+            subject.images,
+            subject.labels,
+            params=params.foolbox,
+            seed=params.seed,
+            folder=subject.folder,
+            processes=subject.processes,
+            who=who,
+        )
+        head = {"images": len(subject.labels)}
+        keep_result("foolbox", who, found, provenance=subject.provenance, head=head, headline=headline)
 
 
 if __name__ == "__main__":

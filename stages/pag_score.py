@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pag_core.classifiers.building import load_classifier
+from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import Dataset, Split, read_dataset
 from pag_core.evaluation.judge import judged, judged_clean, trained_judge
 from pag_core.evaluation.pag_score import pag_score, require_held_gradients
@@ -58,8 +59,8 @@ def main() -> None:
     Its details have the scores against a chosen reference and class means too, and how good the judge is.
     """
     with stage("pag_score", reads=READS, memory="pag_score.batch_size") as opened:
-        params, device = opened.params, opened.device
-        dataset = read_dataset(dataset_path(params.dataset))
+        dataset = read_dataset(dataset_path(opened.params.dataset))
+        params, device = count(opened, dataset), opened.device
         test, train = dataset.splits["test"].to(device), dataset.splits["train"]
         require_held_gradients(params)
         sources = {params.source, params.pag_score.reference} - {"none"}

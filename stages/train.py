@@ -12,6 +12,7 @@ import typer
 from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
+from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.store import GradientStore
@@ -76,8 +77,8 @@ def main(
     """Write data/classifier (or data/baseline) and its curves; stages/validation.py measures it."""
     who = "baseline" if baseline else "classifier"
     with stage(who, reads=READS[who], shared=True, memory="train.batch_size") as opened:
-        params, device = opened.params, opened.device
-        dataset = read_dataset(dataset_path(params.dataset))
+        dataset = read_dataset(dataset_path(opened.params.dataset))
+        params, device = count(opened, dataset), opened.device
         # of a network of the user's also its code: neither checkpoint nor weights are those of another
         inputs = {"dataset": dataset.fingerprint, **own_code_inputs(params.arch, "arch")}
         store = None if baseline else GradientStore(gradients_path(params.source))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pag_core.classifiers.building import load_classifier
+from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ArtifactError
 from pag_core.evaluation.apgd import apgd_accuracy
@@ -29,8 +30,8 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
     who = "baseline" if baseline else "classifier"
     reads = ("dataset", "seed", "validation")
     with stage(f"validation_{who}", reads=reads, memory="validation.batch_size") as opened:
-        params, size = opened.params, opened.params.validation.batch_size
-        dataset = read_dataset(dataset_path(params.dataset))
+        dataset = read_dataset(dataset_path(opened.params.dataset))
+        params, size = count(opened, dataset), opened.params.validation.batch_size
         validation = dataset.splits["validation"].to(opened.device)
         attacked = validation.first(params.validation.images, "validation.images")
         place = classifier_path(who)

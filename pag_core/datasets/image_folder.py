@@ -182,6 +182,8 @@ def _read_image(path: Path, image_size: int | None, changes: Counter[str]) -> ND
             turn = TURNS.get(_orientation(file))
             image = _as_rgb(path, file if turn is None else file.transpose(turn), _holds_16_bits(file), changes)
         if image_size is not None:
+            if image.width != image.height:
+                changes["of unequal sides cropped to their center"] += 1
             image = square(image, image_size)
     except DatasetError:
         raise

@@ -12,6 +12,7 @@ from torch import nn
 
 from pag_core.classifiers.building import KIND, load_classifier
 from pag_core.compute.processes import process_count
+from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ArtifactError
 from pag_core.pipeline.artifacts import read_json, write_json
@@ -42,16 +43,16 @@ class Subject:
 
 
 @contextlib.contextmanager
-def open_subject(opened: OpenStage, name: str, who: tuple[str, ...], images: int) -> Iterator[Subject]:
-    """The networks `who` (`classifier`, `baseline`) and the first `images` test images for the attack `name`.
+def open_subject(opened: OpenStage, name: str, who: tuple[str, ...]) -> Iterator[Subject]:
+    """The networks `who` (`classifier`, `baseline`) and as many test images for the attack `name` as its section says.
 
     Raises ParamsError if there are fewer images, ArtifactError before an attack on the classifier unless the baseline that
     there is now was attacked in the same way.
     """
-    params = opened.params
-    dataset = read_dataset(dataset_path(params.dataset))
+    dataset = read_dataset(dataset_path(opened.params.dataset))
+    params = count(opened, dataset)
     test = dataset.splits["test"].to(opened.device)
-    rows = test.first(images, f"{name}.images")
+    rows = test.first(getattr(params, name).images, f"{name}.images")
     loaded = {network: load_classifier(classifier_path(network), dataset, opened.device) for network in who}
     inputs = {"dataset": dataset.fingerprint} | {network: saved.fingerprint for network, (_, saved) in loaded.items()}
     processes = process_count(params.processes, opened.device)

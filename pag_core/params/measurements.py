@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pag_core.params.values import (
     BatchSize,
+    Count,
     LargeRadius,
     NonNegativeReal,
     Output,
@@ -20,7 +21,7 @@ from pag_core.params.values import (
 class ValidationParams(Section):
     """The images of the validation split, and the radii, of the short APGD by which choices are made."""
 
-    images: PositiveInt
+    images: Count
     radii: dict[Literal["L2", "Linf"], Radii]
     batch_size: BatchSize
 
@@ -29,7 +30,7 @@ class AutoAttackParams(Section):
     """Test images and radii of AutoAttack, which of its versions, and how its work is divided."""
 
     version: Literal["standard", "plus"]
-    images: PositiveInt
+    images: Count
     radii: Annotated[dict[Literal["L1", "L2", "Linf"], Radii], Field(min_length=1)]
     # the library reports its counts as percentages with two decimals
     images_per_shard: Annotated[int, Field(gt=0, le=5000, strict=True)]
@@ -39,7 +40,7 @@ class AutoAttackParams(Section):
 class FoolboxParams(Section):
     """Test images and the grid of radii of the attacks of Table 6."""
 
-    images: PositiveInt
+    images: Count
     grid: dict[Literal["L0", "L1", "L2"], Radii]
     ead_steps: PositiveInt
     search_steps: PositiveInt
@@ -56,7 +57,7 @@ class FoolboxParams(Section):
 class MaskingParams(Section):
     """The checks against masked gradients."""
 
-    images: PositiveInt
+    images: Count
     radii: Annotated[dict[Literal["L2", "Linf"], Radii], Field(min_length=1)]
     steps: PositiveInt
     square_queries: PositiveInt
@@ -67,11 +68,11 @@ class MaskingParams(Section):
 class PagScoreParams(Section):
     """Both PAG scores: images and reference of the cosine, images for the judge and of the judge."""
 
-    images: PositiveInt
+    images: Count
     reference: Source
-    judged_images: PositiveInt
+    judged_images: Count
     judged_radius: LargeRadius
-    judge_images: BatchSize
+    judge_images: Count
     batch_size: BatchSize
 
 

@@ -19,6 +19,7 @@ from pag_core.params.values import (
     CheckedStage,
     ClassNames,
     Control,
+    Count,
     LayerSize,
     MethodName,
     NonNegativeReal,
@@ -215,7 +216,7 @@ class ObjectiveParams(Section):
     """How the alignment term of Eq. 4 is computed; parsed parameters hold the output that `auto` stands for."""
 
     output: Output | Literal["auto"]
-    classes_per_step: PositiveInt | Literal["all"]
+    classes_per_step: Count | Literal["all"]
     scaling: Literal["all", "drawn"]
     differentiation: Literal["adjoint", "autograd"]
     batch_norm: Literal["repeat", "class", "frozen"]

@@ -1,9 +1,10 @@
 """Values of params.yaml: names, numbers with bounds, radii kept as they are written; and what all its sections have."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WrapValidator
 from pydantic_core import PydanticKnownError
 
 from pag_core.params.radii import radius_value
@@ -44,6 +45,14 @@ PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]  # steps, epoch
 BatchSize = Annotated[int, Field(gt=0, le=10**6, strict=True)]
 LayerSize = Annotated[int, Field(gt=0, le=2**14, strict=True)]  # channels, blocks, pixels of a side
 ProcessCount = Annotated[int, Field(gt=0, le=2**12, strict=True)]
+
+
+def _auto_or(value: Any, number: Callable[[Any], int]) -> Any:
+    return value if value == "auto" else number(value)
+
+
+# a number once there is a dataset to count (pag_core.datasets.counts), till then as written
+Count = Annotated[PositiveInt, WrapValidator(_auto_or), PlainSerializer(lambda value: value)]
 
 
 def _real(value: Any) -> Any:

@@ -57,6 +57,15 @@ def test_resize_and_crop_against_pil(make_folder, size, scaled, box):
     assert raw.test.images.shape == (2, 3, 8, 8)
 
 
+def test_a_crop_is_said(make_folder, capsys):
+    """Of what would be cut off the user hears; a square that is scaled loses nothing."""
+    folder = make_folder(
+        {"train": {"ant": [(9, 9), (9, 9)], "bee": [(8, 4)]}, "test": {"ant": [(4, 4)], "bee": [(4, 5)]}}
+    )
+    load(folder, image_size=4)
+    assert "2 images of unequal sides cropped to their center" in capsys.readouterr().out
+
+
 def test_image_folder_caps_each_class(make_folder):
     folder = make_folder(GOOD)
     whole, capped = load(folder), load(folder, images_per_class=2)

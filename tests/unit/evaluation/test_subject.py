@@ -112,7 +112,7 @@ def attacked(opened, dataset, fingerprint):
 def test_what_an_attack_is_given(opened, dataset, make_classifier):
     """The record does not tell how many processes shared the work; the folder in which they share it does."""
     network = make_classifier(seed=0).eval()
-    with open_subject(opened, "autoattack", ("classifier",), 4) as subject:
+    with open_subject(opened, "autoattack", ("classifier",)) as subject:
         assert torch.equal(subject.images, dataset.splits["test"].images[:4].float() / 255)
         assert torch.equal(subject.labels, dataset.splits["test"].labels[:4])
         torch.testing.assert_close(subject.networks["classifier"](subject.images), network(subject.images))
@@ -122,15 +122,15 @@ def test_what_an_attack_is_given(opened, dataset, make_classifier):
         assert (subject.classes, subject.processes) == (3, 3) and "processes" not in subject.provenance
         several = subject.folder.path
     opened.all_params = opened.all_params.model_copy(update={"processes": 2})
-    with open_subject(opened, "autoattack", ("classifier",), 4) as subject:
+    with open_subject(opened, "autoattack", ("classifier",)) as subject:
         assert subject.folder.path != several
 
 
 def test_a_stale_attack_on_the_baseline_is_refused_before_that_on_the_classifier(opened, dataset):
     attacked(opened, dataset, "9" * 64)
     words = rf"another baseline \(fingerprint 9{{12}}\) than .* \({opened.beside[:12]}\)"
-    with pytest.raises(ArtifactError, match=words), open_subject(opened, "autoattack", ("classifier",), 4):
+    with pytest.raises(ArtifactError, match=words), open_subject(opened, "autoattack", ("classifier",)):
         pytest.fail("the attack has begun")
     # the baseline itself can be attacked again
-    with open_subject(opened, "autoattack", ("baseline",), 4) as subject:
+    with open_subject(opened, "autoattack", ("baseline",)) as subject:
         assert subject.provenance["inputs"]["baseline"] == opened.beside

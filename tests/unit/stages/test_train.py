@@ -144,7 +144,7 @@ def test_training_opens_the_manifest_once(received, monkeypatch, changes):
 def test_model_and_baseline_have_methods_of_their_own_and_the_model_alone_has_the_term(received, make_params):
     changes = {
         "source": "sbg", "control": "other_class", "lambda": 1.25, "method": "trades", "baseline_method": "at",
-        "trades.beta": 2.5, "at.steps": 3,
+        "trades.beta": 2.5, "at.steps": 3, "objective.classes_per_step": 2,
     }  # fmt: skip
     params = make_params(changes)
     model, baseline = (received(changes, baseline=flag) for flag in (False, True))

@@ -58,7 +58,7 @@ def test_optimizers_take_their_parameters(make_params, name, kind):
 @pytest.fixture
 def make_trainer(dataset, make_params, make_classifier, cpu):
     def make(folder, *, weight=2.0, seed=5, **changes):
-        options = {"train.epochs": 2, "train.batch_size": 8, **changes}
+        options = {"train.epochs": 2, "train.batch_size": 8, "objective.classes_per_step": 3, **changes}
         params = make_params(options)
         term = None
         if weight is not None:
