@@ -122,6 +122,6 @@ def require_label_effect(measured: dict[str, float], place: str) -> None:
             f"{wrong:.5f} with a wrong one. Each should be below the next, and the last less the first, {wrong - right:.5f}, "
             f"more than {MARGIN} standard errors, which are {over_images:.5f} over images and {over_classes:.5f} over classes. "
             "Gradients from it would be noise: train longer (diffusion.steps), or at another noise level (sbg.timestep, "
-            "diffusion.timestep_window); a small effect is seen on more validation images (prepare.validation_fraction). Other sources need no "
-            "diffusion model (source: cm)"
+            "diffusion.timestep_window); a small effect is seen on more validation images (prepare.validation_fraction). Other "
+            "sources need no diffusion model (source: cm)"
         )
