@@ -35,6 +35,7 @@ from pag_core.params.values import CheckedStage, MethodName
 from pag_core.pipeline.artifacts import replacing_file
 from pag_core.pipeline.paths import CHECKED, DIFFUSION, dataset_path
 from pag_core.pipeline.stage import run, stage
+from pag_core.pipeline.uncommitted import uncommitted
 from pag_core.training.classifier import require_drawn_classes
 from pag_core.training.smallest_batch import require_smallest_batch
 from pag_core.training.step import require_config
@@ -173,6 +174,8 @@ def main() -> None:
         place = dataset_path(opened.params.dataset)
         dataset = read_labels(place)
         params = count(opened, dataset)
+        for key, (value, committed) in uncommitted().items():
+            print(f"params.yaml: {key} is {value}; in the last commit it is {committed}", flush=True)
         if found := misfits(params, dataset, opened.device):
             sizes = ", ".join(f"{len(part)} {name}" for name, part in dataset.splits.items())
             channels, height, width = dataset.image_shape
