@@ -1,7 +1,9 @@
 """All randomness comes from the one seed of params.yaml: each use derives a stream of its own from it by name."""
 
+import contextlib
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,19 @@ def seed_global_streams(seed: int, *names: str | int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
+
+
+@contextlib.contextmanager
+def streams_kept(device: torch.device) -> Iterator[None]:
+    """The body may seed the global generators and draw from them; afterwards they are as they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    # stand-ins for GPU tensors have no GPU
+    with torch.random.fork_rng([device] if device.type == "cuda" and torch.cuda.is_available() else []):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
 
 
 def require_determinism(device: torch.device) -> None:

@@ -4,7 +4,7 @@ The paper has no quantitative measure of perceptual alignment; this one is this 
 test images and all classes, between the input-gradients of the log-probabilities and target gradients that training never saw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -12,10 +12,12 @@ from torch import nn
 from pag_core.datasets.prepared import Split
 from pag_core.errors import ParamsError
 from pag_core.evaluation.preconditions import batches_of
-from pag_core.gradient_store.store import TargetGradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 from pag_core.objective.input_gradient import input_gradients
 from pag_core.params.sections import Params
+
+# from images int64 [B] and classes int64 [B, K] to targets float [B, K, C, H, W], as `TargetGradients`
+AskTargets = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def require_held_gradients(params: Params) -> None:
@@ -40,7 +42,7 @@ def require_known_classes(train: Split, *, class_names: Sequence[str], images: i
 def pag_score(
     classifier: nn.Module,
     images: torch.Tensor,
-    targets: TargetGradients,
+    targets: AskTargets,
     *,
     classes: int,
     batch_size: int,
@@ -61,7 +63,7 @@ def pag_score(
 def _cosines(
     classifier: nn.Module,
     images: torch.Tensor,
-    targets: TargetGradients,
+    targets: AskTargets,
     indices: torch.Tensor,
     class_indices: torch.Tensor,
 ) -> torch.Tensor:

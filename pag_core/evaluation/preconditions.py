@@ -22,8 +22,7 @@ def require_fit_for_attack(
     input-gradients; images contiguous float32 [B, C, H, W] in [0, 1]; labels int64 [B]; autocast and inference mode off, and
     no product rounded to TF32 or bfloat16. It sees at most `batch_size` images at once.
     """
-    if any(module.training for module in classifier.modules()):
-        raise EvaluationRefused("the model is in train mode, where it appears too robust; call .eval()")
+    require_eval_mode(classifier)
     tensors = [*classifier.parameters(), *classifier.buffers()]
     if odd := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}:
         raise EvaluationRefused(
@@ -46,6 +45,12 @@ def require_fit_for_attack(
     # images of which the model is sure have none, so one batch of zeros says nothing yet
     if not any(_has_gradients(classifier, images[rows], labels[rows]) for rows in batches):
         raise EvaluationRefused("the input-gradient is zero for every image, so gradient attacks are blind (masking)")
+
+
+def require_eval_mode(classifier: nn.Module) -> None:
+    """Raise EvaluationRefused where a layer is in train mode."""
+    if any(module.training for module in classifier.modules()):
+        raise EvaluationRefused("the model is in train mode, where it appears too robust; call .eval()")
 
 
 def _require_images(images: torch.Tensor, labels: torch.Tensor) -> None:

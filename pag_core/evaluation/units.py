@@ -1,5 +1,6 @@
 """An evaluation as named units of work: each is kept when done, and several processes can share them."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,13 @@ def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, 
 
     A unit must not depend on which others ran before it in the same process. With `processes` above one, the ranks
     that it starts or those of torchrun take their share and only rank 0 returns. Raises RankLost if one of them failed.
+    With one, a rank of a user's own torchrun does all of it.
     """
     if this_process().leads:
         folder.forget_claims()
     with progress_bar(what, len(work), 0, "unit") as bar:
-        with ranks(processes, units=sum(folder.load_unit(name) is None for name in work)):
+        still_open = sum(folder.load_unit(name) is None for name in work)
+        with ranks(processes, units=still_open) if processes > 1 else contextlib.nullcontext():
             for name in work:
                 # units differ in length, so each process takes the next one that is free
                 if folder.load_unit(name) is None and folder.claim(name):

@@ -1,14 +1,14 @@
 """What a network keeps from one forward pass to the next: its buffers, and what its layers keep in Python."""
 
 import contextlib
-import random
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+
+from pag_core.compute.randomness import streams_kept
 
 # of every layer: torch's own tables, and the mode
 OF_TORCH = frozenset(vars(nn.Module()))
@@ -66,15 +66,12 @@ def plain_values(network: nn.Module) -> list[Any]:
 @contextlib.contextmanager
 def state_kept(network: nn.Module, device: torch.device) -> Iterator[NetworkState]:
     """The body may run `network`; afterwards its buffers, its attributes and all random streams are as they were."""
-    state, of_python, of_numpy = NetworkState(network), random.getstate(), np.random.get_state()
-    # stand-ins for GPU tensors have no GPU
-    with torch.random.fork_rng([device] if device.type == "cuda" and torch.cuda.is_available() else []):
+    state = NetworkState(network)
+    with streams_kept(device):
         try:
             yield state
         finally:
             state.restore()
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)
 
 
 @contextlib.contextmanager
