@@ -1,10 +1,12 @@
 """params.yaml: what is refused, and that the refusal names the place, the value and what is allowed."""
 
 import copy
+import shutil
 from typing import get_args
 
 import pydantic
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from pag_core.errors import ParamsError
 from pag_core.params.__main__ import main as check_file
@@ -390,3 +392,15 @@ def test_a_file_of_parameters_is_checked_by_a_command(plain_params, tmp_path, ca
     message = capsys.readouterr().err
     assert ended.value.code == 1 and message.startswith("ParamsError: ") and all(word in message for word in words)
     assert "sgb" not in new or "lambda" not in message  # what cannot be looked up is no mistake of its own
+
+
+@pytest.mark.parametrize("change", ["lambda=1.5", "train.epochs=3", "processes=2", "source=cm", "masking.steps=7"])
+def test_dvc_rewrites_the_one_line_that_is_set(tmp_path, change):
+    """`dvc exp run -S` writes the whole file anew, in its own layout: that of the file already."""
+    # with the keys of the repository's, which the user may have laid out otherwise
+    shutil.copy(PARAMS, tmp_path / "params.yaml")
+    before = (tmp_path / "params.yaml").read_text().splitlines()
+    apply_overrides(tmp_path / "params.yaml", [change])
+    after = (tmp_path / "params.yaml").read_text().splitlines()
+    changed_lines = [line for line, other in zip(after, before, strict=True) if line != other]
+    assert len(changed_lines) == 1 and changed_lines[0].split()[1] == change.partition("=")[2]
