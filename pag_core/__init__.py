@@ -4,9 +4,7 @@ What is public is listed here and nowhere else, and is loaded when it is first u
 in this file; this one holds names besides, none of which can change a stage's result.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # true to type checkers by its name; typing itself takes longer to load than all else here
 if TYPE_CHECKING:
     from pag_core.errors import PagError as PagError
     from pag_core.library.evaluation import autoattack as autoattack
@@ -46,10 +44,14 @@ _PLACES = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = list(_PLACES)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'pag_core' has no attribute {name!r}; public are: {', '.join(_PLACES)}")
-    return getattr(importlib.import_module(f"pag_core.{_PLACES[name]}"), name)
+if not TYPE_CHECKING:  # to which any name would be one of this module
+
+    def __getattr__(name: str) -> object:
+        import importlib
+
+        if name not in _PLACES:
+            raise AttributeError(f"module 'pag_core' has no attribute {name!r}; public are: {', '.join(_PLACES)}")
+        return getattr(importlib.import_module(f"pag_core.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:

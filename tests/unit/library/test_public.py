@@ -34,7 +34,7 @@ def test_the_library_never_loads_dvc_and_the_loss_loads_no_attack():
 
 def test_type_checkers_see_what_there_is():
     tree = ast.parse(Path(pag_core.__file__).read_text(encoding="utf-8"))
-    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {(node.module, alias.asname) for node in checked.body for alias in node.names}
     assert all(
         alias.name == alias.asname for node in checked.body for alias in node.names

@@ -10,6 +10,7 @@ from torch import nn
 from pag_core import ScoreBased, VarianceExploding
 from pag_core.errors import LabelIgnored, ParamsError, ShapeMismatch
 from pag_core.gradients.score_based import score_based_gradients
+from tests.fixtures.noise_predictors import ALPHAS_CUMPROD, EDM, DiffusersUNet, Mixture
 
 
 @pytest.fixture
@@ -40,57 +41,7 @@ def test_the_pipelines_own_model_by_its_callables_gives_the_pipelines_gradients(
         source.require_label_effect(many, labels)
 
 
-class Mixture:
-    """Exact scores of images N(mean_c, width^2) in [-1, 1], under x_t = keep x + spread noise."""
-
-    def __init__(self, means, width=0.3):
-        self.means, self.width = means, width
-
-    def log_densities(self, x_t, keep, spread):
-        """log p(x_t | c) for every class, up to a constant: [B, classes]."""
-        variance = (keep**2 * self.width**2 + spread**2)[:, None]
-        distances = (x_t[:, None] - keep.view(-1, 1, 1, 1, 1) * self.means).square().flatten(2).sum(2)
-        return -distances / (2 * variance)
-
-    def noise(self, x_t, keep, spread, labels):
-        """-spread times the gradient of log p(x_t | y), by autograd; of log p(x_t) for labels None."""
-        with torch.enable_grad():
-            x_t = x_t.detach().requires_grad_()
-            values = self.log_densities(x_t, keep, spread)
-            chosen = values.logsumexp(1) if labels is None else values.gather(1, labels[:, None])[:, 0]
-            (score,) = torch.autograd.grad(chosen.sum(), x_t)
-        return -spread.view(-1, 1, 1, 1) * score
-
-
 MEANS = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(3)).clamp(-1, 1)
-
-
-class DiffusersUNet(nn.Module):
-    """As diffusers' UNet2DModel with class labels is called: integers t, label 3 for no class, the result in `.sample`."""
-
-    def __init__(self, alphas_cumprod):
-        super().__init__()
-        self.alphas_cumprod, self.mixture = alphas_cumprod, Mixture(MEANS)
-
-    def forward(self, sample, timestep, class_labels):
-        assert timestep.dtype == torch.int64 and timestep.shape == class_labels.shape == sample.shape[:1]
-        keep, spread = self.alphas_cumprod[timestep].sqrt(), (1 - self.alphas_cumprod[timestep]).sqrt()
-        predicted = self.mixture.noise(sample, keep, spread, class_labels.clamp(max=2))
-        none = self.mixture.noise(sample, keep, spread, None)
-        return SimpleNamespace(sample=torch.where((class_labels == 3)[:, None, None, None], none, predicted))
-
-
-class EDM(nn.Module):
-    """As EDM's preconditioned networks are called: sigma, one-hot labels or None; the result is the denoised image."""
-
-    def __init__(self, label_dim):
-        super().__init__()
-        self.label_dim, self.mixture = label_dim, Mixture(MEANS)
-
-    def forward(self, x, sigma, class_labels=None):
-        assert sigma.dtype == torch.float32 and (class_labels is None) == (self.label_dim == 0)
-        labels = None if class_labels is None else class_labels.argmax(1)
-        return x - sigma.view(-1, 1, 1, 1) * self.mixture.noise(x, torch.ones_like(sigma), sigma, labels)
 
 
 def by_hand(images, noise, keep, spread):
@@ -104,18 +55,19 @@ def by_hand(images, noise, keep, spread):
     return torch.stack(rows).float()
 
 
-def diffusers_source():
-    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-    unet = DiffusersUNet(alphas_cumprod)
-    source = ScoreBased(lambda x_t, t, y: unet(x_t, t, class_labels=y).sample, alphas_cumprod, 400, num_classes=3)
-    return source, alphas_cumprod[400].sqrt().item(), (1 - alphas_cumprod[400]).sqrt().item()
+def diffusers_source(at=400, draws=1):
+    unet = DiffusersUNet(MEANS)
+    source = ScoreBased(
+        lambda x_t, t, y: unet(x_t, t, class_labels=y).sample, ALPHAS_CUMPROD, at, num_classes=3, draws=draws
+    )
+    return source, ALPHAS_CUMPROD[400].sqrt().item(), (1 - ALPHAS_CUMPROD[400]).sqrt().item()
 
 
 def edm_source():
-    conditional, unconditional = EDM(3), EDM(0)
+    conditional, unconditional = EDM(MEANS, conditional=True), EDM(MEANS, conditional=False)
 
     def noise(x_t, sigma, y):
-        denoised = conditional(x_t, sigma, nn.functional.one_hot(y, 3).float())
+        denoised = conditional(x_t, sigma, nn.functional.one_hot(y, 3))
         return (x_t - denoised) / sigma[:, None, None, None]
 
     def noise_of_none(x_t, sigma):
@@ -148,13 +100,9 @@ def test_the_effect_of_the_label_is_measured_as_the_pipeline_does(make):
 
 def test_several_levels_and_draws_have_the_same_say(images):
     """The mean of unit directions, each of which is the mean over the draws."""
-    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-    unet = DiffusersUNet(alphas_cumprod)
 
     def source(at, draws=1):
-        return ScoreBased(
-            lambda x_t, t, y: unet(x_t, t, class_labels=y).sample, alphas_cumprod, at, num_classes=3, draws=draws
-        )
+        return diffusers_source(at, draws)[0]
 
     torch.manual_seed(7)
     found = source([200, 400], draws=2)(images, LABELS, CLASSES)
