@@ -9,6 +9,8 @@ from pag_core.datasets.prepared import Split
 from pag_core.errors import DatasetError
 
 ROWS_AT_ONCE = 1024
+# of all classes; 200 MB at 32x32 in color
+CANDIDATES_AT_ONCE = 8192
 
 
 # not the spelling of today: the draws, and so all that was measured, follow from it
@@ -49,23 +51,27 @@ def nearest_neighbor_indices(
     int32 [N, classes]. Raises DatasetError if all samples of a class, called by its name where there are `class_names`, equal
     an image.
     """
-    classes, per_class = samples.shape
-    device = images.device
-    candidates = train.images[samples.flatten().to(train.images.device)].to(device)
+    per_class, device = samples.shape[1], images.device
+    at_once = max(1, CANDIDATES_AT_ONCE // per_class)
     nearest = []
-    for start in range(0, len(images), ROWS_AT_ONCE):
-        distances = _distances(images[start : start + ROWS_AT_ONCE], candidates)
-        distances[distances == 0] = torch.inf
-        best = distances.unflatten(1, (classes, per_class)).min(2)
-        if best.values.isinf().any():
-            row, label = torch.nonzero(best.values.isinf())[0].tolist()
-            name = label if class_names is None else repr(class_names[label])
-            raise DatasetError(
-                f"all {per_class} samples of the class {name} equal image {start + row}, so Eq. 6 has no neighbor; "
-                "raise nn.samples_per_class or remove duplicate images"
-            )
-        nearest.append(samples.to(device).gather(1, best.indices.T).T)
-    return torch.cat(nearest).to(torch.int32)
+    for first in range(0, len(samples), at_once):
+        some = samples[first : first + at_once]
+        candidates = train.images[some.flatten().to(train.images.device)].to(device)
+        found = []
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            distances = _distances(images[start : start + ROWS_AT_ONCE], candidates)
+            distances[distances == 0] = torch.inf
+            best = distances.unflatten(1, some.shape).min(2)
+            if best.values.isinf().any():
+                row, label = torch.nonzero(best.values.isinf())[0].tolist()
+                name = first + label if class_names is None else repr(class_names[first + label])
+                raise DatasetError(
+                    f"all {per_class} samples of the class {name} equal image {start + row}, so Eq. 6 has no neighbor; "
+                    "raise nn.samples_per_class or remove duplicate images"
+                )
+            found.append(some.to(device).gather(1, best.indices.T).T)
+        nearest.append(torch.cat(found))
+    return torch.cat(nearest, dim=1).to(torch.int32)
 
 
 def _distances(images: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

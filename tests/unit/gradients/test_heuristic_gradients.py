@@ -83,6 +83,7 @@ def brute_force_neighbors(images, train, samples):
 @pytest.mark.parametrize("per_class", [2, 6, 12])
 def test_nearest_neighbors_against_brute_force(dataset, split, per_class, monkeypatch):
     monkeypatch.setattr("pag_core.gradients.nearest_neighbor.ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("pag_core.gradients.nearest_neighbor.CANDIDATES_AT_ONCE", 2 * per_class)
     train, images = dataset.splits["train"], dataset.splits[split].images
     samples = class_samples(train, 3, samples_per_class=per_class, seed=0)
     found = nearest_neighbor_indices(images, train, samples)
@@ -110,7 +111,8 @@ def test_distances_are_exact_where_float32_would_not_be():
     assert nearest_neighbor_indices(make_split([image], [0]).images, train, torch.tensor([[0, 1]])).tolist() == [[1]]
 
 
-def test_all_samples_equal_to_an_image_are_refused():
+def test_all_samples_equal_to_an_image_are_refused(monkeypatch):
+    monkeypatch.setattr("pag_core.gradients.nearest_neighbor.CANDIDATES_AT_ONCE", 1)
     train = make_split([np.full((1, 2, 2), 5)] * 3 + [np.full((1, 2, 2), 9)], [0, 0, 0, 1])
     with pytest.raises(DatasetError, match=r"all 2 samples of the class 'ant' equal image 1.*nn.samples_per_class"):
         nearest_neighbor_indices(train.images[[3, 0]], train, torch.tensor([[0, 1], [3, 0]]), ("ant", "bee"))
