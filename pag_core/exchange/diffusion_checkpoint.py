@@ -1,9 +1,6 @@
 """A checkpoint of guided_diffusion or improved-diffusion: its weights read as plain tensors, and the U-Net that they fit."""
 
-import pickle
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +9,11 @@ from torch import nn
 
 from pag_core.diffusion.network import build_network
 from pag_core.errors import WeightsError
+from pag_core.exchange.checkpoint import Checkpoint, Tensors, one_network, read_tensors
 from pag_core.pipeline.saved_network import load_weights
-
-Tensors = dict[str, torch.Tensor]
-# what torch raises for a file that is not a checkpoint, a damaged one, and one that holds more than plain tensors
-UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    IndexError,
-)
-
 
 # a network is where a tensor has this name, whatever stands before it
 FIRST_NAME = "time_embed.0.weight"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of one network of a file, by the library's names.
-
-    `prefix` is what stands before these in the file; `left_out` names the other tensors that it holds, as `optimizer`.
-    """
-
-    tensors: Tensors
-    prefix: str
-    left_out: list[str]
 
 
 def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
@@ -51,79 +23,14 @@ def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
     torch.compile, `ema_model.`). Of several networks `weights`, the prefix, says which. Raises WeightsError if the file
     cannot be read, for no network or several, and for values that are not finite.
     """
-    named = dict(_named(_content(path), ""))
-    if not named or "" in named:
-        raise WeightsError(
-            f"{path} does not hold tensors by name; give the file of the network (model*.pt or ema_*.pt), which "
-            "guided_diffusion writes with torch.save(model.state_dict())"
-        )
+    named = read_tensors(path)
     prefixes = [name.removesuffix(FIRST_NAME) for name in named if f".{name}".endswith(f".{FIRST_NAME}")]
     if not prefixes:
         raise WeightsError(
             f"{path} is not the state dict of guided_diffusion's or improved-diffusion's UNetModel: it has no {FIRST_NAME}, "
             f"with whatever before it (but {', '.join(list(named)[:3])})"
         )
-    prefix = _chosen(prefixes, weights, path)
-    # a network within this one is another
-    others = [other for other in prefixes if other != prefix and other.startswith(prefix)]
-    own = [name for name in named if name.startswith(prefix) and not name.startswith(tuple(others))]
-    for name in own:
-        if named[name].is_floating_point() and not torch.isfinite(named[name]).all():
-            raise WeightsError(f"{path}: {name} holds values that are not finite")
-    return Checkpoint(
-        {name.removeprefix(prefix): _as_float32(named[name]) for name in own},
-        prefix,
-        sorted({_group(name, prefix) for name in named.keys() - set(own)}),
-    )
-
-
-def _content(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except UNREADABLE as error:
-        # torch's own message goes on to say how to load the file all the same
-        found = re.search(r"WeightsUnpickler error: (.+?)( was not an allowed|\n)", str(error))
-        reason = found[1] if found else type(error).__name__
-        raise WeightsError(
-            f"{path} is not a file of plain tensors, and nothing of it was run ({reason}); where it was written, save the "
-            "weights alone: torch.save(model.state_dict(), ...)"
-        ) from error
-
-
-def _named(content: Any, place: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in nested dictionaries and lists, with the path to it, its parts joined by dots."""
-    if isinstance(content, torch.Tensor):
-        yield place, content.detach()
-    elif isinstance(content, dict | list | tuple):
-        for key, part in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _named(part, f"{place}.{key}" if place else str(key))
-
-
-def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
-    options = " or ".join(f'--weights "{prefix.removesuffix(".")}"' for prefix in prefixes)
-    if weights is None:
-        if len(prefixes) > 1:
-            raise WeightsError(
-                f"{path} holds several networks; name one: {options}. A moving average (ema) is what is usually sampled from"
-            )
-        return prefixes[0]
-    for prefix in prefixes:
-        if weights in (prefix, prefix.removesuffix(".")):
-            return prefix
-    raise WeightsError(f'{path} has no network under "{weights}"; it has: {options}')
-
-
-def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _group(name: str, prefix: str) -> str:
-    """Where a tensor that is no part of the network lies: its path up to where it leaves that of the network."""
-    parts, own = name.split("."), prefix.split(".")
-    shared = next(number for number, part in enumerate(parts) if number >= len(own) or part != own[number])
-    return ".".join(parts[: shared + 1])
+    return one_network(named, prefixes, weights, path)
 
 
 def inferred_config(tensors: Tensors, image_side: int, place: str) -> dict[str, Any]:
