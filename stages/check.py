@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from pag_core.classifiers.architectures import build_classifier
+from pag_core.classifiers.building import load_classifier
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
 from pag_core.datasets.counts import count
@@ -31,7 +32,7 @@ from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.methods import build_method
 from pag_core.params.declared import ALL
 from pag_core.params.sections import ObjectiveParams, Params
-from pag_core.params.values import CheckedStage, MethodName
+from pag_core.params.values import CheckedStage, MethodName, is_imported
 from pag_core.pipeline.artifacts import replacing_file
 from pag_core.pipeline.paths import CHECKED, DIFFUSION, dataset_path
 from pag_core.pipeline.stage import run, stage
@@ -119,6 +120,19 @@ def _teacher(params: Params, dataset: Dataset, device: torch.device) -> None:
     require_trained_for(params.sbg.timesteps, card, checkpoint)
 
 
+def imported(params: Params, dataset: Dataset) -> None:
+    """A classifier that is measured in place of a trained one: whether it is there, and of these classes and images."""
+    place = Path(params.classifier_checkpoint)
+    if not is_imported(params.classifier_checkpoint):
+        return
+    if not place.exists():
+        raise ParamsError(
+            f"classifier_checkpoint is {place}, which is not there; make it by python -m pag_core.exchange.import_classifier "
+            "FILE, or set it to data/classifier, which is trained here"
+        )
+    load_classifier(place, dataset, torch.device("cpu"))
+
+
 def network(params: Params, dataset: Dataset, device: torch.device) -> None:
     """The classifier, built and tried: its architecture against the images, its smallest batch, and its methods."""
     classifier = build_classifier(
@@ -130,6 +144,8 @@ def network(params: Params, dataset: Dataset, device: torch.device) -> None:
         "train": (params.method, aligned),
         "baseline": (params.baseline_method, None),
     }
+    if is_imported(params.classifier_checkpoint):
+        del trained["train"]
     for name, (method, config) in trained.items():
         if _wanted(params, name):
             require_config(
@@ -157,6 +173,7 @@ def misfits(params: Params, dataset: Dataset, device: torch.device) -> list[str]
     rules: list[Rule] = [
         *counts(params, dataset),
         *targets(params, dataset, device),
+        partial(imported, params, dataset),
         partial(network, params, dataset, device),
     ]
     found = []

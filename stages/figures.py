@@ -16,15 +16,16 @@ from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.errors import ArtifactError
 from pag_core.evaluation.pgd import targeted_images
 from pag_core.figures.gradient_sources import gradient_sources
-from pag_core.figures.labels import baseline_label, model_label
+from pag_core.figures.labels import baseline_label, label_of
 from pag_core.figures.palette import MOST_CLASSES, save_figure
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.figures.training_curves import training_curves
 from pag_core.gradient_store.store import GradientStore, TargetGradients
-from pag_core.gradients.sources import SOURCES, known_as, source_of
+from pag_core.gradients.sources import SOURCES, known_as
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
+from pag_core.params.values import is_imported
 from pag_core.pipeline.artifacts import digest, read_json, replacing_folder
 from pag_core.pipeline.curves import read_curves
 from pag_core.pipeline.origins import require_of_now
@@ -35,6 +36,7 @@ from pag_core.pipeline.paths import (
     dataset_path,
     details_path,
     gradients_path,
+    measured_path,
 )
 from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import OpenStage, run, stage
@@ -81,7 +83,7 @@ def _targeted(
         )
         for name, who in (
             (baseline_label(params.baseline_method), "baseline"),
-            (model_label(source_of(params), params.lambda_, params.method, params.control), "classifier"),
+            (label_of(params), "classifier"),
         )
     }
 
@@ -96,6 +98,8 @@ def _record(
     """What the figures are drawn from; raises ArtifactError where the parts are not of the same networks and parameters."""
     fingerprints = {who: saved.fingerprint for who, saved in networks.items()} | {"dataset": dataset.fingerprint}
     for who, command in (("classifier", "train.py"), ("baseline", "train.py --baseline")):
+        if who not in curves:  # it was not trained here
+            continue
         card, remedy = networks[who].card, f"run python stages/{command} again"
         require_of_now(classifier_path(who), card["provenance"], inputs={}, params=opened.all_params, remedy=remedy)
         if {name: curve[-1][1] for name, curve in curves[who].items()} != card.get("training"):
@@ -119,18 +123,22 @@ def main() -> None:
     with stage("figures", reads=READS, memory="figures.batch_size") as opened:
         dataset = read_dataset(dataset_path(opened.params.dataset))
         params = count(opened, dataset)
-        model = model_label(source_of(params), params.lambda_, params.method, params.control)
+        model = label_of(params)
         beside = baseline_label(params.baseline_method)
         test = dataset.splits["test"]
         rows = _pictured(params)
         ((norm, radius),) = params.figures.targeted_radius.items()
         measured = {name: read_json(details_path(name)) for name in ("masking", "autoattack")}
-        curves = {who: read_curves(curves_path(who)) for who in ("classifier", "baseline")}
-        loaded = {who: load_classifier(classifier_path(who), dataset, opened.device) for who in curves}
+        trained = ("baseline",) if is_imported(params.classifier_checkpoint) else ("classifier", "baseline")
+        curves = {who: read_curves(curves_path(who)) for who in trained}
+        loaded = {
+            who: load_classifier(measured_path(who, params.classifier_checkpoint), dataset, opened.device)
+            for who in ("classifier", "baseline")
+        }
         record = _record(opened, dataset, {who: saved for who, (_, saved) in loaded.items()}, measured, curves)
         figures = {
             "training_curves": training_curves(
-                curves["classifier"],
+                curves.get("classifier", {}),
                 curves["baseline"],
                 model=model,
                 beside=beside,

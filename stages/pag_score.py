@@ -18,7 +18,7 @@ from pag_core.gradient_store.store import GradientStore, RepresentativeGradients
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.params.radii import radius_value
 from pag_core.pipeline.origins import require_of_now
-from pag_core.pipeline.paths import classifier_path, dataset_path, gradients_path, write_metrics
+from pag_core.pipeline.paths import classifier_path, dataset_path, gradients_path, measured_path, write_metrics
 from pag_core.pipeline.saved_network import SavedNetwork
 from pag_core.pipeline.stage import OpenStage, run, stage
 
@@ -66,7 +66,10 @@ def main() -> None:
         sources = {params.source, params.pag_score.reference} - {"none"}
         stores: dict[str, GradientStore] = {source: GradientStore(gradients_path(source)) for source in sources}
         targets = _targets(stores, dataset, test, device)
-        loaded = {who: load_classifier(classifier_path(who), dataset, device) for who in ("classifier", "baseline")}
+        loaded = {
+            who: load_classifier(measured_path(who, params.classifier_checkpoint), dataset, device)
+            for who in ("classifier", "baseline")
+        }
         record = _provenance(opened, dataset, stores, {who: saved for who, (_, saved) in loaded.items()})
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
         shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")

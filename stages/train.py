@@ -14,12 +14,14 @@ from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import Dataset, read_dataset
+from pag_core.errors import ParamsError
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.controls import exchanged, require_exchangeable
 from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
 from pag_core.params.sections import ObjectiveParams
+from pag_core.params.values import is_imported
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.code_identity import own_code_inputs
 from pag_core.pipeline.paths import classifier_path, curves_path, dataset_path, gradients_path
@@ -77,6 +79,11 @@ def main(
     """Write data/classifier (or data/baseline) and its curves; stages/validation.py measures it."""
     who = "baseline" if baseline else "classifier"
     with stage(who, reads=READS[who], shared=True, memory="train.batch_size") as opened:
+        if not baseline and is_imported(checkpoint := opened.params.classifier_checkpoint):
+            raise ParamsError(
+                f"params.yaml: classifier_checkpoint is {checkpoint}, which is measured in place of a trained classifier; to "
+                "train one set it to data/classifier"
+            )
         dataset = read_dataset(dataset_path(opened.params.dataset))
         params, device = count(opened, dataset), opened.device
         # of a network of the user's also its code: neither checkpoint nor weights are those of another

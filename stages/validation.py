@@ -16,7 +16,7 @@ from pag_core.errors import ArtifactError
 from pag_core.evaluation.apgd import apgd_accuracy
 from pag_core.evaluation.preconditions import batches_of, correct
 from pag_core.pipeline.artifacts import write_json
-from pag_core.pipeline.paths import DATA, classifier_path, dataset_path, write_metrics
+from pag_core.pipeline.paths import DATA, dataset_path, measured_path, write_metrics
 from pag_core.pipeline.stage import run, stage
 
 APGD_STEPS = 20
@@ -25,7 +25,7 @@ APGD_STEPS = 20
 def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the baseline.")] = False) -> None:
     """Write metrics/training.json: clean accuracy, and that under a short APGD; or data/baseline_training.json.
 
-    The details have the last epoch of the training as well.
+    The details have the last epoch of the training as well, of a classifier that was trained here.
     """
     who = "baseline" if baseline else "classifier"
     reads = ("dataset", "seed", "validation")
@@ -34,9 +34,9 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
         params, size = count(opened, dataset), opened.params.validation.batch_size
         validation = dataset.splits["validation"].to(opened.device)
         attacked = validation.first(params.validation.images, "validation.images")
-        place = classifier_path(who)
+        place = measured_path(who, params.classifier_checkpoint)
         classifier, saved = load_classifier(place, dataset, opened.device)
-        if "training" not in saved.card:
+        if not {"training", "imported"} & saved.card.keys():
             command = "stages/train.py --baseline" if baseline else "stages/train.py"
             raise ArtifactError(
                 f"{place} does not say how its training ended, as of an earlier version; run {command} again"
@@ -58,7 +58,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
         clean = sum(int(batch.sum()) for batch in hits) / len(validation)
         found = {"clean": clean, f"APGD-{APGD_STEPS} on {attacked.stop} images (fast proxy)": proxy}
         record = opened.provenance(inputs={"dataset": dataset.fingerprint, who: saved.fingerprint})
-        details = {"train": saved.card["training"], "validation": found, "provenance": record}
+        details = {"train": saved.card.get("training", {}), "validation": found, "provenance": record}
         if baseline:
             write_json(DATA / "baseline_training.json", details)
         else:

@@ -27,8 +27,9 @@ from pag_core.gradients.sources import SOURCES, known_as
 from pag_core.objective.input_gradient import input_gradients
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import Params
+from pag_core.params.values import is_imported
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.paths import DIFFUSION, classifier_path, dataset_path, gradients_path
+from pag_core.pipeline.paths import DIFFUSION, dataset_path, gradients_path, measured_path
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Opened:
 
     def network(self, model: Model) -> NormalizedClassifier:
         """The trained network of `model`, in eval mode on the device."""
-        place = classifier_path("baseline" if model.baseline else "classifier")
-        return load_classifier(self.finished.output(model.run, str(place)), self.dataset, self.device)[0]
+        checkpoint = model.params.classifier_checkpoint
+        place = measured_path("baseline" if model.baseline else "classifier", checkpoint)
+        own = model.baseline or not is_imported(checkpoint)
+        found = self.finished.output(model.run, str(place)) if own else CHECKOUT / place
+        return load_classifier(found, self.dataset, self.device)[0]
 
     def teacher(self, model: Model) -> NoisePredictor:
         """The diffusion model whose gradients `model` was trained with: that of its run, or one from elsewhere."""

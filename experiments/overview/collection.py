@@ -17,7 +17,7 @@ from pag_core.errors import ArtifactError
 from pag_core.figures.png_record import record_of
 from pag_core.params.reading import plain_params
 from pag_core.pipeline.code_identity import CHECKOUT
-from pag_core.pipeline.paths import FIGURES, METRICS, classifier_path, details_path
+from pag_core.pipeline.paths import FIGURES, METRICS, details_path, measured_path
 
 DETAILS = str(details_path("autoattack"))
 
@@ -67,7 +67,7 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
     params = plain_params(content, f"{PARAMS} of {place}")
     locks = {f"{path} of {place}": lock for path in LOCKS if (lock := _content(files, path)) is not None}
     old = outdated(locked_stages(locks), params)
-    old |= _of_other_networks(files, place)
+    old |= _of_other_networks(files, place, params.get("classifier_checkpoint", "data/classifier"))
     metrics: dict[str, Plain] = {}
     figures: dict[str, bytes] = {}
     for path in _names(files, METRICS, ".json"):
@@ -88,11 +88,11 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
     return Listed(name, origin, params, metrics, figures, verdicts, attacked)
 
 
-def _of_other_networks(files: AbstractFileSystem, place: str) -> set[str]:
+def _of_other_networks(files: AbstractFileSystem, place: str, checkpoint: str) -> set[str]:
     """The metrics, details and figures that say that they are of another classifier or baseline than is there."""
     networks: dict[str, str] = {}
     for who in ("classifier", "baseline"):
-        path = f"{classifier_path(who)}/card.json"
+        path = f"{measured_path(who, checkpoint)}/card.json"
         card = _content(files, path)
         if card is not None:
             networks[who] = _parsed(card, f"{path} of {place}").get("checksum", "")

@@ -13,7 +13,7 @@ from experiments.description.experiment import Experiment, base_params
 from experiments.description.file import refused
 from experiments.runs.repository import require_commits, stored
 from experiments.runs.stages import Plain, Stages, needed_for
-from pag_core.params.values import CheckedStage
+from pag_core.params.values import CheckedStage, is_imported
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.locks import holding
@@ -87,6 +87,7 @@ def _in_full(params: Plain) -> Plain:
     """With whole paths of what the user gave: DVC runs an experiment in a folder of its own."""
     given = {"image_folder"} if params["dataset"] == "image_folder" else set()
     given |= {"diffusion_checkpoint"} if Path(params["diffusion_checkpoint"]) != DIFFUSION else set()
+    given |= {"classifier_checkpoint"} if is_imported(params["classifier_checkpoint"]) else set()
     full = {**params, **{key: str((CHECKOUT / params[key]).resolve()) for key in given}}
     if CODE not in (read := Path(params["own"]["reads"])).parents:
         full["own"] = {**params["own"], "reads": str((CHECKOUT / read).resolve())}

@@ -31,7 +31,7 @@ PIPELINES = ("dvc.yaml", "stages/gradients/dvc.yaml")
 # they say that something is there, and not what: nothing is made from their outputs
 WATCHING = {"code", "check"}
 # where what the user gave lies; what a stage makes of it is known by its content
-GIVEN = {"image_folder", "diffusion_checkpoint", "own.reads"}
+GIVEN = {"image_folder", "diffusion_checkpoint", "classifier_checkpoint", "own.reads"}
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ def save_classifier(
     dataset: Dataset,
     provenance: dict[str, Any],
     training: dict[str, float] | None = None,
+    imported: dict[str, Any] | None = None,
 ) -> None:
     """Write a trained classifier with the card that `load_classifier` rebuilds it from.
 
-    `training` are the means of its last epoch, by name: losses, and the accuracy on training images as a fraction.
+    `training` are the means of its last epoch, by name: losses, and the accuracy on training images as a fraction. `imported`
+    says where one that was trained elsewhere comes from; which images it was trained on is then not known.
     """
-    card = {
+    card: dict[str, Any] = {
         "kind": KIND,
         "arch": arch,
         "options": options,
@@ -40,6 +42,17 @@ def save_classifier(
         "dataset": dataset.fingerprint,
         "provenance": provenance,
     } | ({} if training is None else {"training": training})
+    if imported is not None:
+        card |= {
+            "normalisation": {
+                "mean": classifier.mean.flatten().tolist(),
+                "deviation": classifier.deviation.flatten().tolist(),
+                "input_range": [0, 1],
+            },
+            "dataset": None,
+            "output": classifier.output,
+            "imported": imported,
+        }
     save_network(folder, classifier.state_dict(), card)
 
 
@@ -47,7 +60,8 @@ def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tup
     """A trained classifier in eval mode on `device`, and its card.
 
     Raises WeightsError if it is damaged, or was trained on other images than those of `dataset`, whose test images may then be
-    among those that it has learnt, or if the user's file that builds it was edited since.
+    among those that it has learnt, or if the user's file that builds it was edited since. Of an imported one its images are not
+    known.
     """
     saved = load_network(folder, KIND)
     card = saved.card
@@ -56,7 +70,7 @@ def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tup
             f"{folder} was trained on {len(card['class_names'])} classes of images {card['image_shape']}; the dataset has "
             f"{dataset.classes} classes of images {list(dataset.image_shape)}: train again, or prepare the former dataset"
         )
-    if card["dataset"] != dataset.fingerprint:
+    if card["dataset"] not in (dataset.fingerprint, None):
         raise WeightsError(
             f"{folder} was trained on other images or another split (fingerprint {card['dataset'][:12]}) than the dataset "
             f"has ({dataset.fingerprint[:12]}); its training images may be test images here: train again, or prepare the "
@@ -72,4 +86,5 @@ def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tup
         card["arch"], **card["options"], image_shape=dataset.image_shape, classes=dataset.classes
     )
     load_weights(classifier, saved.tensors, f"{folder} does not fit the network that its card describes")
+    classifier.output = card.get("output")
     return classifier.to(device).eval().requires_grad_(False), saved

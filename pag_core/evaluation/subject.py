@@ -18,7 +18,7 @@ from pag_core.errors import ArtifactError
 from pag_core.pipeline.artifacts import read_json, write_json
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.origins import require_of_now
-from pag_core.pipeline.paths import DATA, classifier_path, dataset_path, write_metrics
+from pag_core.pipeline.paths import DATA, classifier_path, dataset_path, measured_path, write_metrics
 from pag_core.pipeline.saved_network import read_card
 from pag_core.pipeline.stage import OpenStage
 
@@ -53,7 +53,10 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...]) -> Iterator
     params = count(opened, dataset)
     test = dataset.splits["test"].to(opened.device)
     rows = test.first(getattr(params, name).images, f"{name}.images")
-    loaded = {network: load_classifier(classifier_path(network), dataset, opened.device) for network in who}
+    loaded = {
+        network: load_classifier(measured_path(network, params.classifier_checkpoint), dataset, opened.device)
+        for network in who
+    }
     inputs = {"dataset": dataset.fingerprint} | {network: saved.fingerprint for network, (_, saved) in loaded.items()}
     processes = process_count(params.processes, opened.device)
     opened.divide_cores(processes)

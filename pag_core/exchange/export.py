@@ -15,7 +15,7 @@ from pag_core.exchange.measured import measurements
 from pag_core.exchange.model_card import model_card
 from pag_core.exchange.travelling_code import write_code
 from pag_core.pipeline.artifacts import replacing_folder, write_json
-from pag_core.pipeline.paths import classifier_path, dataset_path
+from pag_core.pipeline.paths import classifier_path, dataset_path, measured_path
 from pag_core.pipeline.stage import run, stage
 
 
@@ -25,15 +25,19 @@ def _write_images(path: Path, dataset: Dataset, count: int) -> None:
     path.write_bytes(save({"images": test.images[rows].contiguous(), "labels": test.labels[rows].contiguous()}))
 
 
-def export(folder: Path, who: str, dataset_name: str) -> dict[str, Any]:
+def export(
+    folder: Path, who: str, dataset_name: str, checkpoint: str = str(classifier_path("classifier"))
+) -> dict[str, Any]:
     """Write the network `who` (`classifier` or `baseline`) with code, measurements and card to `folder`, whole or not at all.
+
+    `checkpoint` is where the classifier lies.
 
     Returns the measurements. Raises ArtifactError if `folder` exists or a measurement is of another network.
     """
     if folder.exists():
         raise ArtifactError(f"{folder} exists already: remove it, or export to another folder")
     dataset = read_dataset(dataset_path(dataset_name))
-    place = classifier_path(who)
+    place = measured_path(who, checkpoint)
     classifier, saved = load_classifier(place, dataset, torch.device("cpu"))
     measured = measurements(who, saved.fingerprint, dataset.fingerprint, dataset.classes)
     attacked = measured["autoattack"]
@@ -56,7 +60,10 @@ def main(
 ) -> None:
     """Export the trained classifier, with what was measured of it, to a folder that loads without this project."""
     with stage("export", reads=("dataset",)) as opened:
-        measured = export(folder, "baseline" if baseline else "classifier", opened.params.dataset)
+        params = opened.params
+        measured = export(
+            folder, "baseline" if baseline else "classifier", params.dataset, params.classifier_checkpoint
+        )
         absent = [name for name, found in measured.items() if found is None]
         print(f"{folder}: README.md says how to load it" + "".join(f"; {name}: not measured" for name in absent))
 

@@ -38,7 +38,8 @@ def _title(name: str, who: str, dataset: str, card: Plain, parameters: int) -> s
         f"{', '.join(f'{key} {value}' for key, value in card['options'].items() if value is not None) or 'as by default'}\n"
         f"- Takes images float32 [B, {channels}, {height}, {width}] in [0, 1]; normalisation is inside. Returns logits\n"
         f"- Classes, in the order of the logits: {classes}; `card.json` names all\n"
-        f"- Data: {dataset}, fingerprint `{card['dataset']}`"
+        f"- Data: {dataset}"
+        + (f", fingerprint `{card['dataset']}`" if card["dataset"] else ", of its training unknown")
     )
 
 
@@ -48,6 +49,8 @@ def _as_text(name: str) -> str:
 
 
 def _how_trained(card: Plain) -> str:
+    if "imported" in card:
+        return f"imported from {_as_text(card['imported']['file'])}, on which images it was trained is not known"
     params = card["provenance"]["params"]
     if params.get("source", "none") == "none" or params["lambda"] == 0:
         return "trained without alignment"
@@ -173,7 +176,9 @@ def _origin(card: Plain) -> str:
     chosen = [f"{key} {record['params'][key]}" for key in ORIGIN if record["params"].get(key) is not None]
     inputs = [f"{what} `{fingerprint}`" for what, fingerprint in record["inputs"].items()]
     return (
-        f"## Where it comes from\n\n- {', '.join(chosen)}, seed {record['seed']}\n- Made from: {', '.join(inputs)}\n"
-        f"- Trained on {record['device']}\n- Weights: SHA-256 `{card['sha256']}`; this classifier: `{card['checksum']}`\n\n"
+        f"## Where it comes from\n\n- {', '.join(chosen) or 'arch ' + card['arch']}, seed {record['seed']}\n"
+        f"- Made from: {', '.join(inputs)}\n"
+        f"- {'Imported' if 'imported' in card else 'Trained'} on {record['device']}\n"
+        f"- Weights: SHA-256 `{card['sha256']}`; this classifier: `{card['checksum']}`\n\n"
         "`card.json` has every parameter and version. The code here is under the MIT licence (`LICENSE`)."
     )

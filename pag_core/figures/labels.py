@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from pag_core.params.values import Control, MethodName
+from pag_core.gradients.sources import source_of
+from pag_core.params.sections import Params
+from pag_core.params.values import Control, MethodName, is_imported
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ def model_label(source: str, lambda_: float, method: MethodName = "standard", co
     if source != "none" and lambda_ != 0:
         parts.append(f"{source_label(source, control)}, λ {lambda_:g}")
     return f"model ({' + '.join(parts) or 'no alignment'})"
+
+
+def label_of(params: Params) -> str:
+    """The experiment's model as `model_label` has it; one that was trained elsewhere is `model (imported)`."""
+    if is_imported(params.classifier_checkpoint):
+        return "model (imported)"
+    return model_label(source_of(params), params.lambda_, params.method, params.control)
 
 
 def baseline_label(method: MethodName) -> str:

@@ -9,8 +9,9 @@ from pag_core.params.values import Section
 Reads = tuple[str, ...]  # as `train`, `objective.batch_norm`, `source_defaults.${source}`
 # of a stage that writes no record
 ALL: Reads = ("params.yaml",)
-# where work runs is no part of an experiment's identity: every stage may read it, and no record has it
-WHERE = {"device", "processes", "threads", "checkpoint_seconds", "feed.mode", "feed.budget_gb"}
+# where work runs, and where the network lies, is no part of an experiment's identity: every stage may read it, and no record
+# has it. A network counts by its content
+WHERE = {"device", "processes", "threads", "checkpoint_seconds", "feed.mode", "feed.budget_gb", "classifier_checkpoint"}
 # the seed has its own place in a record, what `auto` stands for is in the place of `auto`, and data count by their content
 ELSEWHERE = {"seed", "source_defaults", "image_folder", "diffusion_checkpoint", "own.reads"}
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pag_core.errors import ParamsError
 from pag_core.params.sections import Params
+from pag_core.params.values import is_imported
 from pag_core.params.yaml_text import read_yaml
 
 
@@ -54,7 +55,12 @@ def parse_params(content: dict[str, Any], place: str = "params.yaml") -> Params:
 
 
 def without_auto(content: dict[str, Any]) -> dict[str, Any]:
-    """The parameters with the source's values in place of auto; what cannot be looked up is left for validation to refuse."""
+    """The parameters with the source's values in place of auto; what cannot be looked up is left for validation to refuse.
+
+    A classifier that was not trained here has neither source nor method that is known: they are as if there were none.
+    """
+    if isinstance(checkpoint := content.get("classifier_checkpoint"), str) and is_imported(checkpoint):
+        content = {**content, "source": "none", "lambda": 0.0, "control": None, "method": "standard"}
     defaults, source, objective = (content.get(key) for key in ("source_defaults", "source", "objective"))
     suited = defaults.get(source) if isinstance(defaults, dict) and isinstance(source, str) else None
     if not isinstance(suited, dict):

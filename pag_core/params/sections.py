@@ -281,6 +281,7 @@ class Params(Section):
     threads: ProcessCount | None
     checkpoint_seconds: NonNegativeReal
     diffusion_checkpoint: Annotated[str, Field(min_length=1)]
+    classifier_checkpoint: Annotated[str, Field(min_length=1)]
     image_folder: Annotated[str, Field(min_length=1)]
     prepare: PrepareParams
     check: CheckParams

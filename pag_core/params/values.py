@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WrapValidator
@@ -31,6 +32,11 @@ def _architecture(value: Any) -> Any:
 
 ArchitectureName = Annotated[str, BeforeValidator(_architecture)]
 OwnName = Annotated[str, Field(pattern=f"^{OWN_NAME}$")]
+
+
+def is_imported(classifier_checkpoint: str) -> bool:
+    """Whether `classifier_checkpoint` names another classifier than the one that is trained here."""
+    return PurePath(classifier_checkpoint) != PurePath("data/classifier")
 
 
 class Section(BaseModel):

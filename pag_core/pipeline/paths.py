@@ -31,6 +31,11 @@ def classifier_path(who: str) -> Path:
     return DATA / who
 
 
+def measured_path(who: str, checkpoint: str) -> Path:
+    """The network that is measured as `who`: the baseline, or for `classifier` the one in `classifier_checkpoint`."""
+    return Path(checkpoint) if who == "classifier" else classifier_path(who)
+
+
 def curves_path(what: str) -> Path:
     """The training curves of `diffusion`, `classifier` or `baseline`."""
     return Path("curves") / what

@@ -12,21 +12,26 @@ Plain = dict[str, Any]
 
 
 def require_one_origin(
-    params: Params, cards: dict[str, Plain], manifest: Plain, details: dict[str, Plain], figures: dict[str, bytes]
+    params: Params,
+    cards: dict[str, Plain],
+    manifest: Plain | None,
+    details: dict[str, Plain],
+    figures: dict[str, bytes],
 ) -> None:
     """Raise ArtifactError, with the command to run, for what is of other networks, data or parameters than the rest.
 
-    `cards` are those of `classifier` and `baseline`, `manifest` that of the gradient store, `details` all that was measured by
+    `cards` are those of `classifier` and `baseline`, `manifest` that of the gradient store, None for a
+    classifier that was not trained here, `details` all that was measured by
     kind, `figures` the PNGs by name.
     """
-    store = {"dataset": manifest["dataset"], "gradient store": manifest["checksum"]}
-    for who, command, inputs in (
-        ("classifier", "train.py", store),
-        ("baseline", "train.py --baseline", {"dataset": manifest["dataset"]}),
-    ):
+    dataset = cards["baseline"]["dataset"] if manifest is None else manifest["dataset"]
+    trained = [("baseline", "train.py --baseline", {"dataset": dataset})]
+    if manifest is not None:
+        trained.insert(0, ("classifier", "train.py", {"dataset": dataset, "gradient store": manifest["checksum"]}))
+    for who, command, inputs in trained:
         remedy = f"run python stages/{command} again"
         require_of_now(classifier_path(who), cards[who]["provenance"], inputs=inputs, params=params, remedy=remedy)
-    networks = {who: card["checksum"] for who, card in cards.items()} | {"dataset": manifest["dataset"]}
+    networks = {who: card["checksum"] for who, card in cards.items()} | {"dataset": dataset}
     for name, part, command, inputs in _measured(networks):
         record = details[name].get("provenance", {})
         stated = (record.get(part) if part else record) or None

@@ -15,7 +15,7 @@ from pag_core.evaluation.attacks import (
     setting_label,
     settings_by_norm,
 )
-from pag_core.figures.labels import METHODS, baseline_label, model_label
+from pag_core.figures.labels import METHODS, baseline_label, label_of
 from pag_core.gradients.sources import SOURCES, known_as, source_of
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.paths import details_path
@@ -36,7 +36,9 @@ def render_page(results: Results) -> str:
         beside=baseline_label(params.baseline_method),
         method=METHODS[params.method].title,
         source=known_as(source_of(params)).title,
-        model=model_label(source_of(params), params.lambda_, params.method, params.control),
+        model=label_of(params),
+        imported=results.card.get("imported"),
+        arch=results.card.get("arch", params.arch),
         class_names=results.card["class_names"],
         verdict=verdict(results),
         alarms=alarms(results),
@@ -72,9 +74,8 @@ def render_page(results: Results) -> str:
         ),
         origins=origin_rows(results),
         classifier_card=written_yaml(results.card, in_rows=True),
-        store_manifest=written_yaml(
-            {key: value for key, value in results.manifest.items() if key != "files"}, in_rows=True
-        ),
+        store_manifest=results.manifest
+        and written_yaml({key: value for key, value in results.manifest.items() if key != "files"}, in_rows=True),
     )
 
 
@@ -186,11 +187,11 @@ def origin_rows(results: Results) -> list[tuple[str, str]]:
         *((f"Made from: {name}, SHA-256", digest) for name, digest in origin["inputs"].items()),
         *(
             (f"Gradients made from: {name}, SHA-256", digest)
-            for name, digest in results.manifest["provenance"]["inputs"].items()
+            for name, digest in (results.manifest["provenance"]["inputs"] if results.manifest else {}).items()
             if name not in origin["inputs"]
         ),
         ("Seed", str(origin["seed"])),
-        ("Device of training", origin["device"]),
+        ("Device of the import" if "imported" in results.card else "Device of training", origin["device"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in origin["versions"].items())),
     ]
 

@@ -8,9 +8,10 @@ from pag_core.classifiers.building import KIND
 from pag_core.errors import ArtifactError
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.params.sections import Params
+from pag_core.params.values import is_imported
 from pag_core.pipeline.artifacts import read_json
 from pag_core.pipeline.paths import FIGURES as FIGURES_FOLDER
-from pag_core.pipeline.paths import classifier_path, details_path, gradients_path
+from pag_core.pipeline.paths import details_path, gradients_path, measured_path
 from pag_core.pipeline.saved_network import read_card
 from pag_core.report.one_origin import require_one_origin
 
@@ -36,7 +37,8 @@ FIGURES = {
 class Results:
     """An experiment's parameters, the details of its metrics, and where its classifier came from.
 
-    Accuracies are fractions. `figures` maps a picture's name to its PNG; `label_effect` is None without a diffusion model.
+    Accuracies are fractions. `figures` maps a picture's name to its PNG; `label_effect` is None without a diffusion model,
+    `manifest` (of the gradient store) where the classifier was not trained here.
     """
 
     params: Params
@@ -47,7 +49,7 @@ class Results:
     training: dict[str, Any]
     label_effect: dict[str, float] | None
     card: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] | None
     figures: dict[str, bytes]
 
 
@@ -57,18 +59,20 @@ def read_results(params: Params, root: Path = Path()) -> Results:
     Raises ArtifactError that names a file which is missing, damaged or not of the networks, data and parameters of now, and
     WeightsError or StoreError where a network or the gradient store is missing or damaged.
     """
-    manifest = read_manifest(root / gradients_path(params.source))
+    imported = is_imported(params.classifier_checkpoint)
+    manifest = None if imported else read_manifest(root / gradients_path(params.source))
     details = {
         name: read_json(root / details_path(name))
         for name in ("autoattack", "foolbox", "masking", "pag_score", "training")
     }
     figures = {name: _read(root / FIGURES_FOLDER / f"{name}.png") for name in FIGURES}
-    cards = {who: read_card(root / classifier_path(who), KIND) for who in ("classifier", "baseline")}
+    places = {who: measured_path(who, params.classifier_checkpoint) for who in ("classifier", "baseline")}
+    cards = {who: read_card(root / place, KIND) for who, place in places.items()}
     require_one_origin(params, cards, manifest, details, figures)
     return Results(
         params=params,
         **details,
-        label_effect=manifest["measured"] if params.source in ("sbg", "sbg_online") else None,
+        label_effect=manifest["measured"] if manifest and params.source in ("sbg", "sbg_online") else None,
         card=cards["classifier"],
         manifest=manifest,
         figures=figures,

@@ -75,15 +75,26 @@ def verdict(results: Results) -> str:
 
 
 def _clean(results: Results) -> str:
-    params, attack = results.params, results.autoattack
+    params = results.params
+    if "imported" in results.card:
+        return (
+            f"The model was not trained here: it was imported from {results.card['imported']['file']} (SHA-256 "
+            f"{results.card['provenance']['inputs']['checkpoint']}). Which images it was trained on is not known, and "
+            f"test images may be among them. It classifies {_shares(results)}"
+        )
     parts = [METHODS[params.method].phrase] if params.method != "standard" else []
     if params.source != "none" and params.lambda_ != 0:
         lambda_ = f"λ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{params.lambda_:g}"
         parts.append(f"{gradients_phrase(source_of(params), params.control)} ({lambda_})")
     how = f"The model, trained with {' and '.join(parts)}," if parts else "The model, trained without target gradients,"
+    return f"{how} classifies {_shares(results)}"
+
+
+def _shares(results: Results) -> str:
+    attack = results.autoattack
     return (
-        f"{how} classifies {percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "
-        f"the {baseline_label(params.baseline_method)} {percent(attack['baseline']['clean'])}."
+        f"{percent(attack['model']['clean'])} of {attack['images']} unperturbed test images correctly, "
+        f"the {baseline_label(results.params.baseline_method)} {percent(attack['baseline']['clean'])}."
     )
 
 

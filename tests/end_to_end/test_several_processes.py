@@ -63,7 +63,8 @@ def trained_alone(project: ProjectCopy) -> tuple[dict[str, list[str]], dict[str,
 
 
 @pytest.mark.parametrize(
-    "command", [("dvc", "repro", "--single-item", "--force", "train"), (*TORCHRUN, "stages/train.py")]
+    "command",
+    [("dvc", "repro", "--single-item", "--force", "stages/gradients/dvc.yaml:train"), (*TORCHRUN, "stages/train.py")],
 )
 def test_training_by_dvc_and_by_torchrun(
     project: ProjectCopy,

@@ -66,7 +66,7 @@ def test_what_numbers_were_measured_with_is_shown_where_it_differs(work, plain_p
     keys, rows = shown(listed_in(work))
     # the parameter, and what was measured, which are told apart
     assert [key for key in keys if key.endswith("images")] == ["autoattack.images", "metrics/autoattack.images"]
-    assert [row["autoattack.images"] for row in rows] == [200, 200, 10, 200]
+    assert [row["autoattack.images"] for row in rows] == ["auto", "auto", 10, "auto"]
     assert [row["metrics/autoattack.images"] for row in rows] == [200, 200, 50, 200]
 
 

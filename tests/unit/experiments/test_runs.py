@@ -131,6 +131,24 @@ def test_a_diffusion_model_of_the_users_is_known_by_its_content(tmp_path):
     assert different_between(before, Stages().of(params)) & (BASELINE | {"prepare", "diffusion"}) == set()
 
 
+def test_a_classifier_of_the_users_is_known_by_its_content_and_nothing_is_trained_for_it(tmp_path):
+    params = {**base_params(), "classifier_checkpoint": str(tmp_path / "network")}
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network/weights").write_bytes(b"one")
+    before = Stages().of(params)
+    measured = [name for name in MODEL if name != "train"]
+    assert needed_for(before, measured) == sorted(
+        {*BASELINE, *measured, "check", "code", "prepare", "heuristic@none"} - {"baseline_validation"}
+    )
+    (tmp_path / "network/weights").write_bytes(b"another")
+    assert different_between(before, Stages().of(params)) == {*measured}
+    (run,) = named(
+        described(tmp_path, f"classifier_checkpoint={tmp_path / 'network'}", classifiers={"own": {}})
+    ).values()
+    assert run.params["classifier_checkpoint"] == str(tmp_path / "network")
+    assert run.params["check"] == {"stages": ["baseline", "validation", "autoattack"]}
+
+
 DESCRIPTION = {
     "stages": ["autoattack"],
     "sizes": {"full": {}},

@@ -311,6 +311,15 @@ def test_a_lambda_that_cannot_be_looked_up_is_refused(plain_params, changes, wor
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["data/pretrained_classifier", "/elsewhere/data/classifier"])
+def test_an_imported_classifier_has_no_source_and_no_method_of_the_file(make_params, place):
+    changes = {"source": "sbg", "lambda": 3.0, "control": "other_class", "method": "at"}
+    found = make_params({**changes, "classifier_checkpoint": place})
+    assert (found.source, found.lambda_, found.control, found.method) == ("none", 0.0, None, "standard")
+    trained = make_params({**changes, "classifier_checkpoint": "./data/classifier"})
+    assert (trained.source, trained.lambda_, trained.control, trained.method) == tuple(changes.values())
+
+
 def test_validation_leaves_the_input_alone(plain_params):
     before = copy.deepcopy(plain_params)
     parse_params(plain_params)

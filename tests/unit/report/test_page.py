@@ -300,6 +300,27 @@ def test_a_vanilla_experiment_has_a_page(results, make_params):
     assert "trained without target gradients" in page.text and "Error with the right label" not in str(page.rows)
 
 
+def test_an_imported_model_has_no_training_to_show(results, make_params):
+    """Its file with the SHA-256 that anybody can take, and what is not known of it; no method, source, lambda or store."""
+    card = {**results.card, "arch": "vit", "imported": {"file": "theirs.pt"}}
+    card["provenance"] = {**card["provenance"], "inputs": {"checkpoint": "5" * 64, "dataset": "d" * 64}}
+    training = {"train": {}, "validation": results.training["validation"]}
+    params = make_params({"classifier_checkpoint": "data/pretrained_classifier", "source": "sbg", "lambda": 3.0})
+    text = render_page(replace(results, params=params, card=card, manifest=None, label_effect=None, training=training))
+    page = Page(text)
+    assert f"imported from theirs.pt (SHA-256 {'5' * 64})" in page.text and "test images may be among them" in page.text
+    assert "model (imported)" in page.text and "architecture vit, of the baseline small_resnet" in page.text
+    for word in (
+        "λ",
+        "source of target gradients",
+        "Manifest of the gradient store",
+        "Training, ",
+        "Device of training",
+    ):
+        assert word not in page.text, word
+    assert not page.open
+
+
 def test_foolbox_tables_are_ordered_by_norm_and_radius(results):
     tables = foolbox_tables(results.foolbox)
     assert [(table["norm"], table["radii"]) for table in tables] == [

@@ -3,12 +3,14 @@
 import importlib.util
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from pag_core.classifiers.building import save_classifier
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.datasets.prepared import read_dataset, read_labels, write_dataset
+from pag_core.datasets.prepared import Dataset, read_dataset, read_labels, write_dataset
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.paths import CHECKED, dataset_path
 from tests.fixtures.samples import ROOT, changed, make_labelled
@@ -139,6 +141,31 @@ def test_each_misfit_by_itself(refusal, prepared, shape, changes, words):
     prepared(shape)
     (line,) = refusal(changes)
     assert re.search(words, line), line
+
+
+def test_an_imported_classifier_is_there_and_fits(refusal, prepared, make_classifier):
+    prepared()
+    given = {"classifier_checkpoint": "data/pretrained_classifier"}
+    (line,) = refusal(given)
+    assert "classifier_checkpoint is data/pretrained_classifier, which is not there" in line
+    assert "python -m pag_core.exchange.import_classifier" in line
+    dataset = read_labels(dataset_path("digits"))
+    options = {"width": 4, "activation": None}
+    for names, found in ((dataset.class_names, 0), (("ant", "bee"), 1)):
+        of = Dataset(names, "another", dataset.splits)
+        save_classifier(
+            Path("data/pretrained_classifier"), make_classifier(classes=len(names)), arch="small_resnet", options=options,
+            dataset=of, provenance={}, imported={"file": "some.pt"},
+        )  # fmt: skip
+        # neither a teacher nor a method of the file is looked at
+        changes = {
+            **given,
+            "sbg.timestep": 999,
+            "method": "at",
+            "train.compile": False,
+            "objective.classes_per_step": 99,
+        }
+        assert len(lines := refusal(changes)) == found, lines
 
 
 def test_a_class_of_one_training_image_has_no_neighbor(refusal, prepared):
