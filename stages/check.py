@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from pag_core.classifiers.architectures import build_classifier
-from pag_core.classifiers.building import load_classifier
+from pag_core.classifiers.building import load_classifier, require_imported
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
 from pag_core.datasets.counts import count
@@ -130,7 +130,8 @@ def imported(params: Params, dataset: Dataset) -> None:
             f"classifier_checkpoint is {place}, which is not there; make it by python -m pag_core.exchange.import_classifier "
             "FILE, or set it to data/classifier, which is trained here"
         )
-    load_classifier(place, dataset, torch.device("cpu"))
+    _, saved = load_classifier(place, dataset, torch.device("cpu"))
+    require_imported(place, saved.card)
 
 
 def network(params: Params, dataset: Dataset, device: torch.device) -> None:

@@ -56,6 +56,15 @@ def save_classifier(
     save_network(folder, classifier.state_dict(), card)
 
 
+def require_imported(folder: Path, card: dict[str, Any]) -> None:
+    """Raise WeightsError for a classifier of this pipeline: results would not say how it was trained."""
+    if "imported" not in card:
+        raise WeightsError(
+            f"classifier_checkpoint {folder} holds a classifier that this pipeline trained, in another place; import its "
+            "weights.safetensors (python -m pag_core.exchange.import_classifier --help), or set data/classifier"
+        )
+
+
 def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tuple[NormalizedClassifier, SavedNetwork]:
     """A trained classifier in eval mode on `device`, and its card.
 

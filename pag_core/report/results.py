@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pag_core.classifiers.building import KIND
+from pag_core.classifiers.building import KIND, require_imported
 from pag_core.errors import ArtifactError
 from pag_core.gradient_store.manifest import read_manifest
 from pag_core.params.sections import Params
@@ -68,6 +68,8 @@ def read_results(params: Params, root: Path = Path()) -> Results:
     figures = {name: _read(root / FIGURES_FOLDER / f"{name}.png") for name in FIGURES}
     places = {who: measured_path(who, params.classifier_checkpoint) for who in ("classifier", "baseline")}
     cards = {who: read_card(root / place, KIND) for who, place in places.items()}
+    if imported:
+        require_imported(places["classifier"], cards["classifier"])
     require_one_origin(params, cards, manifest, details, figures)
     return Results(
         params=params,

@@ -168,6 +168,18 @@ def test_an_imported_classifier_is_there_and_fits(refusal, prepared, make_classi
         assert len(lines := refusal(changes)) == found, lines
 
 
+def test_a_classifier_of_this_pipeline_is_none_to_import(refusal, prepared, make_classifier):
+    prepared()
+    save_classifier(
+        Path("data/other"), make_classifier(), arch="small_resnet", options={"width": 4, "activation": None},
+        dataset=read_labels(dataset_path("digits")), provenance={},
+    )  # fmt: skip
+    (line,) = refusal({"classifier_checkpoint": "data/other"})
+    assert (
+        "data/other holds a classifier that this pipeline trained" in line and "import its weights.safetensors" in line
+    )
+
+
 def test_a_class_of_one_training_image_has_no_neighbor(refusal, prepared):
     splits = prepared()
     rows = (splits["train"].labels != 1).nonzero()[0].tolist()
