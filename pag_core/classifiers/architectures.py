@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pag_core.classifiers.activations import ACTIVATIONS
+from pag_core.classifiers.logits import place_of_logits
 from pag_core.classifiers.normalization import NormalizedClassifier
 from pag_core.classifiers.small_resnet import require_stages, small_resnet
 from pag_core.classifiers.wide_resnet import wide_resnet
@@ -117,10 +118,12 @@ def build_classifier(
             )
         build = _of_timm if arch.startswith(TIMM) else _of_the_user
         network = build(arch, image_shape, classes, dict(options or {}))
-        _require_logits(network, arch, image_shape, classes)
     else:
         raise ParamsError(f"params.yaml: arch {arch!r} is not one of: {', '.join(ARCHITECTURES)}")
-    return NormalizedClassifier(network, channels=image_shape[0])
+    classifier = NormalizedClassifier(network, channels=image_shape[0])
+    if arch not in ARCHITECTURES:
+        classifier.output = _place_of_logits(network, arch, image_shape, classes)
+    return classifier
 
 
 def _of_the_project(
@@ -190,23 +193,17 @@ def _of_timm(arch: str, image_shape: Shape, classes: int, options: dict[str, Any
     return network
 
 
-def _require_logits(network: nn.Module, arch: str, image_shape: Shape, classes: int) -> None:
+def _place_of_logits(network: nn.Module, arch: str, image_shape: Shape, classes: int) -> str | int | None:
     """Try the network on two images, in eval mode and leaving the generator as it is."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            found = network.eval()(torch.zeros(2, *image_shape))
+            returned = network.eval()(torch.zeros(2, *image_shape))
     except RuntimeError as error:
         raise ParamsError(
             f"params.yaml: arch {arch} does not take images of {'x'.join(map(str, image_shape))}: {error}"
         ) from error
     network.train()
-    if not isinstance(found, torch.Tensor):
-        raise ParamsError(
-            f"params.yaml: arch {arch} returns {type(found).__name__}; wrap it in a module whose forward returns the logits "
-            "alone"
-        )
-    if found.shape != (2, classes):
-        raise ParamsError(
-            f"params.yaml: arch {arch} returns {list(found.shape)} for 2 images of {'x'.join(map(str, image_shape))}; the "
-            f"dataset has {classes} classes, so logits [2, {classes}] are needed: let it take an argument `classes`"
-        )
+    try:
+        return place_of_logits(returned, 2, classes)
+    except ParamsError as error:
+        raise ParamsError(f"params.yaml: arch is {arch}: {error}") from None

@@ -50,7 +50,6 @@ def save_classifier(
                 "input_range": [0, 1],
             },
             "dataset": None,
-            "output": classifier.output,
             "imported": imported,
         }
     save_network(folder, classifier.state_dict(), card)
@@ -95,5 +94,4 @@ def load_classifier(folder: Path, dataset: Dataset, device: torch.device) -> tup
         card["arch"], **card["options"], image_shape=dataset.image_shape, classes=dataset.classes
     )
     load_weights(classifier, saved.tensors, f"{folder} does not fit the network that its card describes")
-    classifier.output = card.get("output")
     return classifier.to(device).eval().requires_grad_(False), saved

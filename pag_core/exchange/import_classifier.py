@@ -14,11 +14,12 @@ from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset, Split, read_dataset
 from pag_core.errors import ArtifactError, ParamsError, WeightsError
 from pag_core.evaluation.preconditions import batches_of, correct
-from pag_core.exchange.classifier_checkpoint import place_of_logits, read_weights
+from pag_core.exchange.classifier_checkpoint import read_weights
 from pag_core.params.reading import parse_params
 from pag_core.params.sections import ClassifierParams
 from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.artifacts import file_digest
+from pag_core.pipeline.code_identity import own_code_inputs
 from pag_core.pipeline.paths import DATA, dataset_path
 from pag_core.pipeline.stage import OpenStage, run, stage
 
@@ -123,14 +124,12 @@ def import_classifier(
     classifier = classifier.to(opened.device).eval().requires_grad_(False)
     set_normalization(classifier, *given)
     validation = dataset.splits["validation"].to(opened.device)
-    few = validation.pixels(slice(0, 2))
-    with torch.no_grad():
-        classifier.output = place_of_logits(classifier.network(few), len(few), dataset.classes)
     if classifier.output is not None:
         print(f"logits: entry {classifier.output!r} of what the network returns", flush=True)
     print(f"outputs 0 to {dataset.classes - 1}, as assumed: {listed_classes(dataset.class_names)}", flush=True)
     measured = _measured(classifier, validation, given, accuracy, size, dataset, checkpoint)
-    provenance = opened.provenance(inputs={"checkpoint": file_digest(checkpoint), "dataset": dataset.fingerprint})
+    inputs = {"checkpoint": file_digest(checkpoint), "dataset": dataset.fingerprint, **own_code_inputs(arch, "arch")}
+    provenance = opened.provenance(inputs=inputs)
     imported = {"file": checkpoint.name, "weights": read.prefix, **measured}
     save_classifier(
         folder, classifier, arch=arch, options=chosen, dataset=dataset, provenance=provenance, imported=imported

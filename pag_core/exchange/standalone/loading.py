@@ -28,7 +28,6 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         card["arch"], **card["options"], image_shape=tuple(card["image_shape"]), classes=len(card["class_names"])
     )
     classifier.load_state_dict(load_tensors(weights))
-    classifier.output = card.get("output")
     return classifier.to(device).eval().requires_grad_(False)
 
 

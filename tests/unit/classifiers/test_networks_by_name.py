@@ -92,9 +92,13 @@ REFUSED = [
         "unexpected keyword argument 'depth'.*classifier.options",
     ),
     ("own.networks:net", "def net(classes): return 3", {}, "returns int: it must return a torch.nn.Module"),
-    ("own.networks:net", returning("(x, x)"), {}, "returns tuple; wrap it"),
-    ("own.networks:net", returning("{'logits': x}"), {}, "returns dict; wrap it"),
-    ("own.networks:net", returning("x.flatten(1)[:, :4]"), {}, r"returns \[2, 4\] .* 5 classes, so logits \[2, 5\]"),
+    (
+        "own.networks:net",
+        returning("(x, x)"),
+        {},
+        r"returns a tuple of .*of which 0 may be the logits \[2, 5\]; wrap it",
+    ),
+    ("own.networks:net", returning("x.flatten(1)[:, :4]"), {}, r"returns \[2, 4\] for 2 images of 5 classes"),
     (
         "own.networks:net",
         returning("nn.functional.conv2d(x, torch.ones(1, 3, 3, 3))"),
@@ -136,3 +140,10 @@ def test_a_network_of_timm_is_as_timm_builds_it(name, options, known):
     found = build(f"timm:{name}", options).network
     torch.manual_seed(3)
     assert same(found, timm.create_model(name, num_classes=5, in_chans=2, **known))
+
+
+@pytest.mark.parametrize("returned", ["{'logits': x.flatten(1)[:, :5], 'features': x}", "(x, x.flatten(1)[:, :5])"])
+def test_logits_among_other_things_are_taken_where_it_is_plain(own, returned):
+    own({"networks.py": returning(returned)})
+    images = torch.rand(3, *SHAPE)
+    assert torch.equal(build("own.networks:net")(images), (2 * images - 1).flatten(1)[:, :5])

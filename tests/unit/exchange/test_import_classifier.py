@@ -15,11 +15,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier
+from pag_core.classifiers.logits import place_of_logits
 from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.datasets.prepared import read_dataset, write_dataset
 from pag_core.errors import ParamsError, WeightsError
 from pag_core.exchange import import_classifier as module
-from pag_core.exchange.classifier_checkpoint import place_of_logits, read_weights
+from pag_core.exchange.classifier_checkpoint import read_weights
 from pag_core.exchange.import_classifier import parsed_values
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import file_digest
@@ -173,7 +174,7 @@ def test_logits_are_taken_where_it_is_plain_which(returned, place):
     ],
 )
 def test_else_it_is_said_what_to_wrap(returned, words):
-    with pytest.raises(WeightsError, match=words):
+    with pytest.raises(ParamsError, match=words):
         place_of_logits(returned, 2, CLASSES)
 
 

@@ -19,7 +19,7 @@ from tests.fixtures.samples import changed, save_png
 
 MODEL = {"train", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
 BASELINE = {f"baseline{of}" for of in ("", "_validation", "_autoattack", "_foolbox")}
-SOURCES = {f"heuristic@{name}" for name in ("none", "oi", "cm", "nn")}
+SOURCES = {*(f"heuristic@{name}" for name in ("none", "oi", "cm", "nn")), "own"}
 TEACHER = {"diffusion", "sbg", "sbg_online"}
 
 
@@ -54,6 +54,7 @@ CASES = [
     ({"validation.images": 7}, {"validation", "baseline_validation"}),
     ({"diffusion.steps": 7}, TEACHER | MODEL),
     ({"sbg.timestep": 170}, TEACHER - {"diffusion"} | MODEL),
+    ({"own.options": {"noise": 0.5}}, {"own"}),
     ({"cm.factor": 2.0}, {"heuristic@cm", "figures"}),
     ({"prepare.image_size": 9}, {"prepare"} | BASELINE | MODEL | TEACHER | SOURCES),
     ({"seed": 5}, {"prepare"} | BASELINE | MODEL | TEACHER | SOURCES),
