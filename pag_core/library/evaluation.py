@@ -14,7 +14,7 @@ from torch import nn
 
 from pag_core.compute.device import device_description
 from pag_core.compute.randomness import streams_kept
-from pag_core.errors import EvaluationRefused, ParamsError
+from pag_core.errors import EvaluationRefused, ParamsError, ShapeMismatch
 from pag_core.evaluation import masking, pgd
 from pag_core.evaluation import pag_score as scoring
 from pag_core.evaluation.autoattack import run_autoattack
@@ -148,6 +148,10 @@ def pag_score(
     ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = targets  # type: ignore[assignment]
     if isinstance(targets, torch.Tensor):
         held = targets
+        if held.shape != (len(images), classes, *images.shape[1:]):
+            raise ShapeMismatch(
+                f"targets {list(held.shape)} must be {[len(images), classes, *images.shape[1:]]}, one of each class"
+            )
 
         def ask(indices: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
             return held[indices[:, None], chosen]

@@ -24,7 +24,7 @@ class VarianceExploding:
 
 
 class ScoreBased:
-    """Score-based gradients (Eq. 8) of any conditional noise predictor, as `write_gradients` and `source: own` take them.
+    """Score-based gradients (Eq. 8) of any conditional noise predictor, as `write_gradients` takes them.
 
     `noise(x_t, t, y)` returns the predicted noise [B, C, H, W] (channels beyond C, a learned variance, are left out).
     `schedule` is alphas_cumprod float [T] of x_t = sqrt(a_t) x + sqrt(1 - a_t) noise, with integers t, or `VarianceExploding()`

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from pag_core.datasets.prepared import Split, read_dataset
-from pag_core.errors import StoreError
+from pag_core.errors import ShapeMismatch, StoreError
 from pag_core.gradient_store.feed import mapped_codes
 from pag_core.gradient_store.store import STORED, GradientStore
 from pag_core.gradient_store.targets import (
@@ -54,7 +54,7 @@ class GradientTargets:
         """g(x, c) of images int64 [B] and `classes` int64 [B, K]: float32 [B, K, C, H, W].
 
         Without `classes` all that there are of an image: of every class, or of its row in `kept_classes`. Raises StoreError for
-        an index or a class that there is not.
+        an index or a class that there is not, ShapeMismatch for classes of another shape.
         """
         self._require_indices(indices)
         if classes is None:
@@ -82,6 +82,8 @@ class GradientTargets:
         return self.gradients(indices.to(self.device), slots.to(self.device))
 
     def _slots(self, indices: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        if classes.dim() != 2 or len(classes) != len(indices):
+            raise ShapeMismatch(f"classes must be int64 [{len(indices)}, K], not {list(classes.shape)}")
         if classes.min() < 0 or classes.max() >= self.num_classes:
             raise StoreError(
                 f"classes from {int(classes.min())} to {int(classes.max())} are asked for; {self.place} has 0 to "
@@ -118,8 +120,8 @@ def open_targets(
 
     Indices are those of the dataset that was given to `write_gradients`; in the pipeline's, of `split` (`train`, `test`) in
     data/DATASET.zarr, which `prepared_split` reads. With its path as `dataset` the store is refused if it was made from other
-    images; stores of oi, cm and nn need it, for they hold no gradients. They are read into the memory of `device`; a
-    `memory_map`, a file NAME-CONTENT.raw, holds a raw copy instead, of which only what is asked for is read.
+    images; stores of oi, cm and nn need it, for they hold no gradients. They are read into the memory of `device`;
+    `memory_map`, a folder, keeps a raw copy instead, of which only what is asked for is read, on the CPU.
     Raises StoreError and DatasetError for what is missing, damaged or made from something else.
     """
     path, device = Path(path), torch.device(device)
@@ -141,7 +143,9 @@ def open_targets(
         dense = DenseGradients(codes.resident(device), scales.resident(device), kept)
     else:
         device = torch.device("cpu")
-        dense = DenseGradients(mapped_codes(codes, Path(memory_map)), scales.resident(device), kept)
+        # by its content, for a copy of another store would be taken as it is
+        copy = Path(memory_map) / f"{path.stem}-{split}-{manifest['checksum'][:20]}.raw"
+        dense = DenseGradients(mapped_codes(codes, copy), scales.resident(device), kept)
     return GradientTargets(dense, manifest["images"][split], classes, device, str(path))
 
 

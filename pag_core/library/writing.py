@@ -75,11 +75,12 @@ def write_gradients(
     options = {"source": source, "images": images, "image_shape": list(image.shape), "num_classes": num_classes,
                "batch_size": batch_size, "seed": seed, "gradient_store": params.model_dump(mode="json")}  # fmt: skip
     work = RunFolder(folder.with_name(f".{folder.name}.unfinished"))
+    if folder.exists():
+        return _finished(folder, options, device)
     with holding(work.path / "lock", f"writing {folder}"):
-        if folder.exists():
-            _require_same(folder, GradientStore(folder).manifest["provenance"]["params"], options)
+        if folder.exists():  # another process has just written it
             work.discard()
-            return open_targets(folder, device=device)
+            return _finished(folder, options, device)
         begun = work.path / "options.json"
         if begun.exists():
             _require_same(work.path, read_json(begun), options)
@@ -101,6 +102,11 @@ def write_gradients(
         files = {name: record for unit in units.values() for name, record in unit["files"].items()}
         writer.finish(folder, source, record, {}, files)
         work.discard()
+    return open_targets(folder, device=device)
+
+
+def _finished(folder: Path, options: dict[str, Any], device: torch.device) -> GradientTargets:
+    _require_same(folder, GradientStore(folder).manifest["provenance"]["params"], options)
     return open_targets(folder, device=device)
 
 

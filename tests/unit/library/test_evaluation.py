@@ -8,7 +8,7 @@ from pyautoattack.autoattack import AutoAttack
 from torch import nn
 
 import pag_core
-from pag_core.errors import EvaluationRefused, ParamsError
+from pag_core.errors import EvaluationRefused, ParamsError, ShapeMismatch
 from pag_core.evaluation import masking, pgd
 from pag_core.evaluation import pag_score as scoring
 from pag_core.evaluation.autoattack import run_autoattack
@@ -76,7 +76,7 @@ def library_autoattack(subject, **more):
 
 
 def short_autoattack(subject, **more):
-    return library_autoattack(subject, **{"radii": {"Linf": [0.14]}, "batch_size": 4, **more})
+    return library_autoattack(subject, **{"radii": {"Linf": [0.1]}, "images_per_shard": 2, **more})
 
 
 def library_foolbox(subject, **more):
@@ -149,6 +149,8 @@ def test_the_pag_score_is_the_stages_for_a_store_and_for_a_tensor(make_classifie
     expected = scoring.pag_score(classifier, test.pixels(), gradients, classes=3, batch_size=7)
     whole = means - test.pixels()[:, None]
     assert pag_core.pag_score(classifier, test.pixels(), whole, batch_size=7) == expected
+    with pytest.raises(ShapeMismatch, match="one of each class"):
+        pag_core.pag_score(classifier, test.pixels(), whole[:, :2])
     train = dataset.splits["train"]
     targets = pag_core.class_mean_targets(train.pixels(), train.labels, of=test.pixels())
     by_stage = scoring.pag_score(classifier, test.pixels(), targets.gradients, classes=3, batch_size=1000)

@@ -14,7 +14,7 @@ from pag_core import (
     write_gradients,
 )
 from pag_core.datasets.prepared import read_dataset, write_dataset
-from pag_core.errors import DatasetError, StoreError
+from pag_core.errors import DatasetError, PagError, StoreError
 from pag_core.gradient_store.store import GradientStore, write_small_store
 from pag_core.gradients.sources import SOURCES
 from tests.fixtures.samples import gaussian, make_labelled, write_dense
@@ -69,12 +69,20 @@ def test_a_store_of_the_pipeline_is_asked_by_the_rows_of_its_split(tmp_path, sto
     gradients = {"train": gaussian(36), "test": gaussian(12, seed=1)}
     write_dense(tmp_path / "sbg.zarr", tmp_path / "work", prepared, gradients, dtype="float32")
     for split, expected in gradients.items():
-        place = tmp_path / f"{split}-codes.raw" if memory_map else None
+        place = tmp_path / "copies" if memory_map else None
         targets = open_targets(tmp_path / "sbg.zarr", split=split, dataset=stored_dataset, memory_map=place)
         indices, classes = chosen(len(expected))
         assert torch.allclose(targets(indices, classes), expected[indices[:, None], classes], rtol=1e-5, atol=0)
         images, labels = prepared_split(stored_dataset, split).tensors
         assert torch.equal(images, prepared.splits[split].pixels()) and len(targets) == len(labels)
+
+
+def test_a_raw_copy_of_another_store_is_not_taken(tmp_path, stored_dataset):
+    prepared, every = read_dataset(stored_dataset), torch.arange(36)
+    for seed in (0, 1):
+        write_dense(tmp_path / f"{seed}/s.zarr", tmp_path / "work", prepared, {"train": gaussian(36, seed=seed)})
+        mapped = open_targets(tmp_path / f"{seed}/s.zarr", memory_map=tmp_path / "copies")
+        assert torch.equal(mapped(every), open_targets(tmp_path / f"{seed}/s.zarr")(every))
 
 
 @pytest.mark.parametrize("source", ["cm", "nn"])
@@ -157,10 +165,14 @@ def test_draws_are_uniform_over_what_there_is_and_weighted_to_the_sum_of_all(tmp
         (lambda targets: targets(torch.tensor([0]), torch.tensor([[3]])), "classes from 3 to 3.*0 to 2"),
         (lambda targets: targets.draw(torch.tensor([0]), 4), "4 classes cannot be drawn.*1 to 3"),
         (lambda targets: targets.draw(torch.tensor([-1])), "-1 to -1"),
+        (
+            lambda targets: targets(torch.tensor([1, 2]), torch.tensor([0, 1])),
+            r"classes must be int64 \[2, K\], not \[2\]",
+        ),
     ],
 )
 def test_what_there_is_not_is_refused(ask, message):
-    with pytest.raises(StoreError, match=message):
+    with pytest.raises(PagError, match=message):
         ask(class_mean_targets(torch.rand(6, 1, 4, 4), torch.arange(6) % 3))
 
 

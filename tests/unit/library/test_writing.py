@@ -90,6 +90,7 @@ def test_a_finished_store_is_opened_and_another_functions_is_refused(tmp_path):
         write(tmp_path / "own", source="other")
     with pytest.raises(StoreError, match="made with seed 0, and now it is 1"):
         write(tmp_path / "own", source="mine", seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_begun_work_with_other_options_is_refused(tmp_path):
