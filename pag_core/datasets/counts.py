@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import torch
+import numpy as np
 
 from pag_core.compute.processes import this_process
 from pag_core.datasets.prepared import Dataset
@@ -28,24 +28,19 @@ def automatic_counts(params: Params, dataset: Dataset) -> dict[str, int]:
 
     A judge learns more images where a class is not among so many.
     """
-    train, test = dataset.splits["train"], len(dataset.splits["test"])
-    kept = params.gradient_store.classes_per_image if params.source in ("sbg", "own") else None
-    held = params.gradient_store.held_out_images
-    first_of_each = [int(torch.nonzero(train.labels == label)[0]) for label in range(dataset.classes)]
-    there = {
-        "objective.classes_per_step": min(kept or dataset.classes, dataset.classes),
+    test, kept = len(dataset.splits["test"]), params.gradient_store.classes_per_image
+    slots = min(kept or dataset.classes, dataset.classes) if params.source in ("sbg", "own") else dataset.classes
+    there = dict.fromkeys(MOST, test) | {
+        "objective.classes_per_step": slots,
         "validation.images": len(dataset.splits["validation"]),
-        "pag_score.images": min(test, held),
+        "pag_score.images": min(test, params.gradient_store.held_out_images),
     }
+    numbers = {key: min(most, there[key]) for key, most in MOST.items()}
+    first_of_each_class = np.unique(dataset.splits["train"].labels, return_index=True)[1]
+    numbers["pag_score.judge_images"] = max(MOST["pag_score.judge_images"], int(first_of_each_class.max()) + 1)
     plain = params.model_dump(by_alias=True)
-    counts = {}
-    for key, most in MOST.items():
-        section, name = key.split(".")
-        if plain[section][name] == "auto":
-            counts[key] = min(most, there.get(key, test))
-            if key == "pag_score.judge_images":
-                counts[key] = max(most, *(row + 1 for row in first_of_each))
-    return counts
+    parts = {key: key.split(".") for key in MOST}
+    return {key: numbers[key] for key, (section, name) in parts.items() if plain[section][name] == "auto"}
 
 
 def count(opened: OpenStage, dataset: Dataset) -> Params:

@@ -30,9 +30,8 @@ def export(
 ) -> dict[str, Any]:
     """Write the network `who` (`classifier` or `baseline`) with code, measurements and card to `folder`, whole or not at all.
 
-    `checkpoint` is where the classifier lies.
-
-    Returns the measurements. Raises ArtifactError if `folder` exists or a measurement is of another network.
+    `checkpoint` is where the classifier lies. Returns the measurements. Raises ArtifactError if `folder` exists or a
+    measurement is of another network.
     """
     if folder.exists():
         raise ArtifactError(f"{folder} exists already: remove it, or export to another folder")

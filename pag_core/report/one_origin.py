@@ -20,9 +20,8 @@ def require_one_origin(
 ) -> None:
     """Raise ArtifactError, with the command to run, for what is of other networks, data or parameters than the rest.
 
-    `cards` are those of `classifier` and `baseline`, `manifest` that of the gradient store, None for a
-    classifier that was not trained here, `details` all that was measured by
-    kind, `figures` the PNGs by name.
+    `cards` are those of `classifier` and `baseline`, `manifest` that of the gradient store (None for a classifier that was not
+    trained here), `details` all that was measured by kind, `figures` the PNGs by name.
     """
     dataset = cards["baseline"]["dataset"] if manifest is None else manifest["dataset"]
     trained = [("baseline", "train.py --baseline", {"dataset": dataset})]
