@@ -50,7 +50,7 @@ def _as_text(name: str) -> str:
 
 def _how_trained(card: Plain) -> str:
     if "imported" in card:
-        return f"imported from {_as_text(card['imported']['file'])}, on which images it was trained is not known"
+        return f"imported from {_as_text(card['imported']['file'])}, its training images unknown"
     params = card["provenance"]["params"]
     if params.get("source", "none") == "none" or params["lambda"] == 0:
         return "trained without alignment"
