@@ -14,7 +14,7 @@ from tests.fixtures.project_copy import SMALL, ProjectCopy, stages_run
 
 pytestmark = pytest.mark.slow
 
-MEAN, DEVIATION, IMAGES, SEED, RADIUS, WIDTH = 0.31, 0.37, 6, 3407, 0.2, 24
+MEAN, DEVIATION, IMAGES, SEED, RADIUS, WIDTH = 0.31, 0.37, 6, 3407, 0.5, 24
 IMPORT = (sys.executable, "-m", "pag_core.exchange.import_classifier", "net.pth")
 OPTIONS = ("--options", f"{{width: {WIDTH}, depth: 1}}", "--mean", str(MEAN), "--std", str(DEVIATION))
 CHECKPOINT = "classifier_checkpoint=data/pretrained_classifier"
