@@ -5,22 +5,22 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
-from pydantic import ValidationError
 from torch import nn
 
 from pag_core.compute.device import device_description
 from pag_core.compute.randomness import streams_kept
-from pag_core.errors import EvaluationRefused, ParamsError, ShapeMismatch
+from pag_core.errors import EvaluationRefused, ShapeMismatch
 from pag_core.evaluation import masking, pgd
 from pag_core.evaluation import pag_score as scoring
 from pag_core.evaluation.autoattack import run_autoattack
 from pag_core.evaluation.foolbox_suite import run_foolbox
 from pag_core.evaluation.preconditions import require_eval_mode
 from pag_core.figures.targeted_pgd import targeted_pgd
+from pag_core.library.options import checked_options
 from pag_core.params.measurements import AutoAttackParams, FoolboxParams, MaskingParams
 from pag_core.params.radii import radius_value
 from pag_core.params.values import Section
@@ -31,7 +31,6 @@ from pag_core.pipeline.locks import holding
 from pag_core.pipeline.provenance import versions
 
 Radii = Mapping[str, Sequence[float | str]]
-Options = TypeVar("Options", bound=Section)
 
 
 def autoattack(
@@ -53,7 +52,7 @@ def autoattack(
     again for the same weights, images, options, versions and device. Raises EvaluationRefused for a network that must not be
     evaluated, ParamsError for a bad option.
     """
-    options = _options(
+    options = checked_options(
         AutoAttackParams,
         version=version,
         images=len(images),
@@ -84,7 +83,7 @@ def foolbox_suite(
 
     Network, images, `folder` and errors as of `autoattack`.
     """
-    options = _options(
+    options = checked_options(
         FoolboxParams,
         images=len(images),
         grid=grid,
@@ -116,7 +115,7 @@ def masking_checks(
     Images that fool `baseline`, a vanilla network of the same classes, are tried on `network`; a verdict of False is a sign of
     masking. Networks, images, `folder` and errors as of `autoattack`.
     """
-    options = _options(
+    options = checked_options(
         MaskingParams,
         images=len(images),
         radii=radii,
@@ -208,18 +207,6 @@ def targeted_figure(
     return targeted_pgd(
         images.cpu(), labels.cpu(), adversarial, class_names=names, norm=norm, radius=str(radius), steps=steps
     )
-
-
-def _options(section: type[Options], **values: Any) -> Options:
-    """Validated options; raises ParamsError that names each refused one."""
-    try:
-        return section(**values)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['input']!r} is refused: {problem['msg']}"
-            for problem in error.errors()
-        ]
-        raise ParamsError("; ".join(lines)) from None
 
 
 def _class_count(network: nn.Module, images: torch.Tensor) -> int:

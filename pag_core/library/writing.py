@@ -16,6 +16,7 @@ from pag_core.evaluation.preconditions import batches_of
 from pag_core.gradient_store.store import GradientStore
 from pag_core.gradient_store.writer import GradientWriter, ShardContent, quantised
 from pag_core.gradients.distillation import require_kept_classes, stored_classes
+from pag_core.library.options import checked_options
 from pag_core.library.targets import GradientTargets, open_targets
 from pag_core.library.user_data import require_pixels
 from pag_core.params.sections import GradientStoreParams
@@ -53,7 +54,7 @@ def write_gradients(
     Finished shards of a killed run are kept, beside `folder`; each shard seeds the global generators from `seed`, so that the
     store does not depend on where a run was interrupted. `source` is the name of what `function` is: a store that was begun or
     finished under another name or with other options is refused (StoreError), as is a gradient that is not finite. Raises
-    DatasetError for images of another range or form, ShapeMismatch for gradients of another shape.
+    DatasetError for images of another range or form, ShapeMismatch for gradients of another shape, ParamsError for an option.
     """
     folder, device = Path(folder), torch.device(device)
     images = len(dataset)
@@ -63,7 +64,8 @@ def write_gradients(
         "",
         {"train": Split(torch.empty((images, *image.shape), dtype=torch.uint8, device="meta"), torch.empty(0))},
     )
-    params = GradientStoreParams(
+    params = checked_options(
+        GradientStoreParams,
         address=None,
         classes_per_image=classes_per_image,
         dtype=dtype,

@@ -146,3 +146,5 @@ def test_gradients_of_another_shape_or_without_a_value_are_refused(tmp_path):
         write(tmp_path / "other", lambda images, labels, classes: by_class(images, labels, classes) / 0)
     with pytest.raises(ParamsError, match="classes_per_image is 4, the dataset has 3 classes"):
         write(tmp_path / "third", classes_per_image=4)
+    with pytest.raises(ParamsError, match="dtype: 'int4' is refused"):
+        write(tmp_path / "fourth", dtype="int4")
