@@ -13,11 +13,9 @@ from pag_core.compute.randomness import generator
 from pag_core.objective.pag import AlignedBatch, pag_objective
 from pag_core.params.sections import ObjectiveParams
 
-# what pag_objective is told for each meaning of batch-norm in the input-gradient; the last one is the cheapest
-MEANINGS: dict[str, dict[str, Any]] = {
-    meaning: {"differentiation": "adjoint", "batch_norm": meaning} for meaning in ("repeat", "class", "frozen")
-}
-CHEAPEST = list(MEANINGS)[-1]
+# of batch-norm in the input-gradient; the last one is the cheapest
+MEANINGS = ("repeat", "class", "frozen")
+CHEAPEST = MEANINGS[-1]
 
 WEIGHT = 1.0
 LEARNING_RATE = 0.001
@@ -48,12 +46,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Variant:
-    """How the project computes the objective: the meaning of batch-norm, memory format, precision, compilation."""
+    """How the project computes the objective: the meaning of batch-norm, memory format, precision, compilation, differentiation."""
 
     batch_norm: str
     channels_last: bool = False
     bf16: bool = False
     compiled: bool = False
+    differentiation: str = "adjoint"
 
 
 def build_batch(size: StepSize) -> Batch:
@@ -85,12 +84,13 @@ def pag_loss(variant: Variant) -> Callable[[nn.Module, Batch], torch.Tensor]:
             autocast = torch.autocast(batch.images.device.type, torch.bfloat16)
         with autocast:
             aligned = AlignedBatch(batch.images, batch.labels, batch.class_indices, batch.targets)
+            how: dict[str, Any] = {"differentiation": variant.differentiation, "batch_norm": variant.batch_norm}
             config = ObjectiveParams(
                 output="log_softmax",
                 scaling="all",
                 classes_per_step="all",
                 weight_warmup=None,
-                **MEANINGS[variant.batch_norm],
+                **how,
             )
             terms = pag_objective(
                 classifier, aligned, config, lambda_=WEIGHT, classes=batch.classes, compiled=variant.compiled
