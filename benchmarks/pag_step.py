@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Variant:
-    """How the project computes the objective: the meaning of batch-norm, memory format, precision, compilation, differentiation."""
+    """How the project computes the objective: what batch-norm means, memory format, precision, compilation, differentiation."""
 
     batch_norm: str
     channels_last: bool = False
