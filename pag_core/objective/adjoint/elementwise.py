@@ -70,6 +70,7 @@ DERIVATIVES: dict[str, Callable[[Call, torch.Tensor, torch.Tensor], torch.Tensor
     "elu": _elu,
     "hardtanh": _hardtanh,
     "relu6": lambda _, x, y: ((x > 0) & (x < 6)).to(x.dtype),
+    "clamp_min": lambda call, x, y: (x >= call.arguments[1]).to(x.dtype),
     # torch has no second derivative of hardsigmoid
     "hardsigmoid": lambda _, x, y: ((x > -3) & (x < 3)).to(x.dtype) / 6,
     "hardswish": lambda _, x, y: aten.hardswish_backward(torch.ones_like(x), x),

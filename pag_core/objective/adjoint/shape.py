@@ -5,7 +5,16 @@ from typing import Any
 
 import torch
 
-from pag_core.objective.adjoint.cotangent import Call, Cotangent, Pullback, applied, operation_name, rule, sum_to
+from pag_core.objective.adjoint.cotangent import (
+    Call,
+    Cotangent,
+    NotApplicable,
+    Pullback,
+    applied,
+    operation_name,
+    rule,
+    sum_to,
+)
 
 aten = torch.ops.aten
 
@@ -15,7 +24,7 @@ def _dimension(dim: int, of: torch.Tensor) -> int:
     return dim % of.dim() + 1
 
 
-@rule("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "_unsafe_view")
+@rule("view", "reshape", "reshape_as", "flatten", "unflatten", "unsqueeze", "squeeze", "_unsafe_view")
 def reshaped(call: Call) -> tuple[torch.Tensor, Pullback]:
     """The same values in another shape."""
     shape = call.arguments[0].shape
@@ -64,7 +73,7 @@ def permuted(call: Call) -> tuple[torch.Tensor, Pullback]:
     return features.permute(order), lambda cotangent: (applied(cotangent).permute(inverse),)
 
 
-@rule("expand")
+@rule("expand", "expand_as")
 def expanded(call: Call) -> tuple[torch.Tensor, Pullback]:
     """The sum over what was repeated."""
     shape = call.arguments[0].shape
@@ -72,6 +81,26 @@ def expanded(call: Call) -> tuple[torch.Tensor, Pullback]:
         call.operation(*call.arguments, **call.keywords),
         lambda cotangent: (sum_to(applied(cotangent), shape),),
     )
+
+
+@rule("roll")
+def rolled(call: Call) -> tuple[torch.Tensor, Pullback]:
+    """Rolled back."""
+    features, shifts, dims = call.arguments[0], call.arguments[1], call.argument(2, "dims", [])
+    if not dims:
+        raise NotApplicable
+    back, along = [-shift for shift in shifts], [_dimension(dim, features) for dim in dims]
+    return features.roll(shifts, dims), lambda cotangent: (applied(cotangent).roll(back, along),)
+
+
+@rule("pad")
+def padded(call: Call) -> tuple[torch.Tensor, Pullback]:
+    """u without the border."""
+    if call.argument(2, "mode", "constant") != "constant":
+        raise NotApplicable
+    back = [-size for size in call.arguments[1]]
+    output = call.operation(*call.arguments, **call.keywords)
+    return output, lambda cotangent: (aten.constant_pad_nd(applied(cotangent), back),)
 
 
 @rule("mean", "sum")
@@ -91,6 +120,26 @@ def reduced(call: Call) -> tuple[torch.Tensor, Pullback]:
         return (spread.expand(value.shape[0], *features.shape),)
 
     return output, pullback
+
+
+@rule("max")
+def highest(call: Call) -> tuple[Any, Pullback]:
+    """u at the position of the maximum along a dimension; the positions have no cotangent."""
+    features = call.arguments[0]
+    dim = call.argument(1, "dim")
+    if not isinstance(dim, int):
+        raise NotApplicable  # of all values, or of two tensors
+    values, positions = features.max(dim, keepdim=True)
+    kept = call.argument(2, "keepdim", False)
+    along = _dimension(dim, features)
+
+    def pullback(cotangents: Sequence[Cotangent | None]) -> tuple[torch.Tensor]:
+        assert cotangents[0] is not None
+        value = applied(cotangents[0]).reshape(-1, *values.shape)
+        zeros = value.new_zeros(value.shape[0], *features.shape)
+        return (zeros.scatter(along, positions.expand_as(value), value),)
+
+    return (values, positions) if kept else (values.squeeze(dim), positions.squeeze(dim)), pullback
 
 
 @rule("cat")

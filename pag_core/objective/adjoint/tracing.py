@@ -128,6 +128,16 @@ def _is_view(node: fx.Node) -> bool:
     return any(value.alias_info is not None and not value.alias_info.is_write for value in schema.arguments)
 
 
+def _alone(view: fx.Node) -> bool:
+    """Whether nothing but this view, whether of a view or not, reads what it views; an image is the caller's too."""
+    while _is_view(view):
+        base = view.args[0]
+        if not isinstance(base, fx.Node) or base.op != "call_function" or len(base.users) > 1:
+            return False
+        view = base
+    return True
+
+
 def _make_out_of_place(body: list[fx.Node], active: frozenset[fx.Node]) -> None:
     """Replace operations that overwrite an active value, which the pullbacks may still need, by those that do not."""
     for node in body:
@@ -144,7 +154,7 @@ def _make_out_of_place(body: list[fx.Node], active: frozenset[fx.Node]) -> None:
             raise AdjointUnavailable(
                 f"the network overwrites values in a way that has no other form ({name}); {REMEDY}"
             )
-        if _is_view(overwritten) or any(_is_view(user) for user in overwritten.users):
+        if (_is_view(overwritten) and not _alone(overwritten)) or any(_is_view(user) for user in overwritten.users):
             raise AdjointUnavailable(
                 f"the network overwrites a part or a view of a tensor that other operations read ({name}); {REMEDY}"
             )

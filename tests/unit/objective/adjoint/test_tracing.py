@@ -61,3 +61,33 @@ def test_a_network_that_cannot_be_listed_is_refused_and_left_as_it_was():
     assert torch.equal(found, torch.rand(3))
     for name, value in network.state_dict().items():
         assert torch.equal(value, kept[name]), name
+
+
+class Overwriting(nn.Module):
+    """A network that overwrites the first channel of `base(features)`, and reads the `whole` afterwards or the channel."""
+
+    def __init__(self, *, of_image=False, whole=False):
+        super().__init__()
+        self.stem, self.head, self.of_image, self.whole = (
+            nn.Conv2d(3, 3, 1),
+            nn.Linear(48 if whole else 16, 3),
+            of_image,
+            whole,
+        )
+
+    def forward(self, images):
+        features = images if self.of_image else self.stem(images)
+        part = features[:, :1]
+        part.add_(1)
+        return self.head((features if self.whole else part).flatten(1))
+
+
+def test_a_part_that_nothing_else_reads_may_be_overwritten():
+    torch.manual_seed(0)
+    differentiate(Overwriting())
+
+
+@pytest.mark.parametrize("options", [{"whole": True}, {"of_image": True}])
+def test_a_part_of_what_is_read_besides_may_not(options):
+    with pytest.raises(AdjointUnavailable, match="overwrites a part or a view"):
+        differentiate(Overwriting(**options))
