@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.adjoint_rules import timed_in_turns
 from benchmarks.interleaved import prepare
@@ -38,6 +40,7 @@ NETWORKS = (
     "xcit_nano_12_p16_224", "pvt_v2_b0", "swin_tiny_patch4_window7_224", "twins_svt_small", "maxvit_pico_rw_256",
     "visformer_tiny", "volo_d1_224", "mixer_s16_224", "gmlp_ti16_224", "resmlp_12_224",
 )  # fmt: skip
+Loss = Callable[[nn.Module, Batch], torch.Tensor]
 SIDES = (32, 64)
 CLASSES, DRAWN = 10, 3
 IMAGES, IMAGES_EXACT = 16, 4
@@ -51,7 +54,8 @@ ROUNDS = 3
 class Row:
     """What was found of a network at one size of image.
 
-    `way` is what computes its input-gradients: "adjoint", "autograd" or None, with the `reason` where it is not the adjoint.
+    `way` is what computes its input-gradients: "adjoint", "autograd" or None. `reason` says why it is not the adjoint, or why
+    not autograd as the network is.
     `error` is `gradient_error`; `speedup` how many times as fast as the loop a step is: median, lowest, highest of the rounds.
     """
 
@@ -85,19 +89,36 @@ def loop_loss(classifier: nn.Module, batch: Batch) -> torch.Tensor:
         return class_loop_loss(classifier, batch)
 
 
-def gradient_error(build_network: Callable[[], nn.Module], batch: Batch) -> float:
-    """The largest |g - r| / |r| of a parameter in float64: g of the adjoint in the meaning `class`, r of the loop.
+class _Hardsigmoid(TorchFunctionMode):
+    """Inside, hardsigmoid is written out: torch has no second derivative of it."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        if function is F.hardsigmoid:
+            return F.relu6(arguments[0] + 3) / 6
+        return function(*arguments, **(keywords or {}))
+
+
+def written_out_loss(classifier: nn.Module, batch: Batch) -> torch.Tensor:
+    """As `loop_loss`, with hardsigmoid written out."""
+    with _Hardsigmoid():
+        return loop_loss(classifier, batch)
+
+
+def gradient_error(build_network: Callable[[], nn.Module], batch: Batch, reference: Loss = loop_loss) -> float:
+    """The largest |g - r| / |r| of a parameter in float64: g of the adjoint in the meaning `class`, r of `reference`.
 
     Where |r| is less than a hundredth of that of all parameters together, as of a bias before batch-norm, against that.
     """
     batch = replace(batch, images=batch.images.double(), targets=batch.targets.double())
     found: list[list[torch.Tensor]] = []
-    for loss in (pag_loss(Variant("class")), loop_loss):
+    for loss in (pag_loss(Variant("class")), reference):
         classifier = build_network().double()
         torch.manual_seed(SEED)  # dropout
         loss(classifier, batch).backward()
         found.append([torch.zeros_like(p) if p.grad is None else p.grad for p in classifier.parameters()])
-    whole = torch.stack([reference.norm() for reference in found[1]]).norm()
+    whole = torch.stack([r.norm() for r in found[1]]).norm()
     errors = [(g - r).norm() / torch.maximum(r.norm(), SHARE * whole) for g, r in zip(*found, strict=True)]
     return float(torch.stack(errors).max())
 
@@ -141,11 +162,17 @@ def measure(network: str, side: int, rounds: int, build_network: Callable[[str, 
             continue
         row = replace(row, way=way)
         break
+    loop = TrainingStep(build_network(network, size), batch, loop_loss)
+    try:
+        loop()
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        row, loop.loss = replace(row, reason=f"autograd: {in_few_words(error)}"), written_out_loss
+        loop()
     if row.way == "adjoint":
         exact = build_batch(replace(size, batch=IMAGES_EXACT))
-        row = replace(row, error=gradient_error(lambda: build_network(network, size), exact))
-    loop = TrainingStep(build_network(network, size), batch, loop_loss)
-    loop()
+        row = replace(row, error=gradient_error(lambda: build_network(network, size), exact, loop.loss))
     speedup, not_timed = step_speedup(step, loop, rounds)
     for timed in (step, loop):
         timed.require_finite()
@@ -176,7 +203,7 @@ def both(values: Sequence[str]) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table with a line for each network."""
-    lines = ["| network | parameters | by | error | times as fast | why not the adjoint |", "|---|---|---|---|---|---|"]
+    lines = ["| network | parameters | by | error | times as fast | remarks |", "|---|---|---|---|---|---|"]
     for network in dict.fromkeys(row.network for row in rows):
         of = sorted((row for row in rows if row.network == network), key=lambda row: row.side)
         cells = [
