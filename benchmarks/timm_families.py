@@ -79,7 +79,7 @@ def build(network: str, size: StepSize) -> nn.Module:
     classifier = build_classifier(TIMM + network, width=None, activation=None, image_shape=shape, classes=size.classes)
     with torch.no_grad():
         for parameter in classifier.parameters():
-            parameter += NOISE * torch.randn_like(parameter)
+            parameter.add_(NOISE * torch.randn_like(parameter))
     return classifier.train()
 
 

@@ -19,6 +19,8 @@ from pag_core.pipeline.own_code import is_own, own_function
 
 TIMM = "timm:"
 Shape = tuple[int, int, int]
+# what a network raises, when it is built or run, for images of a size that it does not take
+REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
 
 
 # torchvision and timm take seconds to load, so only those that need them pay
@@ -185,10 +187,10 @@ def _of_timm(arch: str, image_shape: Shape, classes: int, options: dict[str, Any
         options = {"img_size": image_shape[1:], **options}
     try:
         network: nn.Module = timm.create_model(name, num_classes=classes, in_chans=image_shape[0], **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, *REFUSALS) as error:
         raise ParamsError(
             f"params.yaml: timm cannot build arch {arch} for images of {'x'.join(map(str, image_shape))} with "
-            f"classifier.options {options}: {error}"
+            f"classifier.options {options}: {_said(error)}"
         ) from error
     return network
 
@@ -198,12 +200,18 @@ def _place_of_logits(network: nn.Module, arch: str, image_shape: Shape, classes:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             returned = network.eval()(torch.zeros(2, *image_shape))
-    except RuntimeError as error:
+    except REFUSALS as error:
         raise ParamsError(
-            f"params.yaml: arch {arch} does not take images of {'x'.join(map(str, image_shape))}: {error}"
+            f"params.yaml: arch {arch} does not take images of {'x'.join(map(str, image_shape))}: {_said(error)}; "
+            "prepare.image_size resizes them"
         ) from error
     network.train()
     try:
         return place_of_logits(returned, 2, classes)
     except ParamsError as error:
         raise ParamsError(f"params.yaml: arch is {arch}: {error}") from None
+
+
+def _said(error: Exception) -> str:
+    """What an error says; a bare assertion has its name alone."""
+    return str(error) or type(error).__name__
