@@ -44,9 +44,9 @@ Loss = Callable[[nn.Module, Batch], torch.Tensor]
 SIDES = (32, 64)
 CLASSES, DRAWN = 10, 3
 IMAGES, IMAGES_EXACT = 16, 4
-NOISE = 0.02
-SHARE = 1e-2
-LONGEST = 8.0
+NOISE = 0.02  # deviation of what is added to each parameter
+SHARE = 1e-2  # of the norm of all gradients: the least that one parameter's is held against
+LONGEST = 8.0  # seconds of a step that is still timed
 ROUNDS = 3
 
 
