@@ -52,7 +52,7 @@ def import_closure(root: Path, program: Path) -> set[Path]:
     """Files, relative to `root`, of every project module that `program` can load, whatever is loaded already.
 
     Data files beside a module (a page's template) count with it, hidden ones and Markdown do not; the project's __init__ files
-    hold docs only.
+    hold docs, and names of the library that no stage uses.
     """
     return _reached(root, imported_modules((root / program).read_text(encoding="utf-8"), program.parent))
 
