@@ -26,13 +26,14 @@ DIGITS_OF_A_NAME = 8
 class Run:
     """What one run is: the parameters that DVC is given, the stages that are wanted of it, and their metrics files by name.
 
-    `name` has a fingerprint of all that its results depend on: an experiment of this name that has its metrics is the run.
+    `addresses` are what DVC's commands find these stages by. `name` has a fingerprint of all that its results depend on: an experiment of this name that has its metrics is the run.
     `shared` are the identities of its stages that DVC's cache keeps for other runs.
     """
 
     name: str
     params: Plain
     wanted: tuple[str, ...]
+    addresses: tuple[str, ...]
     metrics: dict[str, str]
     shared: frozenset[str]
 
@@ -78,6 +79,7 @@ def _named(described: str, params: Plain, wanted: tuple[str, ...], stages: Stage
         name=f"{described}-{identity[:DIGITS_OF_A_NAME]}",
         params={**params, "check": {"stages": checked}},
         wanted=wanted,
+        addresses=tuple(found[name].address for name in wanted),
         metrics={name: path for stage in wanted for name, path in found[stage].metrics.items()},
         shared=frozenset(found[name].identity for name in needed if found[name].cached),
     )

@@ -202,7 +202,7 @@ def put(run: Run) -> Literal["queued", "there", "done", "changed"]:
             # failed attempts have the name, and an experiment whose metrics are gone
             if run.name in {name for name, _ in experiments()} | {ended.entry.name for ended in queue.iter_failed()}:
                 repo.experiments.remove([run.name])
-        while said := _refusal(["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.wanted]):
+        while said := _refusal(["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.addresses]):
             if BUSY not in said:
                 raise ExperimentFailed(f"{run.name} cannot be queued: {said}")
             time.sleep(1)

@@ -38,13 +38,14 @@ GIVEN = {"image_folder", "diffusion_checkpoint", "classifier_checkpoint", "own.r
 class Stage:
     """A stage for the parameters of one run.
 
-    `identity` is a fingerprint of all that its result depends on: its command, code, the parameters of the keys that are
-    `tracked` (all: `params.yaml`), what the user gave, and the stages before it. `cached` says that DVC's cache keeps what it
-    makes for other runs, `metrics` are the paths of its metrics files by name (`autoattack`, `details/autoattack`), `before`
-    the names of all stages that it needs.
+    `address` is what DVC's commands find it by, from the checkout. `identity` is a fingerprint of all that its result depends
+    on: its command, code, the parameters of the keys that are `tracked` (all: `params.yaml`), what the user gave, and the stages
+    before it. `cached` says that DVC's cache keeps what it makes for other runs, `metrics` are the paths of its metrics files by
+    name (`autoattack`, `details/autoattack`), `before` the names of all stages that it needs.
     """
 
     name: str
+    address: str
     command: str
     tracked: frozenset[str]
     identity: str
@@ -87,9 +88,11 @@ class Stages:
                 "given": self._read_by(stage, params, made={out.fs_path for one in graph for out in one.outs}),
                 "before": {one.name: one.identity for one in before if one.name not in WATCHING},
             }
+            file = Path(stage.dvcfile.path).resolve().relative_to(self._folder).as_posix()
             outputs = [Path(out.fs_path).relative_to(self._folder).as_posix() for out in stage.outs]
             found[stage.name] = Stage(
                 stage.name,
+                stage.name if file == PIPELINES[0] else f"{file}:{stage.name}",
                 stage.cmd,
                 tracked,
                 digest(identity),

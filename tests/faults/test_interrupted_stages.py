@@ -90,7 +90,7 @@ def test_a_pipeline_that_is_interrupted_saves_too(finished: ProjectCopy, number:
     """DVC hands on nothing when it is ended: the stage notices."""
     # many epochs: the stage looks ten times a second, and must not be done before
     finished.set({"processes": 1, "train.epochs": 60, "train.weight_decay": number / 1e5})
-    command = [sys.executable, "-m", "dvc", "repro", "train"]
+    command = [sys.executable, "-m", "dvc", "repro", "stages/gradients/dvc.yaml:train"]
     code, _ = interrupt(finished, command, number, group=group, at_least=2)
     assert code != 0
     (checkpoint,) = wait_for_checkpoint(finished)

@@ -59,8 +59,11 @@ def reads_per_step(run, fewer, more):
 def train_classifier(tmp_path, dataset, make_params, make_classifier):
     def train(steps, augmentation="none", classifier=None, targets=None):
         params = make_params(
-            {"train.epochs": 1, "train.batch_size": 36 // steps, "train.augmentation": augmentation, "source": "cm"}
-        )
+            {
+                "train.epochs": 1, "train.batch_size": 36 // steps, "train.augmentation": augmentation, "source": "cm",
+                "objective.classes_per_step": 3,
+            }
+        )  # fmt: skip
         split = dataset.splits["train"]
         targets = targets or RepresentativeGradients(torch.rand(3, 1, 8, 8), split)
         Trainer(

@@ -190,7 +190,9 @@ def test_an_edit_after_the_command_began_is_seen(tmp_path, images, monkeypatch):
 
 def test_dvc_is_told_what_is_wanted_and_where_what_the_user_gave_lies(tmp_path):
     run = named(described(tmp_path))["cm"]
-    assert run.wanted == ("validation", "autoattack")
+    assert run.wanted == run.addresses == ("validation", "autoattack")
+    (other, _) = named(described(tmp_path, stages=["train", "heuristic@oi"])).values()
+    assert other.addresses[-2:] == ("stages/gradients/dvc.yaml:train", "stages/gradients/dvc.yaml:heuristic@oi")
     assert run.params["check"] == {"stages": ["train", "baseline", "validation", "autoattack"]}
     assert run.metrics.keys() == {"training", "autoattack", "details/training", "details/autoattack"}
 
@@ -237,7 +239,7 @@ def order(monkeypatch, jobs, shared, queued=(), made_elsewhere=(), edited=(), **
 
     monkeypatch.setattr(queue, "put", put)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    runs = {name: Run(name, {}, ("train",), {}, frozenset(made)) for name, made in shared.items()}
+    runs = {name: Run(name, {}, ("train",), ("train",), {}, frozenset(made)) for name, made in shared.items()}
     failed = simulated.work_off(runs)
     return simulated.log, failed
 
