@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +10,7 @@ from benchmarks.__main__ import SUBJECTS
 from benchmarks.measurement import processor_flags
 from benchmarks.pag_step import CHEAPEST, MEANINGS
 from benchmarks.training_step import BF16_UNITS
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     output = tmp_path_factory.mktemp("benchmarks") / "smallest.json"
-    command = [sys.executable, "-m", "benchmarks", "--smallest", "--output", str(output)]
+    command = [f"{forks()}/python", "-m", "benchmarks", "--smallest", "--output", str(output)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(output.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """kill -9 in each long stage at three moments, each run going on from the last checkpoint: it ends in the same bytes."""
 
-import os
 import re
 import shutil
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.project_copy import SMALL, ProjectCopy
+from tests.fixtures.project_copy import SMALL, ProjectCopy, forks
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +84,7 @@ def contents(root: Path, names: list[str]) -> dict[str, bytes]:
 def kill_after(project: ProjectCopy, command: list[str], pattern: str, changes: int) -> bool:
     """Start a stage and kill -9 it after the files of `pattern` changed `changes` times; False if it ended before."""
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [f"{forks()}/python", *command],
         cwd=project.path,
         env=project.environment(),
         stdout=subprocess.DEVNULL,
@@ -101,8 +100,8 @@ def kill_after(project: ProjectCopy, command: list[str], pattern: str, changes: 
             except FileNotFoundError:
                 continue
         if len(seen) >= changes:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            process.send_signal(signal.SIGUSR1)  # handed on as SIGKILL
+            assert process.wait() == -signal.SIGKILL
             return True
         time.sleep(0.002)
     return False

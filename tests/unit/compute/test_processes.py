@@ -16,7 +16,8 @@ from pag_core.compute import processes as processes_module
 from pag_core.compute.processes import divide_cores, process_count
 from pag_core.errors import RankLost
 from pag_core.evaluation.units import finished_units
-from pag_core.pipeline.checkpoint import RunFolder
+from pag_core.pipeline.checkpoint import RUN_FOLDER, RunFolder
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT
 
 # a stage in miniature: units that say which process did them
@@ -74,11 +75,13 @@ def script(
     path = folder / "miniature.py"
     options = {"processes": processes, "seconds": seconds, "failing": failing, "stubborn": stubborn}
     path.write_text(SCRIPT.format(root=str(ROOT), together=together, **options))
-    return [sys.executable, str(path)]
+    return [f"{forks()}/python", str(path)]
 
 
 def environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "RANK", "WORLD_SIZE")}
+    """This process's, without what DVC, torchrun or a work folder that a test opened here has put there."""
+    told = ("DVC_ROOT", "RANK", "WORLD_SIZE", RUN_FOLDER)
+    return {key: value for key, value in os.environ.items() if key not in told}
 
 
 def run(folder: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -141,7 +144,7 @@ def test_a_failing_rank_of_torchrun_ends_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_stage_that_cannot_share_its_work_refuses_torchrun(tmp_path):
-    command = [sys.executable, *TORCHRUN, str(ROOT / "stages" / "prepare.py")]
+    command = [f"{forks()}/python", *TORCHRUN, str(ROOT / "stages" / "prepare.py")]
     refused = run(tmp_path, command)
     assert refused.returncode != 0
     assert "prepare: LaunchRefused: torchrun started 2 processes of a stage that runs in one" in refused.stderr
@@ -231,7 +234,7 @@ def lives(process):
 @pytest.mark.slow
 def test_ranks_end_with_the_process_that_started_them(tmp_path):
     process = subprocess.Popen(
-        script(tmp_path, seconds=30),
+        [sys.executable, *script(tmp_path, seconds=30)[1:]],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -253,7 +256,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path):
 def test_ranks_leave_signals_to_rank_0_from_their_very_start(tmp_path):
     """A terminal sends Ctrl-C to all, also to a rank that still imports."""
     process = subprocess.Popen(
-        script(tmp_path, seconds=0, together=True),
+        [sys.executable, *script(tmp_path, seconds=0, together=True)[1:]],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from pag_core.compute.randomness import (
     restore_global_state,
     seed_global_streams,
 )
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT
 
 CPU = torch.device("cpu")
@@ -148,7 +148,7 @@ print(torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fi
 @pytest.mark.slow
 def test_determinism_on_a_gpu_does_not_fill_every_new_tensor():
     """The switches are there without a GPU. In a process of its own: they are switches of the whole process."""
-    command = [sys.executable, "-c", DETERMINISM]
+    command = [f"{forks()}/python", "-c", DETERMINISM]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["True", "False"]

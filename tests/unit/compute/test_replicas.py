@@ -1,17 +1,17 @@
 """One network trained by several processes is the network that one process trains."""
 
 import json
-import os
 import socket
 import subprocess
-import sys
 
 import pytest
 import torch
 
 from pag_core.compute.processes import Process
 from pag_core.compute.replicas import Replicas
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT
+from tests.unit.compute.test_processes import environment as process_environment
 
 # 36 images in uneven shares; the last batch of an epoch has one image, fewer than there are processes
 CLASSIFIER = {
@@ -29,8 +29,8 @@ DIFFUSION = {
     "diffusion.learning_rate": 0.05,
     "diffusion.ema_decay": 0.5,
 }
-ALONE = [sys.executable]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ALONE = []
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -49,9 +49,9 @@ def test_shares_make_up_the_batch(count, whole):
 
 def begin(folder, *trainings, launcher=ALONE):
     folder.mkdir(exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "RANK", "WORLD_SIZE")}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [*launcher, str(ROOT / "tests/fixtures/shared_training.py"), *map(json.dumps, trainings)]
+    environment = process_environment() | {"PYTHONPATH": str(ROOT)}
+    program = str(ROOT / "tests/fixtures/shared_training.py")
+    command = [f"{forks()}/python", *launcher, program, *map(json.dumps, trainings)]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -237,7 +237,7 @@ def two_nodes(folder, options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    launcher = [*TORCHRUN[:3], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    launcher = [*TORCHRUN[:2], "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
     nodes = [begin(folder, options, launcher=[*launcher, "--rdzv-endpoint", endpoint]) for _ in range(2)]
     errors = [node.communicate(timeout=800)[1] for node in nodes]
     return [node.returncode for node in nodes], errors

@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from pag_core.datasets import image_folder
 from pag_core.errors import DatasetError
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import FOLDER, ROOT, save_png
 from tests.fixtures.small_experiment import archived, as_folders
 
@@ -267,8 +267,9 @@ def test_hidden_files_are_no_change_for_dvc(tmp_path, make_folder):
     )
 
     def dvc(*arguments):
-        command = [sys.executable, "-m", "dvc", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [f"{forks()}/dvc", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
 
     dvc("init", "--no-scm")
     dvc("repro")

@@ -2,7 +2,6 @@
 
 import math
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from pag_core.evaluation.pgd import pgd_accuracy
 from pag_core.evaluation.preconditions import accuracy, correct, require_fit_for_attack
 from pag_core.pipeline.checkpoint import RunFolder
 from tests.fixtures.linear_models import linear
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT, Changed, labelled_images
 
 
@@ -148,7 +148,7 @@ refused("cuda")
 @pytest.mark.slow
 def test_every_switch_of_torch_that_rounds_products_is_seen():
     """The switches are there without a GPU, and so are tensors without content. In a process of its own, as they are global."""
-    command = [sys.executable, "-c", ROUNDED_PRODUCTS]
+    command = [f"{forks()}/python", "-c", ROUNDED_PRODUCTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [line if line == "passed" else line.split(" would")[0] for line in done.stdout.splitlines()]

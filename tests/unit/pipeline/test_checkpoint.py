@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,6 +13,7 @@ from pag_core.pipeline import checkpoint
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.loop import CheckpointClock, LossWatch
 from pag_core.pipeline.stage import OpenStage
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT
 
 
@@ -167,7 +167,7 @@ def test_two_processes_of_one_identity_exclude_each_other(root, tmp_path, cpu):
     with run_folder("stage", {"seed": 1}, cpu) as folder:
         with output.open("w") as file:
             second = subprocess.Popen(
-                [sys.executable, "-c", SECOND, str(ROOT), str(entered)], stdout=file, stderr=subprocess.STDOUT,
+                [f"{forks()}/python", "-c", SECOND, str(ROOT), str(entered)], stdout=file, stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         try:

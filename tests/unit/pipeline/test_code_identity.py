@@ -10,6 +10,7 @@ import pytest
 from pag_core.errors import ParamsError
 from pag_core.pipeline.code_identity import code_fingerprint, file_fingerprints, own_code_record
 from tests.fixtures.own_folder import BLOCKS, NETWORKS, write_own
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT
 
 # as a stage does: opens its run folder before it loads the architecture, and is killed within
@@ -38,7 +39,12 @@ def checkout(tmp_path):
 def run(checkout):
     environment = {**os.environ, "DVC_ROOT": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "stages/killed.py"], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+        [f"{forks()}/python", "stages/killed.py"],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 9, done.stderr
     return done.stdout.split()

@@ -1,7 +1,6 @@
 """The raw copy of a store that training maps: kept, checked, made again, and whole or not at all."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from pag_core.gradient_store import feed as feed_module
 from pag_core.gradient_store.store import GradientStore
 from pag_core.pipeline import raw_copies
 from tests.fixtures.feeds import by_zarr, folder_at, opened, store_at
+from tests.fixtures.project_copy import forks
 from tests.fixtures.samples import ROOT, flip
 
 
@@ -137,6 +137,8 @@ with stage("train"):
 def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, shard, limit):
     """In the middle, at an edge, in the end; the copy could have the right size, and the hash of its wrong bytes."""
     script = FULL.format(root=str(ROOT), shard=shard, limit=limit)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [f"{forks()}/python", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr[-1000:]
     assert not list(tmp_path.glob("**/*gradients-sbg-train-1.raw*"))
