@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: their parameters, a tiny dataset, classifier and noise predictor."""
 
 import contextlib
+import gc
 import signal
 
 import numpy as np
@@ -21,6 +22,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # the number of threads fixes the order of sums, on which the golden numbers depend
 torch.set_num_threads(1)
+# of what is imported and collected nothing is garbage, and going through it again and again takes half of that time
+gc.disable()
+
+
+def pytest_collection_finish():
+    """From here on the collector looks at what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

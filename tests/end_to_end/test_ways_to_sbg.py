@@ -16,7 +16,7 @@ MADE = {"code", "prepare", "check", "train", "baseline", "pag_score", "heuristic
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
     """One project for the whole module: the tests below run in order, each going on from the last."""
-    yield ProjectCopy(tmp_path_factory.mktemp("project"), {**SMALL, "diffusion.steps": 40})
+    yield ProjectCopy(tmp_path_factory.mktemp("project"), SMALL)
 
 
 def manifest(project: ProjectCopy, source: str) -> dict:
@@ -44,7 +44,7 @@ def test_the_teacher_is_asked_in_the_step(project: ProjectCopy) -> None:
 
 
 def test_another_teacher_trains_anew(project: ProjectCopy) -> None:
-    project.set({"diffusion.steps": 41})
+    project.set({"diffusion.steps": 121})
     made = project.run("dvc", "repro", "stages/gradients/dvc.yaml:sbg_online")
     assert stages_run(made.stdout) == ["check", "diffusion", "sbg_online"]
     listed = project.run("dvc", "repro", "--dry", "pag_score")

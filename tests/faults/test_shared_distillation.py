@@ -25,8 +25,7 @@ COMMAND = [sys.executable, "stages/sbg.py"]
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
     """A diffusion model, and shards enough for a further rank to get some after it has started."""
     overrides = {
-        **SMALL, "diffusion.steps": 20, "gradient_store.images_per_shard": 16,
-        "gradient_store.images_per_chunk": 16, "sbg.draws": 4,
+        **SMALL, "gradient_store.images_per_shard": 16, "gradient_store.images_per_chunk": 16, "sbg.draws": 4,
     }  # fmt: skip
     project = ProjectCopy(tmp_path_factory.mktemp("shared"), overrides)
     project.stage("prepare")

@@ -208,7 +208,7 @@ def train(tmp_path, store, dataset, make_params, make_classifier, monkeypatch):
 
     def run(mode, name, kind=RunFolder, augmentation="crop_flip", **options):
         params = make_params({
-            "train.epochs": 3, "train.batch_size": 8, "objective.classes_per_step": 2,
+            "train.epochs": 2, "train.batch_size": 8, "objective.classes_per_step": 2,
             "train.augmentation": augmentation,
         })  # fmt: skip
         path = tmp_path / "cache" / name
