@@ -31,16 +31,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectCopy]:
 
 
 def test_first_run_makes_every_artifact(project: ProjectCopy) -> None:
-    # of the baseline are the same programs
+    # those of the baseline are the same programs
     before = project.run("dvc", "repro", *(name for name in sorted(BEFORE) if name.startswith("baseline_")))
     # the others as they are started anywhere: each imports what it needs itself
     done = project.run("dvc", "repro", forked=False)
     ran = {*stages_run(before.stdout), *stages_run(done.stdout)}
-    assert ran == BEFORE | AFTER_TRAINING | {
-        "diffusion",
-        "sbg",
-        "heuristic@none",
-    }
+    assert ran == BEFORE | AFTER_TRAINING | {"diffusion", "sbg", "heuristic@none"}
     page = (project.path / "report.html").read_text(encoding="utf-8")
     assert "<html" in page and "data:image/png;base64," in page
     autoattack = project.metrics("autoattack")
