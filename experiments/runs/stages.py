@@ -38,10 +38,10 @@ GIVEN = {"image_folder", "diffusion_checkpoint", "classifier_checkpoint", "own.r
 class Stage:
     """A stage for the parameters of one run.
 
-    `address` is what DVC's commands find it by, from the checkout. `identity` is a fingerprint of all that its result depends
-    on: its command, code, the parameters of the keys that are `tracked` (all: `params.yaml`), what the user gave, and the stages
-    before it. `cached` says that DVC's cache keeps what it makes for other runs, `metrics` are the paths of its metrics files by
-    name (`autoattack`, `details/autoattack`), `before` the names of all stages that it needs.
+    `address` is what DVC's commands find it by, from the checkout. `identity` is a fingerprint of all that its result
+    depends on: its command, code, the parameters of the keys that are `tracked` (all: `params.yaml`), what the user gave,
+    and the stages before it. `cached` says that DVC's cache keeps what it makes for other runs, `metrics` are the paths of
+    its metrics files by name (`autoattack`, `details/autoattack`), `before` the names of all stages that it needs.
     """
 
     name: str
