@@ -27,7 +27,8 @@ class Run:
     """What one run is: the parameters that DVC is given, the stages that are wanted of it, and their metrics files by name.
 
     `addresses` are what DVC's commands find these stages by. `name` has a fingerprint of all that its results depend on: an
-    experiment of this name that has its metrics is the run. `shared` are the identities of its stages that DVC's cache keeps for other runs.
+    experiment of this name that has its metrics is the run. `shared` are the identities of its stages that DVC's cache keeps
+    for other runs.
     """
 
     name: str
