@@ -191,7 +191,7 @@ def run_autoattack(
     params: AutoAttackParams,
     seed: int,
     folder: RunFolder,
-    processes: int = 1,
+    processes: int | None = 1,
     who: str,
 ) -> dict[str, Any]:
     """AutoAttack at every radius of `params`: `clean` and one accuracy (fraction) for each `NORM RADIUS`.

@@ -118,7 +118,7 @@ def run_foolbox(
     params: FoolboxParams,
     seed: int,
     folder: RunFolder,
-    processes: int = 1,
+    processes: int | None = 1,
     who: str,
 ) -> dict[str, Any]:
     """Every attack of Table 6: accuracy (fraction) at each radius of its norm, at `None`, and `median_distance`.

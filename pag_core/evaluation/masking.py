@@ -114,7 +114,7 @@ def masking_checks(
     params: MaskingParams,
     seed: int,
     folder: RunFolder,
-    processes: int = 1,
+    processes: int | None = 1,
 ) -> dict[str, Any]:
     """PGD accuracy against radius of model and baseline, transfer and Square at `transfer_radii`, and the verdicts.
 

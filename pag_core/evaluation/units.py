@@ -12,18 +12,20 @@ from pag_core.pipeline.loop import progress_bar
 Unit = Callable[[], dict[str, Any]]
 
 
-def finished_units(folder: RunFolder, work: dict[str, Unit], *, processes: int, what: str) -> dict[str, dict[str, Any]]:
+def finished_units(
+    folder: RunFolder, work: dict[str, Unit], *, processes: int | None, what: str
+) -> dict[str, dict[str, Any]]:
     """The result of every unit in the order of `work`; those that an earlier run finished are not computed again.
 
-    A unit must not depend on which others ran before it in the same process. With `processes` above one, the ranks
-    that it starts or those of torchrun take their share and only rank 0 returns. Raises RankLost if one of them failed.
-    With one, a rank of a user's own torchrun does all of it.
+    A unit must not depend on which others ran before it in the same process. The ranks
+    that are started for more than one of `processes`, or those of torchrun, take their share and only rank 0 returns. Raises
+    RankLost if one of them failed. With None this process does all of it, also as a rank of a torchrun that is the user's.
     """
-    if this_process().leads:
+    if processes is None or this_process().leads:
         folder.forget_claims()
     with progress_bar(what, len(work), 0, "unit") as bar:
         still_open = sum(folder.load_unit(name) is None for name in work)
-        with ranks(processes, units=still_open) if processes > 1 else contextlib.nullcontext():
+        with contextlib.nullcontext() if processes is None else ranks(processes, units=still_open):
             for name in work:
                 # units differ in length, so each process takes the next one that is free
                 if folder.load_unit(name) is None and folder.claim(name):

@@ -62,7 +62,15 @@ def autoattack(
     )
     with _work("autoattack", [network], images, labels, options, seed, folder) as (place, classes):
         return run_autoattack(
-            network, images, labels, classes=classes, params=options, seed=seed, folder=place, who="network"
+            network,
+            images,
+            labels,
+            classes=classes,
+            params=options,
+            seed=seed,
+            folder=place,
+            processes=None,
+            who="network",
         )
 
 
@@ -93,7 +101,9 @@ def foolbox_suite(
         batch_size=batch_size,
     )
     with _work("foolbox", [network], images, labels, options, seed, folder) as (place, _):
-        return run_foolbox(network, images, labels, params=options, seed=seed, folder=place, who="network")
+        return run_foolbox(
+            network, images, labels, params=options, seed=seed, folder=place, processes=None, who="network"
+        )
 
 
 def masking_checks(
@@ -126,7 +136,7 @@ def masking_checks(
     )
     with _work("masking", [network, baseline], images, labels, options, seed, folder) as (place, classes):
         return masking.masking_checks(
-            network, baseline, images, labels, classes=classes, params=options, seed=seed, folder=place
+            network, baseline, images, labels, classes=classes, params=options, seed=seed, folder=place, processes=None
         )
 
 

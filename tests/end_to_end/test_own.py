@@ -1,5 +1,6 @@
 """A network and a source of gradients of the user's, through DVC: from two files to the page, and what an edit rebuilds."""
 
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +83,7 @@ def test_dvcs_copies_of_the_checkout_have_what_git_knows(project: ProjectCopy) -
 
 
 def test_an_exported_network_carries_its_code(project: ProjectCopy) -> None:
+    shutil.rmtree(project.path / "metrics/details")  # of the network before the edits
     project.run(sys.executable, "-m", "pag_core.exchange.export", "exported")
     inside = project.run(sys.executable, "-c", INSIDE).stdout
     outside = subprocess.run(

@@ -48,7 +48,8 @@ def test_another_teacher_trains_anew(project: ProjectCopy) -> None:
     made = project.run("dvc", "repro", "stages/gradients/dvc.yaml:sbg_online")
     assert stages_run(made.stdout) == ["check", "diffusion", "sbg_online"]
     listed = project.run("dvc", "repro", "--dry", "pag_score")
-    assert stages_run(listed.stdout) == ["train", "pag_score"]
+    # what measures the classifier follows if it differs
+    assert stages_run(listed.stdout) == ["train"]
 
 
 def test_some_classes_of_each_image_at_an_address(project: ProjectCopy, tmp_path: Path) -> None:
