@@ -14,7 +14,7 @@ from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier, require_imported
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
-from pag_core.datasets.counts import count
+from pag_core.datasets.counts import count, slots
 from pag_core.datasets.prepared import Dataset, Split, read_labels
 from pag_core.diffusion.network import (
     architecture,
@@ -100,9 +100,8 @@ def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule
             partial(OwnGradients, params.own, device),
         ]
     if params.source != "none" and params.lambda_ > 0:
-        kept = params.gradient_store.classes_per_image if params.source in ("sbg", "own") else None
-        slots = min(kept or dataset.classes, dataset.classes)
-        rules.append(partial(require_drawn_classes, params.objective, classes=dataset.classes, slots=slots))
+        held = slots(params, dataset.classes)
+        rules.append(partial(require_drawn_classes, params.objective, classes=dataset.classes, slots=held))
     return rules
 
 

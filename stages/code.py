@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
 from pag_core.errors import PagError
-from pag_core.params.reading import load_params
+from pag_core.params.reading import load_params, value_at
 from pag_core.pipeline.artifacts import replacing_folder
 from pag_core.pipeline.code_identity import CHECKOUT, NAMED, code_record, own_code_record
 from pag_core.pipeline.own_code import OWN
@@ -18,7 +18,7 @@ from pag_core.pipeline.paths import CODE
 
 def main() -> None:
     """Write data/code/STAGE.txt for every program of stages/ and data/code/own/NAME.txt: a line for each file."""
-    params = load_params()
+    params = load_params().model_dump(by_alias=True)
     with replacing_folder(CODE) as folder:
         for program in sorted((CHECKOUT / "stages").glob("[!.]*.py")):
             (folder / f"{program.stem}.txt").write_text(code_record(program), encoding="utf-8")
@@ -26,7 +26,7 @@ def main() -> None:
         # what a source of the user's reads that reads nothing: DVC asks for a path
         (folder / OWN / "nothing.txt").touch()
         for name, key in NAMED.items():
-            (folder / OWN / f"{name}.txt").write_text(own_code_record(params.value(key), key), encoding="utf-8")
+            (folder / OWN / f"{name}.txt").write_text(own_code_record(value_at(params, key), key), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def _stored_gradients(shown: Opened, classes: torch.Tensor) -> dict[str, torch.T
 
 
 def _is_stored(model: Model) -> bool:
-    return model.kind.source != "none" and model.params.source in ("sbg", "sbg_online", "own")
+    return model.kind.source != "none" and SOURCES[model.params.source].store is None
 
 
 def _with_robustness(shown: Opened, label: str, name: str | None = None) -> str:

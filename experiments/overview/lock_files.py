@@ -6,8 +6,8 @@ from typing import Any
 
 from experiments.description.experiment import PARAMS
 from experiments.description.file import Plain
-from experiments.runs.stages import value_at
 from pag_core.errors import ArtifactError
+from pag_core.params.reading import value_at
 from pag_core.params.yaml_text import read_yaml
 from pag_core.pipeline.paths import CHECKED
 

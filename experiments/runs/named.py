@@ -104,7 +104,8 @@ def finished(runs: dict[str, Run], *, remark: bool = False) -> dict[str, Done]:
     RepositoryMissing where there is no git repository with a commit.
     """
     require_commits()
-    every = experiments()
+    with Repo(str(CHECKOUT)) as repo:
+        every = [(name, rev) for found in repo.experiments.ls(all_commits=True).values() for name, rev in found]
     found: dict[str, Done] = {}
     for run, one in runs.items():
         for revision in [revision for name, revision in every if name == one.name]:
@@ -118,12 +119,6 @@ def finished(runs: dict[str, Run], *, remark: bool = False) -> dict[str, Done]:
         ):
             print(f"{_described(one.name)}: other code, parameters or images made {', '.join(others)}", file=sys.stderr)
     return found
-
-
-def experiments() -> list[tuple[str, str]]:
-    """DVC's experiments on any commit: the name and the revision of each."""
-    with Repo(str(CHECKOUT)) as repo:
-        return [(name, rev) for found in repo.experiments.ls(all_commits=True).values() for name, rev in found]
 
 
 def _described(name: str) -> str:

@@ -15,7 +15,7 @@ from dvc.repo.experiments.queue.base import QueueEntry
 from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
 
 from experiments.description.experiment import base_params
-from experiments.runs.named import Done, Run, experiments, finished, is_as_named, queue_lock
+from experiments.runs.named import Done, Run, finished, is_as_named, queue_lock
 from experiments.runs.overrides import overrides
 from experiments.runs.repository import require_committer
 from pag_core.compute.interruption import interruptible
@@ -200,7 +200,8 @@ def put(run: Run) -> Literal["queued", "there", "done", "changed"]:
             if run.name in {entry.name for entry in [*queue.iter_queued(), *queue.iter_active()]}:
                 return "there"
             # failed attempts have the name, and an experiment whose metrics are gone
-            if run.name in {name for name, _ in experiments()} | {ended.entry.name for ended in queue.iter_failed()}:
+            names = {name for found in repo.experiments.ls().values() for name, _ in found}
+            if run.name in names | {ended.entry.name for ended in queue.iter_failed()}:
                 repo.experiments.remove([run.name])
         while said := _refusal(["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.addresses]):
             if BUSY not in said:

@@ -21,6 +21,7 @@ from dvc_objects.fs.local import LocalFileSystem
 from experiments.description.experiment import PARAMS
 from experiments.description.file import Plain
 from pag_core.errors import DatasetError
+from pag_core.params.reading import value_at
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.code_identity import CHECKOUT, NAMED, code_record, own_code_record
@@ -154,14 +155,6 @@ def content_of(path: Path) -> str:
 def _parameters(tracked: frozenset[str], params: Plain) -> Plain:
     keys = params.keys() if PARAMS in tracked else tracked
     return {key: value_at(params, key) for key in keys if key not in GIVEN}
-
-
-def value_at(params: Plain, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = params
-    for part in key.split("."):
-        value = value[part]
-    return value
 
 
 @contextlib.contextmanager

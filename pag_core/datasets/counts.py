@@ -23,15 +23,20 @@ MOST = {
 }
 
 
+def slots(params: Params, classes: int) -> int:
+    """Of how many of `classes` the source has a gradient of each image."""
+    kept = params.gradient_store.classes_per_image if params.source in ("sbg", "own") else None
+    return min(kept or classes, classes)
+
+
 def automatic_counts(params: Params, dataset: Dataset) -> dict[str, int]:
     """The numbers by key that `auto` stands for in `params`: those of `MOST`, or at most what `dataset` has.
 
     A judge learns more images where a class is not among so many.
     """
-    test, kept = len(dataset.splits["test"]), params.gradient_store.classes_per_image
-    slots = min(kept or dataset.classes, dataset.classes) if params.source in ("sbg", "own") else dataset.classes
+    test = len(dataset.splits["test"])
     there = dict.fromkeys(MOST, test) | {
-        "objective.classes_per_step": slots,
+        "objective.classes_per_step": slots(params, dataset.classes),
         "validation.images": len(dataset.splits["validation"]),
         "pag_score.images": min(test, params.gradient_store.held_out_images),
     }

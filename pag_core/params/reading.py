@@ -73,6 +73,14 @@ def without_auto(content: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def value_at(content: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key in parameters as plain data."""
+    value: Any = content
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
 def _explained(problem: dict[str, Any], content: dict[str, Any]) -> str:
     location = problem["loc"]
     place = ".".join(str(part) for part in location)

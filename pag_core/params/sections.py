@@ -325,10 +325,3 @@ class Params(Section):
         for name, _, key in (key.partition(".") for key in keys):
             found[name] = {**found.get(name, {}), key: plain[name][key]} if key else plain[name]
         return found
-
-    def value(self, key: str) -> Any:
-        """The value of `section.key`, spelled as in params.yaml."""
-        found: Any = self.model_dump(mode="json", by_alias=True)
-        for part in key.split("."):
-            found = found[part]
-        return found
