@@ -15,6 +15,8 @@ from pag_core.pipeline.code_identity import CHECKOUT, NAMED, code_record, own_co
 from pag_core.pipeline.own_code import OWN
 from pag_core.pipeline.paths import CODE
 
+NONE = "none\n"  # DVC warns of an empty file at each stage that reads it
+
 
 def main() -> None:
     """Write data/code/STAGE.txt for every program of stages/ and data/code/own/NAME.txt: a line for each file."""
@@ -24,9 +26,10 @@ def main() -> None:
             (folder / f"{program.stem}.txt").write_text(code_record(program), encoding="utf-8")
         (folder / OWN).mkdir()
         # what a source of the user's reads that reads nothing: DVC asks for a path
-        (folder / OWN / "nothing.txt").touch()
+        (folder / OWN / "nothing.txt").write_text(NONE, encoding="utf-8")
         for name, key in NAMED.items():
-            (folder / OWN / f"{name}.txt").write_text(own_code_record(value_at(params, key), key), encoding="utf-8")
+            record = own_code_record(value_at(params, key), key)
+            (folder / OWN / f"{name}.txt").write_text(record or NONE, encoding="utf-8")
 
 
 if __name__ == "__main__":
