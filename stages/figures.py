@@ -142,6 +142,11 @@ def main() -> None:
                 curves["baseline"],
                 model=model,
                 beside=beside,
+                kept={
+                    name: loaded[who][1].card["kept"]["epoch"]
+                    for name, who in ((model, "classifier"), (beside, "baseline"))
+                    if "kept" in loaded[who][1].card
+                },
             ),
             "gradient_sources": gradient_sources(dataset, _sources(params, dataset), images=rows.stop),
             "targeted_pgd": targeted_pgd(

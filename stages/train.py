@@ -15,19 +15,22 @@ from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.errors import ParamsError
+from pag_core.evaluation.validation import validated, validation_row
 from pag_core.gradient_store.feed import open_feed
 from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.controls import exchanged, require_exchangeable
 from pag_core.gradients.online import open_online
 from pag_core.objective.methods import build_method
+from pag_core.params.declared import validation_record
 from pag_core.params.sections import ObjectiveParams
 from pag_core.params.values import is_imported
+from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.checkpoint import RunFolder, run_folder
 from pag_core.pipeline.code_identity import own_code_inputs
 from pag_core.pipeline.paths import classifier_path, curves_path, dataset_path, gradients_path
 from pag_core.pipeline.saved_network import load_network
 from pag_core.pipeline.stage import OpenStage, run, stage
-from pag_core.training.classifier import Trainer
+from pag_core.training.classifier import Trainer, Validate
 from pag_core.training.step import AlignmentTerm
 
 RECIPE = ("dataset", "arch", "seed", "classifier", "train")
@@ -71,6 +74,17 @@ def _alignment_term(
     return AlignmentTerm(targets, params.lambda_, params.objective)
 
 
+def _validate(opened: OpenStage, dataset: Dataset) -> Validate | None:
+    """What measures a network between epochs, as stages/validation.py will in the end; None where nothing does."""
+    if not opened.params.train.validate_every:
+        return None
+    # an input of its own: a training without validation does not depend on it
+    params, split = opened.all_params.validation, dataset.splits["validation"].to(opened.device)
+    return lambda network: validation_row(
+        *validated(network, split, params, classes=dataset.classes, seed=opened.params.seed)
+    )
+
+
 def main(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Train the vanilla baseline of the same recipe.")
@@ -91,6 +105,10 @@ def main(
         store = None if baseline else GradientStore(gradients_path(params.source))
         if store is not None:
             inputs["gradient store"] = store.manifest["checksum"]
+        if params.train.validate_every:
+            inputs["validation parameters"] = digest(
+                validation_record(opened.all_params.section("train", "validation"))
+            )
         processes = replica_count(params.processes)
         opened.divide_cores(processes)
         provenance = opened.provenance(inputs=inputs, processes=processes)
@@ -118,6 +136,7 @@ def main(
                 checkpoint_seconds=params.checkpoint_seconds,
                 method=build_method(params.baseline_method if baseline else params.method, params),
                 config=config,
+                validate=_validate(opened, dataset),
             )
             history = trainer.run(curves_path(who))
             classifier.eval().requires_grad_(False)
@@ -129,6 +148,9 @@ def main(
                 dataset=dataset,
                 provenance=provenance,
                 training={key: value for key, value in history[-1].items() if key != "step"},
+                kept={"epoch": trainer.kept_epoch, "epochs": params.train.epochs, "best_by": params.train.best_by}
+                if params.train.keep == "best"
+                else None,
             )
 
 

@@ -13,13 +13,11 @@ from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ArtifactError
-from pag_core.evaluation.apgd import apgd_accuracy
-from pag_core.evaluation.preconditions import batches_of, correct
+from pag_core.evaluation.validation import APGD_STEPS, validated
 from pag_core.pipeline.artifacts import write_json
+from pag_core.pipeline.curves import VALIDATION
 from pag_core.pipeline.paths import DATA, dataset_path, measured_path, write_metrics
 from pag_core.pipeline.stage import run, stage
-
-APGD_STEPS = 20
 
 
 def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the baseline.")] = False) -> None:
@@ -31,9 +29,7 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
     reads = ("dataset", "seed", "validation")
     with stage(f"validation_{who}", reads=reads, memory="validation.batch_size") as opened:
         dataset = read_dataset(dataset_path(opened.params.dataset))
-        params, size = count(opened, dataset), opened.params.validation.batch_size
-        validation = dataset.splits["validation"].to(opened.device)
-        attacked = validation.first(params.validation.images, "validation.images")
+        params = count(opened, dataset)
         place = measured_path(who, params.classifier_checkpoint)
         classifier, saved = load_classifier(place, dataset, opened.device)
         if not {"training", "imported"} & saved.card.keys():
@@ -41,28 +37,26 @@ def main(baseline: Annotated[bool, typer.Option("--baseline", help="Measure the 
             raise ArtifactError(
                 f"{place} does not say how its training ended, as of an earlier version; run {command} again"
             )
-        proxy = apgd_accuracy(
+        clean, proxy = validated(
             classifier,
-            validation.pixels(attacked),
-            validation.labels[attacked],
-            radii=params.validation.radii,
+            dataset.splits["validation"].to(opened.device),
+            params.validation,
             classes=dataset.classes,
-            steps=APGD_STEPS,
             seed=params.seed,
-            batch_size=size,
         )
-        hits = [
-            correct(classifier, validation.pixels(rows), validation.labels[rows], batch_size=size)
-            for rows in batches_of(len(validation), size)
-        ]
-        clean = sum(int(batch.sum()) for batch in hits) / len(validation)
-        found = {"clean": clean, f"APGD-{APGD_STEPS} on {attacked.stop} images (fast proxy)": proxy}
+        found = {"clean": clean, f"APGD-{APGD_STEPS} on {params.validation.images} images (fast proxy)": proxy}
         record = opened.provenance(inputs={"dataset": dataset.fingerprint, who: saved.fingerprint})
-        details = {"train": saved.card.get("training", {}), "validation": found, "provenance": record}
+        # without what was validated between epochs, of which this is the last word
+        training = {
+            key: value for key, value in saved.card.get("training", {}).items() if not key.startswith(VALIDATION)
+        }
+        kept = {"kept": saved.card["kept"]} if "kept" in saved.card else {}
+        details = {"train": training, **kept, "validation": found, "provenance": record}
         if baseline:
             write_json(DATA / "baseline_training.json", details)
         else:
-            write_metrics("training", details, {"validation": {"clean": clean}, "proxy": proxy})
+            headline = {"validation": {"clean": clean}, "proxy": proxy}
+            write_metrics("training", details, headline | ({"kept_epoch": saved.card["kept"]["epoch"]} if kept else {}))
 
 
 if __name__ == "__main__":

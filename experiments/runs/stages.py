@@ -21,12 +21,13 @@ from dvc_objects.fs.local import LocalFileSystem
 from experiments.description.experiment import PARAMS
 from experiments.description.file import Plain
 from pag_core.errors import DatasetError
+from pag_core.params.declared import validation_record
 from pag_core.params.reading import value_at
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.code_identity import CHECKOUT, NAMED, code_record, own_code_record
 from pag_core.pipeline.own_code import OWN
-from pag_core.pipeline.paths import CODE, METRICS
+from pag_core.pipeline.paths import CODE, METRICS, VALIDATED
 
 PIPELINES = ("dvc.yaml", "stages/gradients/dvc.yaml")
 # they say that something is there, and not what: nothing is made from their outputs
@@ -115,7 +116,9 @@ class Stages:
             if isinstance(dep, ParamsDependency) or any(Path(out).is_relative_to(path) for out in made):
                 continue
             inside = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
-            if inside.parent == CODE:
+            if inside == VALIDATED:
+                found["validation"] = validation_record(params)
+            elif inside.parent == CODE:
                 found["code"] = self._code(inside.stem)
             elif inside.parent == CODE / OWN:
                 # a source of the user's that reads nothing has a path that says so

@@ -25,11 +25,13 @@ def save_classifier(
     dataset: Dataset,
     provenance: dict[str, Any],
     training: dict[str, float] | None = None,
+    kept: dict[str, Any] | None = None,
     imported: dict[str, Any] | None = None,
 ) -> None:
     """Write a trained classifier with the card that `load_classifier` rebuilds it from.
 
-    `training` are the means of its last epoch, by name: losses, and the accuracy on training images as a fraction. `imported`
+    `training` are the means of its last epoch, by name: losses, and the accuracy on training images as a fraction. `kept` says
+    of which epoch the weights are where they are not the last, and by what they were chosen on validation images. `imported`
     says where one that was trained elsewhere comes from; which images it was trained on is then not known.
     """
     card: dict[str, Any] = {
@@ -41,7 +43,7 @@ def save_classifier(
         "normalisation": {"mean": MEAN, "deviation": DEVIATION, "input_range": [0, 1]},
         "dataset": dataset.fingerprint,
         "provenance": provenance,
-    } | ({} if training is None else {"training": training})
+    } | {name: found for name, found in (("training", training), ("kept", kept)) if found is not None}
     if imported is not None:
         card |= {
             "normalisation": {

@@ -93,6 +93,11 @@ class Replicas:
             distributed.all_reduce(values)
         return values
 
+    def wait_for_leader(self) -> None:
+        """Return when rank 0, which may have worked alone for long, has called it too; all of them call it."""
+        if self._fabric is not None:
+            process_group.current().wait_for_all()
+
     def load_checkpoint(self, load: LoadCheckpoint, device: torch.device) -> dict[str, Any] | None:
         """The checkpoint that `load` gives rank 0, or None, on every process; all of them call it."""
         if self._fabric is None:

@@ -6,7 +6,7 @@ from typing import Any
 from pag_core.datasets.labelled_images import listed_classes
 from pag_core.evaluation.attacks import settings_by_norm
 from pag_core.exchange.travelling_code import packages_needed
-from pag_core.report.verdict import MASKING_CHECKS, gradients_phrase, percent
+from pag_core.report.verdict import MASKING_CHECKS, gradients_phrase, kept_phrase, percent
 
 Plain = dict[str, Any]
 ORIGIN = ("arch", "source", "control", "lambda", "method", "baseline_method")
@@ -38,7 +38,8 @@ def _title(name: str, who: str, dataset: str, card: Plain, parameters: int) -> s
         f"{', '.join(f'{key} {value}' for key, value in card['options'].items() if value is not None) or 'as by default'}\n"
         f"- Takes images float32 [B, {channels}, {height}, {width}] in [0, 1]; normalisation is inside. Returns logits\n"
         f"- Classes, in the order of the logits: {classes}; `card.json` names all\n"
-        f"- Data: {dataset}"
+        + (f"- Weights {kept_phrase(card['kept'])}\n" if "kept" in card else "")
+        + f"- Data: {dataset}"
         + (f", fingerprint `{card['dataset']}`" if card["dataset"] else ", of its training unknown")
     )
 

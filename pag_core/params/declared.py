@@ -1,5 +1,6 @@
 """What a stage declares that it reads, in the words of dvc.yaml: a view of the parameters that has nothing else."""
 
+import json
 import re
 from typing import Any, cast
 
@@ -49,6 +50,11 @@ def declared_params(params: Params, reads: Reads, stage: str) -> Params:
 def recorded_params(params: Params, reads: Reads) -> dict[str, Any]:
     """What `reads` declares as plain data for the record of an artifact: what its result depends on."""
     return params.section(*(key for key in keys_of(reads, params) if not {key, key.partition(".")[0]} & ELSEWHERE))
+
+
+def validation_record(params: dict[str, Any]) -> str:
+    """What a training reads of the section `validation` of `params` (plain data): all of it, or nothing."""
+    return (json.dumps(params["validation"]) if params["train"]["validate_every"] else "none") + "\n"
 
 
 def keys_of(reads: Reads, params: Params) -> list[str]:

@@ -200,9 +200,21 @@ class TrainParams(Section):
     schedule: Literal["cosine", "step", "constant"]
     augmentation: Literal["none", "crop_flip"]
     ema_decay: Annotated[Real, Field(ge=0, lt=1)] | None
+    validate_every: Annotated[int, Field(ge=0, le=10**6, strict=True)]
+    keep: Literal["last", "best"]
+    best_by: Literal["robust", "clean", "L2", "Linf"]
     precision: Literal["float32", "tf32", "bfloat16"]
     compile: Annotated[bool, Field(strict=True)]
     channels_last: Annotated[bool, Field(strict=True)]
+
+    @model_validator(mode="after")
+    def _best_is_one_of_several(self) -> Self:
+        if self.keep == "best" and not 0 < self.validate_every < self.epochs:
+            raise ValueError(
+                f"keep: best needs more than one validation, and validate_every is {self.validate_every} of {self.epochs} "
+                f"epochs: set it to 1 to {max(1, self.epochs - 1)}, or keep: last"
+            )
+        return self
 
 
 class WeightWarmupParams(Section):
@@ -315,6 +327,15 @@ class Params(Section):
         if "own" in (self.source, self.pag_score.reference) and self.own.function is None:
             raise ValueError(
                 "source own needs own.function, the name of your function: own.gradients:NAME (own/README.md)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_by_what_is_validated(self) -> Self:
+        if self.train.keep == "best" and self.train.best_by not in ("robust", "clean", *self.validation.radii):
+            raise ValueError(
+                f"train.best_by is {self.train.best_by}, and validation.radii has {', '.join(self.validation.radii)} alone: "
+                "set it to one of these, to robust (the mean of all) or to clean"
             )
         return self
 

@@ -5,6 +5,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+VALIDATION = "validation_"  # begins the names of curves on validation images
+
 
 class Curves:
     """Writes `FOLDER/plots/metrics/NAME.tsv`; a resumed run replays its history first, so no row is lost or doubled.

@@ -7,6 +7,7 @@ from pag_core.pipeline.artifacts import write_json
 
 DATA = Path("data")
 CODE = DATA / "code"
+VALIDATED = CODE / "params/validation.txt"
 DIFFUSION = DATA / "diffusion"
 TOY = DATA / "toy"
 # the same wherever it exists: it says that what was asked for fits the data, and nothing is made from it

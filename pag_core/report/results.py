@@ -29,7 +29,11 @@ FIGURES = {
         "Target gradients of each source for the same images (Figure 7 of the paper): the directions that the alignment "
         "term of Eq. 4 asks the classifier's input-gradients to take."
     ),
-    "training_curves": "Training of model and baseline: the terms of Eq. 4 and the accuracy on training images, by epoch.",
+    "training_curves": (
+        "Training of model and baseline: the terms of Eq. 4 and the accuracy on training images, by epoch; with "
+        "train.validate_every also on validation images, clean and under a short APGD. A dotted line stands at the epoch whose "
+        "weights were kept as the best on these."
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """The result in plain words, computed from the numbers: what the model gains, what it costs, and what to distrust."""
 
 import math
+from typing import Any
 
 from scipy.stats import binomtest
 
@@ -71,7 +72,8 @@ def alarms(results: Results) -> list[str]:
 
 def verdict(results: Results) -> str:
     """One paragraph on clean and robust accuracy of model and baseline, their uncertainty, and gradient masking."""
-    return " ".join([_clean(results), _robust(results), _margin(results), _masking(results)])
+    said = [_clean(results), _kept(results.card), _robust(results), _margin(results), _masking(results)]
+    return " ".join(filter(None, said))
 
 
 def _clean(results: Results) -> str:
@@ -88,6 +90,18 @@ def _clean(results: Results) -> str:
         parts.append(f"{gradients_phrase(source_of(params), params.control)} ({lambda_})")
     how = f"The model, trained with {' and '.join(parts)}," if parts else "The model, trained without target gradients,"
     return f"{how} classifies {_shares(results)}"
+
+
+def _kept(card: dict[str, Any]) -> str:
+    return f"Its weights are those {kept_phrase(card['kept'])}." if "kept" in card else ""
+
+
+def kept_phrase(kept: dict[str, Any]) -> str:
+    """Of which epoch a classifier's weights are, and how it was chosen: what a card has as `kept`."""
+    by = {"robust": "the mean accuracy under a short APGD", "clean": "the clean accuracy"}.get(
+        kept["best_by"], f"the accuracy under a short APGD in {kept['best_by']}"
+    )
+    return f"after epoch {kept['epoch']} of {kept['epochs']}, the best on validation images by {by}"
 
 
 def _shares(results: Results) -> str:

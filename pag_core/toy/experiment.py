@@ -101,7 +101,10 @@ def _recipe(params: ToyParams) -> TrainParams:
     """Appendix G.1; AdamW without weight decay is Adam."""
     return TrainParams(
         epochs=params.epochs, batch_size=params.batch_size, learning_rate=params.learning_rate, optimizer="adamw",
-        momentum=0.0, weight_decay=0.0, ema_decay=None, schedule="constant", augmentation="none", precision="float32",
+        momentum=0.0, weight_decay=0.0, ema_decay=None,
+            validate_every=0,
+            keep="last",
+            best_by="robust", schedule="constant", augmentation="none", precision="float32",
         compile=False, channels_last=False,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The classifier's training loop: Eq. 4 over shuffled epochs, resumable at any step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,15 @@ import torch
 from torch import nn
 
 from pag_core.compute.precision import products_in
-from pag_core.compute.randomness import global_state
+from pag_core.compute.randomness import global_state, streams_kept
 from pag_core.compute.replicas import replicas
 from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.datasets.prepared import Split
-from pag_core.errors import ParamsError
+from pag_core.errors import EvaluationRefused, ParamsError
 from pag_core.objective.methods import STANDARD, Method
 from pag_core.params.sections import ObjectiveParams, TrainParams
 from pag_core.pipeline.checkpoint import RunFolder
-from pag_core.pipeline.curves import Curves
+from pag_core.pipeline.curves import VALIDATION, Curves
 from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
 from pag_core.training.batches import Batch, Batches
 from pag_core.training.optimization import build_optimizer, build_schedule
@@ -25,6 +26,9 @@ from pag_core.training.step import AlignmentTerm, Objective
 
 STEPS_BETWEEN_READS = 100  # at most this many steps run before their losses are brought back and checked
 
+# a network in eval mode: its accuracies (fractions) on validation images, by name
+Validate = Callable[[nn.Module], dict[str, float]]
+
 
 @dataclass
 class Trainer:
@@ -32,6 +36,8 @@ class Trainer:
 
     With `params.ema_decay` the classifier holds the moving average of its weights in the end, while the losses and accuracies
     of an epoch are those of the weights that were trained.
+    Every `params.validate_every` epochs, and after the last, `validate` measures what would be kept; with `params.keep` best
+    the classifier holds in the end what did best by `params.best_by` (where equal, by the clean accuracy, then the later).
     Several `processes` share each batch of `params.batch_size`, and rank 0 alone returns from `run`. Raises ParamsError
     where the parameters do not fit the data, TrainingDiverged at a loss that is not finite and RankLost where
     another process failed. Checkpoints are at least `checkpoint_seconds` apart.
@@ -49,6 +55,7 @@ class Trainer:
     checkpoint_seconds: float = 0.0
     method: Method = STANDARD
     config: ObjectiveParams | None = None
+    validate: Validate | None = None
 
     def __post_init__(self) -> None:
         require_smallest_batch(
@@ -76,6 +83,7 @@ class Trainer:
         self.step = 0
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {}
 
     def run(self, curves_folder: Path) -> list[dict[str, float]]:
         """Train to the end, from the checkpoint if there is one; returns and logs the means of each epoch."""
@@ -86,9 +94,17 @@ class Trainer:
                 self._train(Curves(curves_folder, self.history) if self.team.leads else None)
             finally:
                 self.batches.close()
-        if self.average is not None:
-            self.classifier.load_state_dict(self.average.module.state_dict())
+        self.classifier.load_state_dict(self.best["weights"] if self.best else self._kept().state_dict())
         return self.history
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, counted from 1, whose weights the classifier holds after `run`."""
+        return int(self.best["epoch"]) if self.best else self.params.epochs
+
+    def _kept(self) -> nn.Module:
+        """The network with the weights that would be kept now."""
+        return self.classifier if self.average is None else self.average.module
 
     def _train(self, curves: Curves | None) -> None:
         objective = self.team.replicate(
@@ -117,7 +133,7 @@ class Trainer:
                     self._accumulate(watch)
                     if epoch_ends:
                         self._close_epoch(curves)
-                        bar.set_postfix(loss=f"{self.history[-1]['cross_entropy']:.4f}")
+                        bar.set_postfix(_shown(self.history[-1]))
                     if self.team.leads:
                         clock.tick(self._snapshot)
         if curves is not None:
@@ -157,16 +173,41 @@ class Trainer:
         row = {"step": float(self.step // self.steps_per_epoch), "accuracy": self.sums["correct"] / images}
         row |= {name: self.sums[name] / images for name in ("cross_entropy", "alignment") if name in self.sums}
         self.sums = {}
+        if self.validate is not None and (
+            self.step == self.batches.steps or row["step"] % self.params.validate_every == 0
+        ):
+            if self.team.leads:
+                row |= self._validated(self.validate, int(row["step"]))
+            self.team.wait_for_leader()
         self.history.append(row)
         if curves is not None:
             curves.log(row)
+
+    def _validated(self, validate: Validate, epoch: int) -> dict[str, float]:
+        """What is measured of what would be kept now, and kept if it is the best so far; nothing else changes by it."""
+        network = self._kept()
+        mode = network.training
+        with streams_kept(self.device):
+            try:
+                found = validate(network.eval())
+            except EvaluationRefused as error:
+                raise EvaluationRefused(
+                    f"validation after epoch {epoch}: {error}; or set train.validate_every to 0, to train without"
+                ) from error
+        network.train(mode)
+        if self.params.keep == "best":
+            score = [found[self.params.best_by], found["clean"]]
+            if not self.best or score >= self.best["score"]:
+                weights = {name: tensor.to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+                self.best = {"epoch": epoch, "score": score, "weights": weights}
+        return {f"{VALIDATION}{name}": value for name, value in found.items()}
 
     def _snapshot(self) -> dict[str, Any]:
         return {
             "classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(), "draws": self.batches.draws_state(), "global": global_state(self.device),
             "step": self.step, "sums": self.sums, "history": self.history,
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(), "best": self.best,
         }  # fmt: skip
 
     def _resume(self) -> torch.Tensor | None:
@@ -180,9 +221,15 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.team.restore_global_state(state["global"], self.device)
-        self.step, self.sums, self.history = state["step"], state["sums"], state["history"]
+        self.step, self.sums, self.history, self.best = state["step"], state["sums"], state["history"], state["best"]
         draws: torch.Tensor = state["draws"]
         return draws
+
+
+def _shown(row: dict[str, float]) -> dict[str, str]:
+    """The end of the progress bar's line."""
+    validated = {name: f"{row[key]:.1%}" for name in ("clean", "robust") if (key := f"{VALIDATION}{name}") in row}
+    return {"loss": f"{row['cross_entropy']:.4f}", **validated}
 
 
 def _drawn(term: AlignmentTerm, classes: int) -> int | None:

@@ -51,17 +51,18 @@ def test_imports_run_one_way() -> None:
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_dvc_depends_on_the_fingerprint_of_a_stages_code(name: str, stage: dict[str, Any]) -> None:
-    own = {"check": ["network"], "train": ["network"], "baseline": ["network"], "own": ["gradients"]}.get(name, [])
+    trained = ["own/network", "params/validation"]
+    more = {"check": ["own/network"], "train": trained, "baseline": trained, "own": ["own/gradients"]}.get(name, [])
     assert [path for path in stage["deps"] if path.startswith("data/code")] == [
         f"data/code/{program_of(stage).stem}.txt",
-        *(f"data/code/own/{what}.txt" for what in own),
+        *(f"data/code/{what}.txt" for what in more),
     ]
 
 
 def test_no_stage_depends_on_a_file_of_the_users_that_is_not_made() -> None:
     """And the stage that makes them depends on what names them."""
     (code,) = (stage for name, stage in read_yaml((ROOT / "dvc.yaml").read_text())["stages"].items() if name == "code")
-    assert set(code["params"]) == set(NAMED.values())
+    assert set(code["params"]) == {*NAMED.values(), "train.validate_every", "validation"}
     wanted = {dep for param in STAGES for dep in param.values[1]["deps"] if "code/own/" in dep}  # type: ignore[index,call-overload]
     assert wanted == {f"data/code/own/{name}.txt" for name in NAMED}
 
