@@ -118,6 +118,7 @@ def rival(method):
     return {**training, "params": {**training["params"], **METHODS[method]}}
 
 
+KEEPING = {**VANILLA, "params": {**CLASSIFIER, "train.validate_every": 1, "train.keep": "best"}}
 ASKING = {**ALIGNED, "asks_teacher": True}
 
 # those of one process come first: it must not have loaded what several need
@@ -127,6 +128,7 @@ TRAININGS = {
     "diffusion 1": {**DENOISER, "processes": 1},
     **{f"batch norm {meaning} 1": {**normed(meaning), "processes": 1} for meaning in MEANINGS},
     **{f"{method} 1": {**rival(method), "processes": 1} for method in METHODS},
+    "best 1": {**KEEPING, "processes": 1},
     "teacher 1": {**ASKING, "processes": 1},
     "vanilla 2": {**VANILLA, "processes": 2},
     "aligned 2": {**ALIGNED, "processes": 2},
@@ -134,6 +136,7 @@ TRAININGS = {
     "diffusion 2": {**DENOISER, "processes": 2},
     **{f"batch norm {meaning} 2": {**normed(meaning), "processes": 2} for meaning in MEANINGS},
     **{f"{method} 2": {**rival(method), "processes": 2} for method in METHODS},
+    "best 2": {**KEEPING, "processes": 2},
     "teacher 2": {**ASKING, "processes": 2},
     "dropout": DROPOUT,
 }
@@ -185,6 +188,17 @@ def test_batch_norm_takes_the_statistics_of_the_whole_batch(outcome, meaning):
 def test_methods_are_those_of_one_process(outcome, method):
     """Starts of attacks, and noise, are drawn for the whole batch, and each process takes its rows of them."""
     assert_close(outcome(f"{method} 1"), outcome(f"{method} 2"))
+
+
+@pytest.mark.slow
+def test_rank_0_validates_and_keeps_the_best(outcome):
+    one, two = outcome("best 1"), outcome("best 2")
+    assert_close(one, two)
+    plain = outcome("vanilla 1")  # of the second epoch, which is not the best
+    assert [row["validation_robust"] for row in one["history"]] == sorted(
+        (row["validation_robust"] for row in one["history"]), reverse=True
+    )
+    assert not all(torch.equal(one["weights"][name], tensor) for name, tensor in plain["weights"].items())
 
 
 @pytest.mark.slow

@@ -66,8 +66,16 @@ def test_a_result_is_known_by_the_parameters_that_it_depends_on(stages, changes,
     """The page shows all parameters, and where work ran is none of the others'."""
     base = base_params()
     found = different(stages, base, changed(base_params(), changes))
-    shows_all = {"check", "report"}
+    shows_all = {"check", "report", "code"}
     assert found - shows_all == expected - shows_all
+
+
+def test_a_training_that_validates_depends_on_how(stages):
+    validating = {"train.validate_every": 1}
+    found = different(
+        stages, changed(base_params(), validating), changed(base_params(), validating | {"validation.images": 7})
+    )
+    assert {"train", "baseline", "autoattack"} <= found and not found & {"prepare", "sbg", "diffusion"}
 
 
 def test_stages_come_with_what_they_need_and_measure(stages):

@@ -11,7 +11,7 @@ from pag_core.evaluation.attacks import settings_by_norm
 from pag_core.figures.contact_sheet import INPUT, MARGIN
 from pag_core.figures.gradient_sources import gradient_sources, signed_picture
 from pag_core.figures.labels import CONTROLS, METHODS, baseline_label, model_label
-from pag_core.figures.palette import MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
+from pag_core.figures.palette import BASELINE_COLOUR, MODEL_COLOUR, OWN_CLASS_COLOUR, save_figure, short_name
 from pag_core.figures.robustness_radius import robustness_radius
 from pag_core.figures.targeted_pgd import targeted_pgd
 from pag_core.figures.training_curves import training_curves
@@ -155,6 +155,20 @@ def test_training_curves_have_a_panel_for_each_curve():
     assert len(alignment) == 1 and to_hex(alignment[0].get_color()) == MODEL_COLOUR.lower()
     assert list(zip(*alignment[0].get_data(), strict=True)) == CLASSIFIER["alignment"]
     assert len(training_curves(BASELINE, BASELINE, model="the model", beside="vanilla baseline").axes) == 2
+
+
+def test_curves_on_validation_images_have_rows_of_panels_and_the_kept_epochs():
+    validated = {name: curve(0.1, 0.5) for name in ("validation_clean", "validation_robust", "validation_Linf")}
+    kept = {"the model": 7, "vanilla baseline": 3}
+    figure = training_curves(
+        CLASSIFIER | validated, BASELINE | validated, model="the model", beside="vanilla baseline", kept=kept
+    )
+    titles = [axes.get_title() for axes in figure.axes if axes.axison]
+    assert titles[3:] == ["Validation accuracy", "Validation, APGD in L∞"] and overlapping_texts(figure) == []
+    for axes in figure.axes:
+        dotted = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+        at = {to_hex(line.get_color()).upper(): line.get_xdata()[0] for line in dotted}
+        assert at == ({MODEL_COLOUR: 7, BASELINE_COLOUR: 3} if axes.get_title().startswith("Validation") else {})
 
 
 def test_gradient_sources_show_the_gradients(dataset):

@@ -112,6 +112,9 @@ REFUSED_VALUES = [
     ("train.epochs", "30", ["train.epochs", "'30'"]),
     ("train.optimizer", "adam", ["train.optimizer", "adamw, sgd", "did you mean 'adamw'"]),
     ("train.momentum", 1, ["train.momentum"]),
+    ("train.validate_every", -1, ["train.validate_every", "-1"]),
+    ("train.keep", "bst", ["train.keep", "last, best", "did you mean 'best'"]),
+    ("train.keep", "best", ["train", "validate_every is 0 of 20 epochs: set it to 1 to 19, or keep: last"]),
     ("train.weight_decay", -1e-4, ["train.weight_decay"]),
     ("train.schedule", "steps", ["train.schedule", "cosine, step, constant", "did you mean 'step'"]),
     ("train.augmentation", "flip", ["train.augmentation", "none, crop_flip"]),
@@ -152,6 +155,15 @@ REFUSED_VALUES = [
     ("figures.targeted_radius", {"L2": 1, "Linf": 1}, ["figures.targeted_radius"]),
     ("figures.targeted_radius", {}, ["figures.targeted_radius"]),
 ]
+
+
+def test_the_best_epoch_is_by_what_is_validated(plain_params):
+    kept = {"train.validate_every": 1, "train.keep": "best", "train.best_by": "L2", "validation.radii": {"Linf": [0.1]}}
+    with pytest.raises(
+        ParamsError, match=r"train\.best_by is L2, and validation\.radii has Linf alone: set it to one of"
+    ):
+        parse_params(changed(plain_params, kept))
+    parse_params(changed(plain_params, kept | {"train.best_by": "robust"}))
 
 
 @pytest.mark.parametrize(("key", "value", "words"), REFUSED_VALUES, ids=[f"{k}={v!r}" for k, v, _ in REFUSED_VALUES])

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pag_core.compute.randomness import generator
-from pag_core.errors import ParamsError, TrainingDiverged
+from pag_core.errors import EvaluationRefused, ParamsError, TrainingDiverged
 from pag_core.gradient_store.targets import RepresentativeGradients
 from pag_core.objective.methods import build_method
 from pag_core.pipeline.checkpoint import RunFolder
@@ -70,9 +70,23 @@ def make_trainer(dataset, make_params, make_classifier, cpu):
             classifier=make_classifier(), train=dataset.splits["train"], classes=3, params=params.train,
             term=term, seed=seed, device=cpu, folder=folder,
             method=build_method(params.method, params), config=params.objective,
+            validate=measured_on(dataset.splits["validation"]) if params.train.validate_every else None,
         )  # fmt: skip
 
     return make
+
+
+def measured_on(split):
+    """What validation gives, in a form that moves with every weight and draws from the global generators, as attacks do."""
+
+    def validate(network):
+        torch.manual_seed(0)
+        noise = torch.rand(split.pixels().shape)
+        with torch.no_grad():
+            right = network(split.pixels() + noise).softmax(1).gather(1, split.labels[:, None])
+        return {"clean": right.mean().item(), "robust": right.std().item()}
+
+    return validate
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -219,6 +233,7 @@ def curve_files(folder):
         {"method": "gradient_norm", "gradient_norm.warmup_epochs": 1},
         {"method": "gaussian_noise", "train.schedule": "step"},
         {"train.ema_decay": 0.9},
+        {"train.validate_every": 1, "train.keep": "best", "train.ema_decay": 0.5, "train.augmentation": "crop_flip"},
     ],
 )
 def test_resumed_training_is_bit_identical(
@@ -241,7 +256,7 @@ def test_resumed_training_is_bit_identical(
     assert resumed.run(tmp_path / "curves") == expected
     for name, tensor in weights.items():
         assert torch.equal(tensor, resumed.classifier.state_dict()[name]), name
-    assert curve_files(tmp_path / "curves") == curves and len(curves) == 3
+    assert curve_files(tmp_path / "curves") == curves and len(curves) == 3 + 2 * ("train.keep" in changes)
 
 
 def test_the_seed_fixes_everything_and_another_seed_changes_it(tmp_path, make_trainer):
@@ -329,6 +344,78 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, make_trainer, monkey
     assert (state is None) if step <= 5 else state["step"] == 5
     if state:
         assert all(torch.isfinite(tensor).all() for tensor in state["classifier"].values())
+
+
+# --- validation between epochs
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_validation_changes_nothing_else(tmp_path, make_trainer, decay):
+    """With batch-norm, dropout and augmentation, whose draws and statistics it might."""
+    found = []
+    for every in (0, 1):
+        changes = {"train.ema_decay": decay, "train.augmentation": "crop_flip", "train.validate_every": every}
+        trainer = with_batch_norm(make_trainer(RunFolder(tmp_path / str(every)), **changes))
+        torch.manual_seed(1)
+        history = trainer.run(tmp_path / f"curves-{every}")
+        found.append((trainer.classifier.state_dict(), history))
+    (plain, rows), (validated, more) = found
+    assert all(torch.equal(tensor, validated[name]) for name, tensor in plain.items())
+    assert rows == [{key: value for key, value in row.items() if not key.startswith("validation_")} for row in more]
+    assert all({"validation_clean", "validation_robust"} <= row.keys() for row in more)
+
+
+def test_it_is_of_every_nth_epoch_and_of_the_last(tmp_path, make_trainer):
+    history = make_trainer(RunFolder(tmp_path / "run"), **{"train.epochs": 5, "train.validate_every": 2}).run(tmp_path)
+    assert [row["step"] for row in history if "validation_clean" in row] == [2, 4, 5]
+    assert read_curves(tmp_path)["validation_clean"] == [(n, history[n - 1]["validation_clean"]) for n in (2, 4, 5)]
+
+
+ROBUST, CLEAN = [0.2, 0.6, 0.6, 0.6, 0.1], [0.9, 0.7, 0.8, 0.8, 0.5]
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+@pytest.mark.parametrize(("by", "best"), [("robust", 4), ("clean", 1)])
+def test_the_best_epoch_is_kept_where_equal_by_clean_accuracy_then_the_later(
+    tmp_path, make_trainer, cpu, decay, by, best
+):
+    changes = {"train.epochs": 5, "train.validate_every": 1, "train.keep": "best", "train.best_by": by}
+    trainer = make_trainer(RunFolder(tmp_path / "run"), **changes, **{"train.ema_decay": decay})
+    seen = []
+
+    def validate(network):
+        assert not network.training
+        # where an average is kept it is the average that is measured
+        assert network is (trainer.classifier if decay is None else trainer.average.module)
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return {"robust": ROBUST[len(seen) - 1], "clean": CLEAN[len(seen) - 1]}
+
+    trainer.validate = validate
+    trainer.run(tmp_path / "curves")
+    assert trainer.kept_epoch == best and len(seen) == 5
+    kept = trainer.classifier.state_dict()
+    for epoch, weights in enumerate(seen, start=1):
+        assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items()) == (epoch == best)
+
+
+def test_without_best_the_last_is_kept(tmp_path, make_trainer):
+    trainer = make_trainer(RunFolder(tmp_path / "run"), **{"train.validate_every": 1})
+    trainer.validate = lambda network: {"robust": -float(len(trainer.history)), "clean": 0.0}
+    trainer.run(tmp_path / "curves")
+    assert trainer.kept_epoch == 2
+
+
+def test_a_network_that_cannot_be_validated_is_refused_with_its_epoch(tmp_path, make_trainer):
+    trainer = make_trainer(RunFolder(tmp_path / "run"), **{"train.validate_every": 2})
+
+    def validate(network):
+        raise EvaluationRefused("the model returns logits that are not finite")
+
+    trainer.validate = validate
+    with pytest.raises(
+        EvaluationRefused, match=r"after epoch 2: the model returns .*; or set train.validate_every to 0"
+    ):
+        trainer.run(tmp_path / "curves")
 
 
 def test_more_classes_per_step_than_classes_are_refused(tmp_path, make_trainer):
