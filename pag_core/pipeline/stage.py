@@ -25,6 +25,7 @@ from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.provenance import provenance
 
 TIMINGS = Path("timings")
+EPILOG = "All parameters are in params.yaml, which explains each; for one run: dvc exp run -S train.epochs=5"
 
 
 class OpenStage:
@@ -129,5 +130,5 @@ def _out_of_memory(error: BaseException, opened: OpenStage, parameter: str | Non
 def run(main: Callable[..., None]) -> None:
     """Run a stage's `main` as a command; an unforeseen error keeps Python's plain traceback."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+    app.command(epilog=EPILOG)(main)
     app()
