@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import psutil
 from dvc.repo import Repo
+from dvc.repo.experiments.executor.base import ExecutorResult
 from dvc.repo.experiments.queue.base import QueueEntry
+from dvc.repo.experiments.queue.celery import LocalCeleryQueue
 from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
 
 from experiments.description.experiment import base_params
@@ -114,16 +116,26 @@ class _Queue:
     def _entries(self, wanted: dict[str, Run]) -> dict[str, QueueEntry]:
         """What is in the queue of the runs that are `wanted`: what waits, runs, or had no time to be seen."""
         entries = [*self._queue.iter_queued(), *self._queue.iter_active()]
-        entries += [ended.entry for ended in self._queue.iter_done() if ended.entry.name in self._own]
+        entries += [entry for entry, _ in ended(self._queue, lambda entry: entry.name in self._own)]
         by_name = {entry.name: entry for entry in reversed(entries)}
         return {run: by_name[one.name] for run, one in wanted.items() if one.name in by_name}
 
     def _ended(self) -> Iterator[tuple[str, bool]]:
         """The runs that have ended since the last look, and whether that was without a result of any kind."""
+        quiet = []
+        for run, (entry, _) in self._begun.items():
+            if self._is_alive(entry.stash_rev):
+                self._seen_alive[run] = time.monotonic()
+            else:
+                quiet.append(run)
+        if not quiet:  # to ask DVC is to have it read every task that there ever was
+            return
         queued = {entry.stash_rev for entry in self._queue.iter_queued()}
         active = {entry.stash_rev for entry in self._queue.iter_active()}
-        done = {result.entry.stash_rev: result.result for result in self._queue.iter_done()}
-        for run, (entry, since) in list(self._begun.items()):
+        revisions = {self._begun[run][0].stash_rev for run in quiet}
+        done = {entry.stash_rev: result for entry, result in ended(self._queue, lambda one: one.stash_rev in revisions)}
+        for run in quiet:
+            entry, since = self._begun[run]
             revision = entry.stash_rev
             if revision in done:
                 del self._begun[run]
@@ -132,7 +144,7 @@ class _Queue:
                 said = "failed" if done[revision] is None else "done"
                 print(f"{entry.name}: {said} after {time.monotonic() - since:.0f} s", flush=True)
                 yield run, False
-            elif revision in queued or self._is_alive(revision):
+            elif revision in queued:
                 self._seen_alive[run] = time.monotonic()
             elif time.monotonic() - self._seen_alive[run] > SECONDS_UNTIL_LOST:
                 self._seen_alive[run] = time.monotonic()
@@ -183,6 +195,21 @@ class _Queue:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
+def ended(
+    queue: LocalCeleryQueue, wanted: Callable[[QueueEntry], bool]
+) -> Iterator[tuple[QueueEntry, ExecutorResult | None]]:
+    """The tasks of the queue that have ended and are `wanted`, with their results: None of one that failed.
+
+    As `iter_done` of DVC, which for each of n tasks reads all n again: 16 s of a core for 145 (DVC 3.67).
+    """
+    for _, entry in queue._iter_done_tasks():
+        if wanted(entry):
+            try:
+                yield entry, queue.get_result(entry)
+            except FileNotFoundError:
+                yield entry, None
+
+
 def put(run: Run) -> Literal["queued", "there", "done", "changed"]:
     """Queue an experiment of the run, unless another command has put it there or has made it since.
 
@@ -201,7 +228,8 @@ def put(run: Run) -> Literal["queued", "there", "done", "changed"]:
                 return "there"
             # failed attempts have the name, and an experiment whose metrics are gone
             names = {name for found in repo.experiments.ls().values() for name, _ in found}
-            if run.name in names | {ended.entry.name for ended in queue.iter_failed()}:
+            failed = [result is None for _, result in ended(queue, lambda entry: entry.name == run.name)]
+            if run.name in names or any(failed):
                 repo.experiments.remove([run.name])
         while said := _refusal(["dvc", "exp", "run", "--queue", "--name", run.name, *settings, *run.addresses]):
             if BUSY not in said:
