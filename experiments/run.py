@@ -37,7 +37,9 @@ def main(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A classifier, or one run of it (sbg-seed1), instead of all; give it again for another."),
+        typer.Option(
+            help="A classifier, or one run of it (sbg-seed1, or its number from 0), instead of all; give it again for another."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many runs at once.")] = 1,
     show: Annotated[

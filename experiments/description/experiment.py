@@ -56,10 +56,14 @@ class Experiment:
         return _attacks(self.stages)
 
     def only(self, wanted: list[str]) -> "Experiment":
-        """The same with these of its classifiers or runs; raises BadParameter for a name of neither."""
+        """The same with these of its classifiers or runs, by name or number; raises BadParameter for what is neither."""
+        numbers = {str(number): run for number, run in enumerate(self.params)}
+        wanted = [name if name in self.runs else numbers.get(name, name) for name in wanted]
         if unknown := [name for name in wanted if name not in {*self.runs, *self.params}]:
             known = ", ".join([*self.runs, *(run for run in self.params if run not in self.runs)])
-            raise typer.BadParameter(f"{unknown[0]} is not one of: {known}", param_hint="--only")
+            raise typer.BadParameter(
+                f"{unknown[0]} is not one of: {known}; nor a number up to {len(numbers) - 1}", param_hint="--only"
+            )
         chosen = {name: [run for run in runs if {name, run} & {*wanted}] for name, runs in self.runs.items()}
         runs = {name: found for name, found in chosen.items() if found}
         params = {run: self.params[run] for run in self.params if any(run in found for found in runs.values())}

@@ -26,7 +26,7 @@ class _State:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block a signal raises Interrupted: at once, or in `saving_when_interrupted` after the first one is looked at.
+    """Within the block a signal raises Interrupted: at once, or in `saving_when_interrupted` after it is looked at.
 
     Signals that were ignored stay so (nohup). If the DVC that started a stage is gone, that counts as SIGTERM: it tells its
     stages nothing.
@@ -52,7 +52,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving_when_interrupted() -> Iterator[None]:
-    """Within the block the first signal is kept for `interruption`, which a loop asks where it can save; the second raises."""
+    """Within the block a signal is kept for `interruption`, which a loop asks where it can save; a second Ctrl-C raises."""
     _State.loops_that_save += 1
     try:
         yield
@@ -66,12 +66,14 @@ def interruption() -> Interrupted | None:
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
-    if _State.loops_that_save and _State.received is None:
-        _State.received = number
+    # Slurm, torchrun and the end of DVC may each send a SIGTERM for one wish
+    first, impatient = _State.received is None, _State.received == number == signal.SIGINT
+    _State.received = _State.received or number
+    if first and _State.loops_that_save:
         # not print: the main thread may be in it
-        os.write(2, b"\nSaving a checkpoint before the end; a second signal ends at once.\n")
-        return
-    raise Interrupted(number)
+        os.write(2, b"\nSaving a checkpoint before the end; a second Ctrl-C ends at once.\n")
+    elif first or impatient:
+        raise Interrupted(number)
 
 
 def _end_with_parent(parent: int, done: threading.Event) -> None:

@@ -51,16 +51,37 @@ def test_a_loop_finishes_its_step_and_saves(number, place, cpu, capfd):
             clock.tick(lambda: {"step": steps})  # noqa: B023
     assert caught.value.code == CODES[number] and steps == 3
     assert folder.load_checkpoint(cpu) == {"step": 3}
-    assert "Saving a checkpoint before the end; a second signal ends at once." in capfd.readouterr().err
+    assert "Saving a checkpoint before the end; a second Ctrl-C ends at once." in capfd.readouterr().err
 
 
-def test_a_second_signal_ends_a_long_step_at_once(place, cpu):
+@pytest.mark.parametrize(
+    ("numbers", "saved"),
+    [
+        ((signal.SIGINT, signal.SIGINT), None),
+        # a cluster tells torchrun, which tells its ranks, and these; DVC's end, or its queue, tells a stage again
+        ((signal.SIGTERM, signal.SIGTERM), {"step": 1}),
+        ((signal.SIGTERM, signal.SIGINT), {"step": 1}),
+        ((signal.SIGINT, signal.SIGTERM), {"step": 1}),
+    ],
+)
+def test_a_second_ctrl_c_ends_a_long_step_at_once_and_nothing_else(place, cpu, numbers, saved):
     folder = RunFolder(place)
     with pytest.raises(SystemExit) as caught, stage("train"), CheckpointClock(folder, 1e9) as clock:
-        send(signal.SIGINT)
-        send(signal.SIGTERM)
+        for number in numbers:
+            send(number)
         clock.tick(lambda: {"step": 1})
-    assert caught.value.code == 143 and folder.load_checkpoint(cpu) is None
+    assert caught.value.code == CODES[numbers[0]] and folder.load_checkpoint(cpu) == saved
+
+
+def test_a_repeated_sigterm_does_not_break_what_ends(place):
+    ended = False
+    with pytest.raises(SystemExit) as caught, stage("figures"):
+        try:
+            send(signal.SIGTERM)
+        finally:
+            send(signal.SIGTERM)
+            ended = True
+    assert caught.value.code == 143 and ended
 
 
 def test_what_follows_the_loop_ends_at_once_again(place):
