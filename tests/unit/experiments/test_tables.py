@@ -189,7 +189,8 @@ def test_a_classifier_or_one_of_its_runs_is_chosen():
     assert set(chosen.params) == {*experiment.runs["cm"], "sbg-seed3408"}
     assert chosen.runs == {"cm": experiment.runs["cm"], "sbg": ["sbg-seed3408"]}
     assert {row.classifier for row in chosen.rows} <= {"cm", "sbg"}
-    with pytest.raises(typer.BadParameter, match=r"sbg-seed1 is not one of: .*sbg-seed3409"):
+    assert list(experiment.only(["17", "0"]).params) == ["oi-seed3407", "sbg-seed3408"]
+    with pytest.raises(typer.BadParameter, match=r"sbg-seed1 is not one of: .*sbg-seed3409.*; nor a number up to 41"):
         experiment.only(["sbg-seed1"])
 
 
