@@ -20,11 +20,12 @@ from tests.fixtures.project_copy import SMALL, ProjectCopy, stages_run
 from tests.fixtures.samples import ROOT
 from tests.fixtures.small_experiment import as_folders
 
-pytestmark = pytest.mark.slow
+PATIENCE = 3000  # seconds: a job may wait in the queue
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE)]
 
 TRAIN = "stages/gradients/dvc.yaml:train"
 # so many steps that they are under way for seconds
-LONG = {**SMALL, "source": "cm", "checkpoint_seconds": 10**6, "train.epochs": 120}
+LONG = {**SMALL, "source": "cm", "checkpoint_seconds": 10**6, "train.epochs": 40}
 # the sites' GPUs are not asked for
 SMALL_JOB = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=0", "--time=30")
 
@@ -81,7 +82,7 @@ def _text(path: Path) -> str:
 
 
 def until(condition: Callable[[], bool], said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, said()[-3000:]
         time.sleep(0.1)
@@ -136,7 +137,7 @@ def test_an_array_shares_what_its_first_job_has_made(tmp_path: Path) -> None:
         "sizes": {
             "full": {
                 "prepare": {"classes": ["cat", "dog"], "validation_fraction": 0.2},
-                "train": {"epochs": 600},
+                "train": {"epochs": 300},
                 "validation": {"images": 4},
                 "objective": {"classes_per_step": "all"},
             }
