@@ -24,6 +24,7 @@ from pag_core.diffusion.network import (
 )
 from pag_core.errors import PagError, ParamsError
 from pag_core.evaluation.pag_score import require_held_gradients, require_known_classes
+from pag_core.gradient_store.remote import RemoteShards
 from pag_core.gradients.controls import require_exchangeable
 from pag_core.gradients.distillation import require_kept_classes
 from pag_core.gradients.nearest_neighbor import require_neighbors
@@ -94,6 +95,8 @@ def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule
             partial(require_precision, params.sbg.precision, device, "sbg.precision"),
             partial(_teacher, params, dataset, device),
         ]
+    if {"sbg", "own"} & sources and params.gradient_store.address is not None:
+        rules.append(partial(RemoteShards, params.gradient_store.address))
     if "own" in sources:
         rules += [
             partial(require_kept_classes, params.gradient_store, dataset.classes),

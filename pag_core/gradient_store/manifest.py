@@ -3,12 +3,13 @@
 A missing shard would read as zeros, so a store is what its manifest says and nothing else.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from pag_core.datasets.prepared import Dataset
 from pag_core.errors import StoreError
-from pag_core.gradient_store.remote import RemoteShards
+from pag_core.gradient_store.remote import MAKE_AGAIN, RemoteShards
 from pag_core.pipeline.artifacts import file_digest, file_record, read_sealed_json, write_sealed_json
 
 MANIFEST = "manifest.json"
@@ -47,7 +48,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
     """The manifest of a store, checked against its own checksum, with every file present in its stated size.
 
     The metadata files are small and are checked by SHA-256; shards carry crc32c checksums that reading them checks.
-    Raises StoreError that names the file.
+    Raises StoreError that names the file, at the store's address too.
     """
     try:
         content = read_sealed_json(store / MANIFEST)
@@ -61,21 +62,15 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{store} has the format {content.get('format')}, this version reads {FORMAT}; remove it and run its stage again"
         )
-    remote = {} if content.get("address") is None else RemoteShards(content["address"]).sizes()
-    for name, record in content["files"].items():
-        path = store / name
-        if not path.exists() and content.get("address") is not None:
-            if (size := remote.get(name)) != record["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise StoreError(
-                    f"{content['address']}/{name} {found}, the manifest of {store} says {record['bytes']} bytes; make it again "
-                    f"with dvc repro --force and the name of its stage"
-                )
-            continue
-        if not path.exists():
-            raise StoreError(
-                f"{path} is missing, though the manifest lists it; remove the store and run its stage again"
-            )
+    away = [name for name in content["files"] if not (store / name).exists()]
+    if content.get("address") is not None:
+        _require_there(store, content, away)
+    elif away:
+        raise StoreError(
+            f"{store / away[0]} is missing, though the manifest lists it; remove the store and run its stage again"
+        )
+    for name in sorted(content["files"].keys() - away):
+        path, record = store / name, content["files"][name]
         size = path.stat().st_size
         if size != record["bytes"]:
             raise StoreError(
@@ -84,3 +79,17 @@ def read_manifest(store: Path) -> dict[str, Any]:
         if path.name == "zarr.json" and file_digest(path) != record["sha256"]:
             raise StoreError(f"{path} is damaged (its SHA-256 differs); remove the store and run its stage again")
     return content
+
+
+def _require_there(store: Path, content: dict[str, Any], names: list[str]) -> None:
+    """Raise StoreError unless the files `names` of a store are at its address in their sizes, with its own description."""
+    remote, files = RemoteShards(content["address"]), content["files"]
+    if hashlib.sha256(remote.read("zarr.json")).hexdigest() != files["zarr.json"]["sha256"]:
+        raise StoreError(f"{remote.address}/zarr.json is of another store than {store}; {MAKE_AGAIN}")
+    sizes = remote.sizes()
+    for name in names:
+        if (size := sizes.get(name)) != files[name]["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise StoreError(
+                f"{remote.address}/{name} {found}, the manifest of {store} says {files[name]['bytes']} bytes; {MAKE_AGAIN}"
+            )

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore, StorePath
 
 from pag_core.errors import StoreError
 from pag_core.gradient_store.remote import RemoteShards
@@ -32,21 +34,15 @@ def _damaged(path: Path, place: str, error: Exception) -> StoreError:
 
 
 class ShardedArray:
-    """The array `name` of the store `path` with the group `root`, of which whole shards are read.
+    """The array `name` of the store `path` with the group `root`, of which whole shards are read, here or at `remote`."""
 
-    Where the store's shards lie at `address` its metadata there must be those of `path`; raises StoreError otherwise.
-    """
-
-    def __init__(self, path: Path, root: zarr.Group, name: str, address: str | None = None) -> None:
+    def __init__(self, path: Path, root: zarr.Group, name: str, remote: RemoteShards | None = None) -> None:
         array = root[name]
         assert isinstance(array, zarr.Array)
         self.path = path
-        self.place = name if address is None else f"{name} at {address}"
-        if address is not None:
-            local, array = array, RemoteShards(address).array(name)
-            if array.metadata != local.metadata:
-                raise StoreError(f"{address}: {name} is another array than that of {path}; run its stage again")
+        self.place = name if remote is None else f"{name} at {remote.address}"
         self.name = name
+        self.remote = remote
         self.array = array
         self.shape: tuple[int, ...] = array.shape
         self.per_shard: int = (array.shards or array.chunks)[0]
@@ -61,7 +57,14 @@ class ShardedArray:
 
     def read(self, number: int) -> NDArray[Any]:
         """One shard; raises StoreError if it is damaged or cannot be reached."""
-        return checked(self.path, f"shard {number} of {self.place}", lambda: self.array[self.rows(number)])
+        array = self.array if self.remote is None else self._fetched(number, self.remote)
+        return checked(self.path, f"shard {number} of {self.place}", lambda: array[self.rows(number)])
+
+    def _fetched(self, number: int, remote: RemoteShards) -> "zarr.Array[Any]":
+        """The array with one shard alone, in memory: of a shorter last one Zarr would ask the address for each chunk."""
+        key = f"{self.name}/{self.array.metadata.encode_chunk_key((number, *[0] * (len(self.shape) - 1)))}"
+        shard = default_buffer_prototype().buffer.from_bytes(remote.read(key))
+        return zarr.Array.from_dict(StorePath(MemoryStore({key: shard}), self.name), self.array.metadata.to_dict())
 
     def __iter__(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         for number in range(len(self)):

@@ -19,6 +19,7 @@ from pag_core.datasets.labelled_images import listed_classes
 from pag_core.datasets.prepared import Dataset, consolidate_metadata
 from pag_core.errors import StoreError
 from pag_core.gradient_store.manifest import read_manifest, store_header, write_manifest
+from pag_core.gradient_store.remote import RemoteShards
 from pag_core.gradient_store.shards import ShardedArray, checked
 from pag_core.gradient_store.targets import DenseGradients, NeighborGradients, RepresentativeGradients, TargetGradients
 from pag_core.gradient_store.writer import WRITE_ZEROS
@@ -141,4 +142,5 @@ class GradientStore:
         return SmallStore(kind, {name: values}).gradients(dataset, split, device)
 
     def _sharded(self, name: str) -> ShardedArray:
-        return ShardedArray(self.path, self._root, name, self.manifest.get("address"))
+        address = self.manifest.get("address")
+        return ShardedArray(self.path, self._root, name, None if address is None else RemoteShards(address))
