@@ -82,5 +82,5 @@ $(VENV)/.installed: requirements.lock
 # after a change of the dependencies in pyproject.toml; needs uv
 .PHONY: lock
 lock:
-	uv pip compile pyproject.toml --extra pipeline --extra dev --universal --generate-hashes --no-header --no-annotate \
+	uv pip compile pyproject.toml --extra pipeline --extra s3 --extra dev --universal --generate-hashes --no-header --no-annotate \
 		--python-version 3.11 --output-file requirements.lock

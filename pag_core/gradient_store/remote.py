@@ -21,8 +21,9 @@ class RemoteShards:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        on_s3 = address.startswith("s3")
         # s3fs else asks for the size first and takes a large file in ranges, which the checksum of the whole does not cover
-        options: dict[str, Any] = {"max_concurrency": 1} if address.startswith("s3") else {}
+        options: dict[str, Any] = {"max_concurrency": 1} if on_s3 else {}
         try:
             self.system, self.root = fsspec.core.url_to_fs(address, **options)
         except (ValueError, ImportError) as error:
@@ -30,6 +31,9 @@ class RemoteShards:
                 f"gradient_store.address: {address} cannot be opened ({error}); s3:// needs the package s3fs, gs:// gcsfs, "
                 "az:// adlfs"
             ) from error
+        if on_s3:
+            # of its own 5, 5 around them and the 5 of botocore, a server that is silent would be told after half an hour
+            self.system.retries = 2
 
     def send(self, local: Path, name: str) -> None:
         """Copy a file to `name` below the address; raises StoreError also if what arrived has another size."""
