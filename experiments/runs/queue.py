@@ -19,7 +19,7 @@ from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
 from experiments.description.experiment import base_params
 from experiments.runs.named import Done, Run, finished, is_as_named, queue_lock
 from experiments.runs.overrides import overrides
-from experiments.runs.repository import require_committer
+from experiments.runs.repository import require_committer, without_remote
 from pag_core.compute.interruption import interruptible
 from pag_core.errors import ExperimentFailed
 from pag_core.pipeline.code_identity import CHECKOUT
@@ -47,6 +47,15 @@ def run_all(runs: dict[str, Run], jobs: int) -> dict[str, Done]:
     for run in before:
         print(f"{runs[run].name}: done before", flush=True)
     waiting = {run: wanted for run, wanted in runs.items() if run not in before}
+    made = {"": "what is made now", **{one.revision: runs[run].name for run, one in before.items()}}
+    if lacking := without_remote([one.revision for one in before.values()]):
+        names = ", ".join(made[revision] for revision in lacking)
+        print(
+            f"{names}: DVC has no remote in its configuration, so dvc exp push sends none of its data and does not say so "
+            "(docs/sharing.md)",
+            file=sys.stderr,
+            flush=True,
+        )
     if not waiting:
         return before
     with Repo(str(CHECKOUT)) as repo:

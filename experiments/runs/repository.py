@@ -55,6 +55,22 @@ def has_commits() -> bool:
     return _git("rev-parse", "--verify", "--quiet", "HEAD").returncode == 0
 
 
+def without_remote(revisions: list[str]) -> list[str]:
+    """Those of `revisions` whose configuration has no DVC remote, or "" alone if this checkout has none; [] if git has none.
+
+    DVC pushes an experiment's data to the remote of the configuration that it was made with, and says nothing if that has none.
+    """
+    from dvc.repo import Repo
+
+    if not _git("remote").stdout:
+        return []
+    with Repo(str(CHECKOUT)) as repo:
+        if not repo.config["core"].get("remote"):
+            return [""]
+        each = repo.brancher(revs=revisions, workspace=False, sha_only=True)
+        return [revision for revision in each if not repo.config["core"].get("remote")]
+
+
 @contextlib.contextmanager
 def stored(revision: str) -> Iterator[AbstractFileSystem]:
     """The files of a revision by their paths in this checkout, which may lie in a folder of a larger git repository."""

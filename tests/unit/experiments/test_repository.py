@@ -77,3 +77,24 @@ def test_a_folder_of_a_larger_repository(checkout):
 def test_git_that_is_not_installed(checkout, monkeypatch):
     monkeypatch.setenv("PATH", str(checkout))
     assert re.search("git is not installed.*install it", refusal(repository.require_repository))
+
+
+@pytest.mark.parametrize("above", [".", ".."])
+def test_what_has_no_remote_to_send_its_data_to(checkout, above):
+    git(checkout / above, "init", "--quiet")
+    config = checkout / ".dvc/config"
+    revisions = []
+    remote = "[core]\n    remote = shared\n['remote \"shared\"']\n    url = s3://bucket/dvc\n"
+    for number, content in enumerate(("", remote)):
+        config.write_text(content, encoding="utf-8")
+        git(checkout, "add", "--all")
+        git(checkout, "-c", "user.name=t", "-c", "user.email=t@example.invalid", "commit", "-m", str(number))
+        revisions.append(repository._git("rev-parse", "HEAD").stdout.strip())
+    assert repository.without_remote(revisions) == []
+    git(checkout, "remote", "add", "origin", "elsewhere")
+    assert repository.without_remote(revisions) == revisions[:1] and repository.without_remote([]) == []
+    config.write_text("", encoding="utf-8")
+    assert repository.without_remote(revisions) == repository.without_remote([]) == [""]
+    # a remote of this machine's own is that of every revision
+    (checkout / ".dvc/config.local").write_text(remote, encoding="utf-8")
+    assert repository.without_remote(revisions) == []
