@@ -46,14 +46,14 @@ page: environment
 	$(PYTHON_HERE) experiments/page.py
 
 # a table of the paper beside its published numbers: make table NAME=table_1 SCALE=mini; runs what is missing. IMAGES names a
-# folder of images for those that take one, JOBS how many runs at once (docs/tables.md)
+# folder of images for those that take one, JOBS how many runs at once; SHOW=1 runs nothing (docs/tables.md)
 SCALE ?= mini
 JOBS ?= 1
 .PHONY: table
 table: environment
 	@test -f "experiments/tables/$(NAME).yaml" || { echo "NAME is one of: $(notdir $(basename $(wildcard experiments/tables/*.yaml)))"; exit 1; }
 	$(PYTHON_HERE) experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --jobs "$(JOBS)" --output results \
-		$(if $(IMAGES),--images "$(IMAGES)")
+		$(if $(IMAGES),--images "$(IMAGES)") $(if $(SHOW),--show)
 
 # the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
 .PHONY: picture

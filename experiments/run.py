@@ -13,11 +13,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout
 
 import typer
 
+from experiments.best import require_measured
 from experiments.description.experiment import read_experiment
 from experiments.runs.named import finished, named
 from experiments.runs.queue import run_all
 from experiments.table import as_csv, markdown
-from pag_core.compute.interruption import Interrupted
+from pag_core.compute.interruption import Interrupted, interruptible
 from pag_core.errors import PagError
 from pag_core.pipeline.artifacts import replacing_file
 
@@ -45,15 +46,25 @@ def main(
     show: Annotated[
         bool, typer.Option("--show", help="Run nothing: print what there is, with gaps for what is missing.")
     ] = False,
+    best: Annotated[
+        str | None,
+        typer.Option(
+            help="Mark the best by this validation accuracy, as clean or 'L2 0.75'; of a grid by default robust, the mean of "
+            "all attacked."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="A folder for the table, as Markdown and as CSV.")] = None,
 ) -> None:
     """Run what is not done yet, and print the results beside the published numbers."""
     try:
-        experiment = read_experiment(description, size, change or [], images)
-        if only:
-            experiment = experiment.only(only)
-        runs = named(experiment)
-        done = finished(runs, remark=True) if show else run_all(runs, jobs)
+        with interruptible():
+            experiment = read_experiment(description, size, change or [], images)
+            if only:
+                experiment = experiment.only(only)
+            if best is not None:
+                require_measured(experiment, best)
+            runs = named(experiment)
+            done = finished(runs, remark=True) if show else run_all(runs, jobs)
     except PagError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
@@ -61,9 +72,9 @@ def main(
         print(f"{signal}; the same command resumes", file=sys.stderr)
         sys.exit(signal.exit_code)
     found = {run: one.measured for run, one in done.items()}
-    print(f"\n{markdown(experiment, found)}")
+    print(f"\n{markdown(experiment, found, best)}")
     if output is not None:
-        for ending, text in (("md", markdown(experiment, found)), ("csv", as_csv(experiment, found))):
+        for ending, text in (("md", markdown(experiment, found, best)), ("csv", as_csv(experiment, found))):
             with replacing_file(output / f"{experiment.name}.{ending}") as partial:
                 partial.write_text(text, encoding="utf-8")
 

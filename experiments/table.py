@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from experiments.best import ROBUST, best, settings_of
 from experiments.description.experiment import Experiment, Row
 from experiments.description.file import Plain
 from pag_core.evaluation.attacks import FOOLBOX_NAMES
@@ -18,7 +19,10 @@ Measured = dict[str, dict[str, Plain]]
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table: accuracies in percent, one for each seed that was run, and the published one if there is one."""
+    """A number of a table: accuracies in percent, one for each seed that was run, and the published one if there is one.
+
+    `alike`: both are of the same dataset. `of` are the images in words, `images` their number.
+    """
 
     row: str
     setting: str
@@ -26,6 +30,8 @@ class Cell:
     published: float | None
     published_setting: str
     images: int | None
+    alike: bool = False
+    of: str = "test images"
 
     @property
     def mean(self) -> float | None:
@@ -34,8 +40,8 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the published one, in points."""
-        return None if self.mean is None or self.published is None else self.mean - self.published
+        """Ours minus the published one, in points; None where they are of different datasets."""
+        return None if self.mean is None or self.published is None or not self.alike else self.mean - self.published
 
 
 def cells(experiment: Experiment, measured: Measured) -> list[Cell]:
@@ -44,10 +50,11 @@ def cells(experiment: Experiment, measured: Measured) -> list[Cell]:
 
 
 def tables(experiment: Experiment, measured: Measured) -> list[list[Cell]]:
-    """The numbers of each table: AutoAttack's and Foolbox's where they were wanted, or validation's where nothing attacks."""
-    kinds = {"autoattack": _of_autoattack, "foolbox": _of_foolbox}
+    """The numbers of each table: AutoAttack's and Foolbox's where they were wanted, validation's in sweeps or without those."""
+    kinds = {"validation": _of_validation, "autoattack": _of_autoattack, "foolbox": _of_foolbox}
+    wanted = [stage for stage in kinds if stage in experiment.stages]
     found = []
-    for of_row in [kinds[stage] for stage in kinds if stage in experiment.stages] or [_of_validation]:
+    for of_row in [kinds[stage] for stage in wanted if stage != "validation" or experiment.sweep or len(wanted) == 1]:
         table: list[Cell] = []
         for row in experiment.rows:
             runs = [measured[run] for run in experiment.runs[row.classifier] if run in measured]
@@ -56,17 +63,17 @@ def tables(experiment: Experiment, measured: Measured) -> list[list[Cell]]:
     return found
 
 
-def _settings(radii: dict[str, list[str]]) -> list[str]:
-    return ["clean", *(f"{norm} {radius}" for norm, of_norm in radii.items() for radius in of_norm)]
-
-
 def _of_validation(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
     """What is measured on the validation split: the clean accuracy, and that under APGD, by which choices are made."""
-    validation = experiment.params[experiment.runs[row.classifier][0]]["validation"]
+    validation = _params(experiment, row)["validation"]
     measured = [{**run["training"]["validation"], **run["training"]["proxy"]} for run in runs]
-    for name in _settings(validation["radii"]):
+    # as counted: in the parameters they may be auto
+    images = runs[0]["details/training"]["provenance"]["params"]["validation"]["images"] if runs else None
+    for name in [] if row.baseline else settings_of(validation["radii"]):
         ours = tuple(100 * run[name] for run in measured)
-        yield Cell(row.label, name, ours, None, "", validation["images"] if runs else None)
+        # beside another table of the same settings
+        setting = f"validation {name}" if experiment.attacks else name
+        yield Cell(row.label, setting, ours, None, "", images, of="validation images under APGD (clean: all of them)")
 
 
 def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
@@ -79,7 +86,8 @@ def _of_autoattack(experiment: Experiment, row: Row, runs: list[dict[str, Plain]
         beside = counterpart(name, names, experiment.settings)
         ours = tuple(100 * run["autoattack"][who][name] for run in runs)
         images = runs[0]["autoattack"]["images"] if runs else None
-        yield Cell(row.label, name, ours, published.get(beside), beside if beside in published else "", images)
+        setting, alike = beside if beside in published else "", _alike(experiment, row)
+        yield Cell(row.label, name, ours, published.get(beside), setting, images, alike)
 
 
 def counterpart(name: str, ours: list[str], published: tuple[str, ...]) -> str:
@@ -107,7 +115,18 @@ def _unmatched(experiment: Experiment) -> list[str]:
 
 
 def _attacked(experiment: Experiment, row: Row) -> list[str]:
-    return _settings(experiment.params[experiment.runs[row.classifier][0]]["autoattack"]["radii"])
+    return settings_of(_params(experiment, row)["autoattack"]["radii"])
+
+
+def _params(experiment: Experiment, row: Row) -> Plain:
+    return experiment.params[experiment.runs[row.classifier][0]]
+
+
+def _alike(experiment: Experiment, row: Row) -> bool:
+    """Whether the published numbers of the row are of the same images: the dataset with all its classes, in its own size."""
+    params = _params(experiment, row)
+    whole = params["prepare"]["classes"] is None and params["prepare"]["image_size"] is None
+    return whole and params["dataset"] == row.published_on
 
 
 def _of_foolbox(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) -> Iterator[Cell]:
@@ -123,16 +142,27 @@ def _of_foolbox(experiment: Experiment, row: Row, runs: list[dict[str, Plain]]) 
     beside = () if "autoattack" in experiment.stages else row.published
     for (name, title), published in itertools.zip_longest(titles.items(), beside):
         ours = tuple(_mean_over_radii(attacks[name]) for attacks in found if name in attacks)
-        yield Cell(title, row.label, ours, published, "radii not stated", images)
+        yield Cell(title, row.label, ours, published, "radii not stated", images, _alike(experiment, row))
 
 
 def _mean_over_radii(found: Plain) -> float:
     return 100 * statistics.fmean(value for radius, value in found.items() if radius.startswith("L"))
 
 
-def markdown(experiment: Experiment, measured: Measured) -> str:
-    """The tables for people: ours (mean and range over seeds), the published number and the difference in points."""
-    parts = [experiment.title, *(_for_people(experiment, table) for table in tables(experiment, measured))]
+def markdown(experiment: Experiment, measured: Measured, by: str | None = None) -> str:
+    """The tables for people: ours (mean and range over seeds), the published number and the difference in points.
+
+    In a sweep, or by what `by` names, the best by validation is marked, and named below.
+    """
+    by = ROBUST if by is None and experiment.sweep else by
+    chosen, said = ([], "") if by is None else best(experiment, measured, by)
+    marked = {row.label for row in experiment.rows if row.classifier in chosen and not row.baseline}
+    parts = [
+        experiment.title,
+        *(_for_people(experiment, table, marked) for table in tables(experiment, measured)),
+        said,
+    ]
+    parts = [part for part in parts if part]
     if experiment.changes:
         parts.append(f"Changed from the description: {', '.join(experiment.changes)}.")
     if experiment.chosen:
@@ -142,30 +172,38 @@ def markdown(experiment: Experiment, measured: Measured) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _for_people(experiment: Experiment, found: list[Cell]) -> str:
+def _for_people(experiment: Experiment, found: list[Cell], marked: set[str]) -> str:
+    def named(label: str) -> str:
+        return f"**{label}** (best by validation)" if label in marked else label
+
     settings = list(dict.fromkeys(cell.setting for cell in found))
     beside = {cell.setting: cell.published_setting for cell in found if cell.published is not None}
+    compared = {cell.setting for cell in found if cell.published is not None and cell.alike}
     head = [""]
     for setting in settings:
-        head += [setting, f"published, {beside[setting]}", "difference"] if setting in beside else [setting]
+        head += [named(setting)]
+        head += [f"published, {beside[setting]}"] if setting in beside else []
+        head += ["difference"] if setting in compared else []
     lines = [_line(head), "|---" * len(head) + "|"]
     seeds = max((len(cell.ours) for cell in found), default=0)
     for label in dict.fromkeys(cell.row for cell in found):
         by_setting = {cell.setting: cell for cell in found if cell.row == label}
-        entries = [label]
+        entries = [named(label)]
         for setting in settings:
             cell = by_setting.get(setting)
             entries.append("" if cell is None else _over_seeds(cell.ours, seeds))
             if setting in beside:
                 published = cell is not None and cell.published is not None
                 entries.append(f"{cell.published:.2f}" if cell is not None and published else "")
+            if setting in compared:
                 difference = None if cell is None else cell.difference
                 entries.append("" if difference is None else f"{difference:+.1f}")
         lines.append(_line(entries))
-    images = sorted({cell.images for cell in found if cell.images is not None})
-    said = f"{seeds} seeds, mean (range)" if seeds > 1 else "one seed"
-    attacked = "test images" if experiment.attacks else "validation images under APGD (clean: all of them)"
-    return "\n".join([*lines, "", f"Percent; {_listed(images)} {attacked}; {said}."])
+    wanted = max((len(runs) for runs in experiment.runs.values()), default=0)
+    counted = seeds_label(wanted) if seeds in (0, wanted) else f"{seeds} of {seeds_label(wanted)}"
+    images = " and ".join(str(images) for images in sorted({cell.images for cell in found if cell.images is not None}))
+    attacked = f"{images} {found[0].of}" if images else "nothing has run yet"
+    return "\n".join([*lines, "", f"Percent; {attacked}; {counted}{', mean (range)' if seeds > 1 else ''}."])
 
 
 def as_csv(experiment: Experiment, measured: Measured) -> str:
@@ -203,10 +241,6 @@ def as_csv(experiment: Experiment, measured: Measured) -> str:
 
 def _line(entries: list[str]) -> str:
     return f"| {' | '.join(entries)} |"
-
-
-def _listed(images: list[int]) -> str:
-    return " and ".join(map(str, images)) if images else "no"
 
 
 def _over_seeds(percents: tuple[float, ...], most: int) -> str:

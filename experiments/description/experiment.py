@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from experiments.description.file import DescribedRow, Plain, Setup, layers, read_description, refused
+from experiments.description.grid import require_not_set, with_grid
 from pag_core.figures.labels import baseline_label
 from pag_core.params.reading import parse_params, plain_params
 from pag_core.params.yaml_text import read_yaml
@@ -23,13 +24,15 @@ PUBLISHED = CHECKOUT / "experiments/published.yaml"
 class Row:
     """A row of the experiment's table: the accuracies of `classifier`, or of the `baseline` that is trained beside it.
 
-    `published` are the paper's numbers in percent, by the table's columns; empty where there are none.
+    `published` are the paper's numbers in percent, by the table's columns, on the dataset `published_on`; empty where there
+    are none.
     """
 
     label: str
     classifier: str
     baseline: bool
     published: tuple[float | None, ...]
+    published_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Experiment:
     """What is run: the parameters of each run (as params.yaml holds them), and the stages that are wanted of it.
 
     `runs` has the names of each classifier's runs, one for each seed. `settings` are the columns of the published numbers.
-    `changes` and `chosen` are what the command changed of the description and chose from it.
+    `changes` and `chosen` are what the command changed of the description and chose from it. `sweep`: it has a grid.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Experiment:
     settings: tuple[str, ...]
     changes: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
+    sweep: bool = False
 
     @property
     def attacks(self) -> bool:
@@ -106,14 +110,16 @@ def read_experiment(file: Path, size: str, changes: list[str], images: Path | No
     if described.at(size).needs_images and images is None:
         raise typer.BadParameter(f"{file.stem} ({size}) takes a folder of images", param_hint="--images")
     own = described.at(size)
-    if own.stages is None or own.classifiers is None:
+    if own.stages is None or not (own.classifiers or own.grid):
         raise refused(f"{file}: {'classifiers' if own.stages else 'stages'} is missing, and the size {size} has none")
     given = {} if images is None else {"dataset": "image_folder", "image_folder": str(images.resolve())}
     common = laid_over(base_params(), *layers(file, described, size), given)
     # copies: layers share the sections that they do not name, and a change of one classifier is not one of all
-    params = {name: copy.deepcopy(laid_over(common, layer)) for name, layer in own.classifiers.items()}
+    classifiers = with_grid(file, own.classifiers or {"": {}}, own.grid)
+    params = {name: copy.deepcopy(laid_over(common, *laid)) for name, laid in classifiers.items()}
     seeds = own.seeds
     for change in changes:
+        require_not_set(file, change, own.grid)
         if seeds is not None and change.partition("=")[0].rpartition(":")[2] == "seed":
             raise typer.BadParameter(
                 f"{change}: {file} has seeds of its own, {', '.join(map(str, seeds))}; change them there, or choose one with "
@@ -141,6 +147,7 @@ def read_experiment(file: Path, size: str, changes: list[str], images: Path | No
         rows=_rows(file, own, params),
         settings=tuple(own.settings),
         changes=tuple(changes),
+        sweep=bool(own.grid),
     )
 
 
@@ -160,7 +167,9 @@ def _rows(file: Path, own: Setup, params: dict[str, Plain]) -> tuple[Row, ...]:
         label = "vanilla" if method == "standard" else baseline_label(method)
         baseline = {label: DescribedRow(of=first, baseline=True)}
         rows = {**(baseline if _attacks(stages) else {}), **{name: DescribedRow(of=name) for name in params}}
-    published = _by_place(read_yaml(PUBLISHED.read_text(encoding="utf-8")))
+    content = read_yaml(PUBLISHED.read_text(encoding="utf-8"))
+    datasets = content.pop("datasets")
+    published = _by_place(content)
     found = []
     for label, row in rows.items():
         if row.of not in params:
@@ -178,7 +187,8 @@ def _rows(file: Path, own: Setup, params: dict[str, Plain]) -> tuple[Row, ...]:
                 f"{file}: settings are the columns of published numbers, as clean, L2 0.5, Linf 8/255; there are "
                 f"{len(own.settings)} ({', '.join(own.settings)}), and the row {label} has {len(numbers)} numbers"
             )
-        found.append(Row(label, row.of, row.baseline, numbers))
+        on = next((on for on, places in datasets.items() if f"{row.published}/".startswith(tuple(places))), "")
+        found.append(Row(label, row.of, row.baseline, numbers, on))
     return tuple(found)
 
 

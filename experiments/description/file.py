@@ -45,6 +45,21 @@ def _all_differ(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _values(values: Any) -> Any:
+    """The values of a parameter in a grid, which name its classifiers."""
+    if not isinstance(values, list) or not values:
+        raise ValueError(
+            "the values of a grid are a list, as [0.5, 1]; a key in a section is SECTION.KEY, as train.epochs"
+        )
+    for number, value in enumerate(values):
+        if isinstance(value, dict | list):
+            raise ValueError(f"{value!r} makes no name, as a number or a word does; write it as one of classifiers")
+        # 1 and 1.0 are one value, true is another
+        if [value] in [[other] for other in values[:number] if isinstance(other, bool) == isinstance(value, bool)]:
+            raise ValueError(f"{value!r} is given twice; leave one out")
+    return values
+
+
 def _file_and_size(value: str) -> str:
     file, _, size = value.partition(":")
     if not file or not size:
@@ -79,6 +94,9 @@ class Setup(BaseModel):
     seeds: Seeds | None = None
     needs_images: StrictBool = False
     classifiers: Annotated[dict[str, Section], Field(min_length=1), BeforeValidator(_by_name)] | None = None
+    grid: Annotated[dict[Name, Annotated[list[Any], BeforeValidator(_values)]], BeforeValidator(_section)] = Field(
+        default={}
+    )
     rows: Annotated[dict[str, DescribedRow], BeforeValidator(_by_name)] = Field(default={})
     settings: list[Name] = Field(default=[])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ from experiments.description.experiment import base_params
 from experiments.runs.named import Done, Run, finished, is_as_named, queue_lock
 from experiments.runs.overrides import overrides
 from experiments.runs.repository import require_committer, without_remote
-from pag_core.compute.interruption import interruptible
 from pag_core.errors import ExperimentFailed
 from pag_core.pipeline.code_identity import CHECKOUT
 from pag_core.pipeline.locks import holding
@@ -40,7 +40,7 @@ def run_all(runs: dict[str, Run], jobs: int) -> dict[str, Done]:
 
     Of runs that share a stage that nobody has made yet, one goes first. A run that is in the queue already, for another
     command or since one was killed, is waited for. Raises ExperimentFailed, with the last lines of each run that failed,
-    after the others have run, and Interrupted after Ctrl-C or SIGTERM, when its runs have saved checkpoints and ended.
+    after the others have run. If it is interrupted (`interruptible`), its runs save checkpoints and end first.
     """
     require_committer()
     before = finished(runs)
@@ -62,7 +62,7 @@ def run_all(runs: dict[str, Run], jobs: int) -> dict[str, Done]:
         # where DVC's own have theirs
         logs = Path(repo.experiments.celery_queue.wdir)
         logs.mkdir(parents=True, exist_ok=True)
-        with _Workers(jobs, logs) as workers, interruptible():
+        with _Workers(jobs, logs) as workers:
             failed = _Queue(repo, workers, jobs).work_off(waiting)
     if failed:
         raise ExperimentFailed("\n".join(f"{name} failed; its last lines:\n{log}" for name, log in failed.items()))
@@ -79,6 +79,7 @@ class _Queue:
         self._own: set[str] = set()
         self._seen_alive: dict[str, float] = {}
         self._failed: dict[str, str] = {}
+        self._seconds: list[float] = []
 
     def work_off(self, runs: dict[str, Run]) -> dict[str, str]:
         """Run all; returns the last lines of those that failed, by the names of their experiments."""
@@ -92,6 +93,9 @@ class _Queue:
                         waiting[run] = runs[run]
                     elif runs[run].name not in self._failed:
                         made |= runs[run].shared
+                    if self._seconds and not lost and (left := len(waiting) + len(self._begun)):
+                        minutes = left * statistics.fmean(self._seconds) / self._jobs / 60
+                        print(f"{left} left: about {minutes:.0f} min, if they take as long as those before", flush=True)
                 self._begin_some(waiting, runs, made, total)
                 self._workers.keep(len(self._begun))
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -151,7 +155,8 @@ class _Queue:
                 if done[revision] is None:
                     self._failed[entry.name] = self._last_lines(revision)
                 said = "failed" if done[revision] is None else "done"
-                print(f"{entry.name}: {said} after {time.monotonic() - since:.0f} s", flush=True)
+                self._seconds.append(time.monotonic() - since)
+                print(f"{entry.name}: {said} after {self._seconds[-1]:.0f} s", flush=True)
                 yield run, False
             elif revision in queued:
                 self._seen_alive[run] = time.monotonic()
@@ -185,6 +190,7 @@ class _Queue:
 
     def _give_up(self) -> None:
         """End what this command has queued: what waits leaves the queue, what runs saves a checkpoint."""
+        print("Ending: what runs saves a checkpoint, and the same command resumes", file=sys.stderr, flush=True)
         names = {entry.name for entry, _ in self._begun.values()}
         if others := names - self._own:
             print(f"{', '.join(sorted(others))}: goes on in DVC's queue (dvc queue kill)", file=sys.stderr, flush=True)

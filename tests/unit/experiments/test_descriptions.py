@@ -88,6 +88,73 @@ def test_a_malformed_description_is_refused_by_name(tmp_path, text, words):
     assert str(tmp_path / "study.yaml") in str(caught.value)
 
 
+GRID = STAGES + SIZES + "grid: "
+
+
+def test_a_grid_is_every_combination_named_by_its_values(tmp_path):
+    """In the order of its keys, the last one fastest; with classifiers each of them at each point, and with each seed."""
+    grid = "{lambda: [0.5, 2], control: [null, other_image], at.radius: [8/255]}\n"
+    found = read(tmp_path, GRID + grid)
+    assert [(name, plain["lambda"], plain["control"]) for name, plain in found.params.items()] == [
+        ("lambda-0.5-control-null-radius-8_255", 0.5, None),
+        ("lambda-0.5-control-other_image-radius-8_255", 0.5, "other_image"),
+        ("lambda-2-control-null-radius-8_255", 2, None),
+        ("lambda-2-control-other_image-radius-8_255", 2, "other_image"),
+    ]
+    assert all(plain["at"] == {**base_params()["at"], "radius": "8/255"} for plain in found.params.values())
+    assert found.sweep and [row.label for row in found.rows] == list(found.params)
+    both = "{cm: {source: cm, at: {steps: 3}}, nn: {source: nn}}\nseeds: [1, 2]\ngrid: {at.radius: [1, 2]}\n"
+    found = read(tmp_path, STAGES + SIZES + "classifiers: " + both)
+    assert found.runs == {
+        name: [f"{name}-seed1", f"{name}-seed2"]
+        for name in ("cm-radius-1", "cm-radius-2", "nn-radius-1", "nn-radius-2")
+    }
+    one, other = found.params["cm-radius-2-seed2"], found.params["nn-radius-2-seed2"]
+    assert (one["at"]["radius"], one["at"]["steps"], one["seed"], one["source"]) == (2, 3, 2, "cm")
+    assert (other["at"]["radius"], other["at"]["steps"]) == (2, base_params()["at"]["steps"])
+    assert not read(tmp_path, WHOLE).sweep and not read(tmp_path, WHOLE + "grid:\n").sweep
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ("[lambda]", r"grid: \['lambda'\] is refused: .*dictionary"),
+        ("{lambda: 1}", r"grid: lambda: 1 is refused: the values of a grid are a list, as \[0.5, 1\]"),
+        ("{lambda: []}", r"grid: lambda: \[\] is refused: the values of a grid are a list"),
+        ("{train: {epochs: [1]}}", "grid: train: .*a key in a section is SECTION.KEY, as train.epochs"),
+        ("{lambda: [1, 2, 1.0]}", r"grid: lambda: \[1, 2, 1.0\] is refused: 1.0 is given twice; leave one out"),
+        ("{autoattack.radii: [{L2: [1]}]}", r"grid: autoattack.radii: .*{'L2': \[1\]} makes no name"),
+        ("{seed: [1, 2]}", r"grid: seed: .*write seeds: \[1, 2\]"),
+        ("{at.radius: [1], at: [2]}", "grid: at.radius is within at, which is in the grid too"),
+        ("{image_folder: [a/b, a_b]}", "grid: the classifier of image_folder: 'a_b' is called image_folder-a_b, as another is"),
+    ],
+)  # fmt: skip
+def test_a_malformed_grid_is_refused_by_key_and_value(tmp_path, grid, words):
+    with pytest.raises(typer.BadParameter, match=words) as caught:
+        read(tmp_path, GRID + grid)
+    assert str(tmp_path / "study.yaml") in str(caught.value)
+
+
+def test_what_a_grid_gives_is_nowhere_else(tmp_path):
+    """Neither in a classifier nor in the command; and a key or value that there is not is refused as elsewhere."""
+    with pytest.raises(
+        typer.BadParameter, match="grid: source is 'cm' in the classifier cm already; leave it out there"
+    ):
+        read(tmp_path, WHOLE + "grid: {source: [cm, nn]}")
+    (tmp_path / "study.yaml").write_text(GRID + "{at.radius: [1, 2]}", encoding="utf-8")
+    for change in ("at.radius=3", "radius-1:at.radius=3", "at={}"):
+        with pytest.raises(typer.BadParameter, match=r"has a grid of at.radius, 1, 2; change it there"):
+            read_experiment(tmp_path / "study.yaml", "full", [change])
+    changed = read_experiment(tmp_path / "study.yaml", "full", ["radius-1:at.steps=3"])
+    assert [plain["at"]["steps"] for plain in changed.params.values()] == [3, base_params()["at"]["steps"]]
+    with pytest.raises(
+        ParamsError, match=r"study.yaml \(full, lamda-1\):\n  lamda is an unknown key.*did you mean 'lambda'"
+    ):
+        read(tmp_path, GRID + "{lamda: [1]}")
+    with pytest.raises(ParamsError, match=r"study.yaml \(full, source-sgb\):\n  source: 'sgb' is not one of.*'sbg'"):
+        read(tmp_path, GRID + "{source: [cm, sgb]}")
+
+
 def test_sizes_of_two_files_that_are_like_each_other_are_refused(tmp_path):
     (tmp_path / "other.yaml").write_text(STAGES + MODELS + "sizes: {full: {like: 'study.yaml:full'}}\n")
     with pytest.raises(typer.BadParameter, match=r"other\.yaml: sizes: full: like: study\.yaml:full leads back"):

@@ -6,6 +6,7 @@ import fractions
 import pytest
 import typer
 
+from experiments.best import best
 from experiments.description.experiment import base_params, read_experiment
 from experiments.table import as_csv, cells, markdown
 from pag_core.evaluation.attacks import FOOLBOX_NAMES
@@ -108,6 +109,37 @@ def test_autoattack_and_foolbox_have_a_table_each():
     assert (said, said_then) == ("Percent; 100 test images; one seed.", "Percent; 50 test images; one seed.")
 
 
+@pytest.mark.parametrize(
+    ("changes", "compared"),
+    [
+        ([], True),
+        (["prepare.image_size=16"], False),
+        (["prepare.classes=[cat, dog]"], False),
+        (["dataset=cifar100"], False),
+    ],
+    ids=str,
+)
+def test_a_difference_is_from_numbers_of_the_same_images_alone(changes, compared):
+    experiment = read_experiment(ROOT / "experiments/tables/table_3.yaml", "full", changes)
+    attacked = {"clean": 0.9, "L2 1.0": 0.5, "Linf 16/255": 0.25}
+    of_run = {"autoattack": {"images": 100, "model": attacked, "baseline": attacked}}
+    measured = {run: of_run for runs in experiment.runs.values() for run in runs}
+    lines = markdown(experiment, measured).splitlines()
+    with_it = "| SBG | 90.0 | 78.56 | +11.4 | 50.0 | 30.43 | +19.6 | 25.0 | 1.92 | +23.1 |"
+    without = "| SBG | 90.0 | 78.56 | 50.0 | 30.43 | 25.0 | 1.92 |"
+    assert (with_it in lines, without in lines) == (compared, not compared)
+    assert as_csv(experiment, measured).count(",11.44\n") == int(compared)
+
+
+def test_published_numbers_say_what_they_are_of():
+    for file in TABLES:
+        experiment = read_experiment(file, "full", [])
+        params = {name: experiment.params[runs[0]] for name, runs in experiment.runs.items()}
+        rows = [row for row in experiment.rows if row.published]
+        assert all(row.published_on == params[row.classifier]["dataset"] for row in rows), file
+        assert rows or file.stem == "figure_8"
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_further_attack_is_a_line_without_a_published_number(monkeypatch, named):
     """An eighth of Foolbox's attacks, which one seed of three has measured; the line of EAD, the seventh, is as ever."""
@@ -122,9 +154,10 @@ def test_a_further_attack_is_a_line_without_a_published_number(monkeypatch, name
             measured[run] = {"details/foolbox": {"images": 50, "model": {"clean": 1.0, **attacks}}}
     lines = markdown(experiment, measured).splitlines()
     ead, *further = [line for line in lines if line.startswith(("| EAD", "| new", "| New"))]
-    assert ead == "| EAD | 50.0 (50.0 to 50.0) | 8.57 | +41.4 | 50.0 (50.0 to 50.0) | 33.64 | +16.4 |"
+    # digits have no difference from published numbers of CIFAR-10
+    assert ead == "| EAD | 50.0 (50.0 to 50.0) | 8.57 | 50.0 (50.0 to 50.0) | 33.64 |"
     new = "new attack" if named else "NewAttack"
-    assert further == [f"| {new} | 37.5 (one seed) |  |  | 37.5 (one seed) |  |  |"]
+    assert further == [f"| {new} | 37.5 (one seed) |  | 37.5 (one seed) |  |"]
     assert len([line for line in lines if "not run" in line]) == len(FOOLBOX_NAMES) - (2 if named else 1)
 
 
@@ -157,11 +190,14 @@ def test_several_seeds_give_a_mean_and_a_range():
     assert len(table) == 1 + 3 * 15
 
 
+VALIDATED = {"provenance": {"params": {"validation": {"images": 7}}}}
+
+
 def test_an_experiment_that_attacks_nothing_shows_what_validation_says(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(
         "stages: [train]\nseeds: [1, 2]\nsizes: {full: {}}\n"
-        "params: {validation: {images: 7, radii: {L2: [0.5, 1], Linf: [8/255]}}}\n"
+        "params: {validation: {images: auto, radii: {L2: [0.5, 1], Linf: [8/255]}}}\n"
         "classifiers: {cm: {source: cm}, nn: {source: nn}}\n"
     )
     experiment = read_experiment(file, "full", [])
@@ -170,7 +206,8 @@ def test_an_experiment_that_attacks_nothing_shows_what_validation_says(tmp_path)
             "training": {
                 "validation": {"clean": 0.9},
                 "proxy": {"L2 0.5": 0.1 * seed, "L2 1": 0.0, "Linf 8/255": 0.25},
-            }
+            },
+            "details/training": VALIDATED,
         }
         for seed in (1, 2)
     }
@@ -181,6 +218,83 @@ def test_an_experiment_that_attacks_nothing_shows_what_validation_says(tmp_path)
         "| nn | not run | not run | not run | not run |",
     ]
     assert lines[-1].startswith("Percent; 7 validation images under APGD")
+
+
+def swept(tmp_path, proxies, stages="[validation]", **other):
+    """A sweep of three values with two seeds, and what its runs measured: the robust accuracies in L2 and Linf by run."""
+    (tmp_path / "sweep.yaml").write_text(
+        written_yaml({"seeds": [1, 2], "sizes": {"full": {}}, "grid": {"lambda": [0.5, 1, 2]}, **other})
+        + f"stages: {stages}\n"
+    )
+    attacked = {"images": 10, "model": {"clean": 1.0, "L2 0.75": 0.5, "Linf 0.15": 0.5}}
+    attacked["baseline"] = attacked["model"]
+    measured = {
+        f"lambda-{value}-seed{seed}": {
+            "training": {"validation": {"clean": 1 - l2}, "proxy": {"L2 0.75": l2, "Linf 0.15": linf}},
+            "details/training": VALIDATED,
+            # the worse on validation images, the better on test images
+            "autoattack": {**attacked, "model": {"clean": 1.0, "L2 0.75": 1 - l2, "Linf 0.15": 1 - linf}},
+        }
+        for (value, seed), (l2, linf) in proxies.items()
+    }
+    return read_experiment(tmp_path / "sweep.yaml", "full", []), measured
+
+
+PROXIES = {
+    (0.5, 1): (0.5, 0.3), (0.5, 2): (0.1, 0.3), (1, 1): (0.3, 0.4), (1, 2): (0.3, 0.6), (2, 1): (0.2, 0.6), (2, 2): (0.3, 0.3)
+}  # fmt: skip
+
+
+def test_the_best_of_a_sweep_is_by_validation_over_seeds(tmp_path):
+    """Means of L2 and Linf: 0.3, 0.4 and 0.35; of test images the order is the other way round."""
+    experiment, measured = swept(tmp_path, PROXIES, "[autoattack]")
+    text = markdown(experiment, measured)
+    validation, said, test, _, named = text.strip().split("\n\n")[1:]
+    assert (
+        "| **lambda-1** (best by validation) | 70.0 (70.0 to 70.0) | 30.0 (30.0 to 30.0) | 50.0 (40.0 to 60.0) |"
+        in validation
+    )
+    assert "| lambda-0.5 | 70.0 (50.0 to 90.0) | 30.0 (10.0 to 50.0) | 30.0 (30.0 to 30.0) |" in validation
+    assert validation.splitlines()[0] == "|  | validation clean | validation L2 0.75 | validation Linf 0.15 |"
+    assert said == "Percent; 7 validation images under APGD (clean: all of them); 2 seeds, mean (range)."
+    assert test.splitlines()[2].startswith("| vanilla |") and "| **lambda-1** (best by validation) | 100.0" in test
+    assert named == "Best by validation (mean of L2 0.75, Linf 0.15): lambda-1: 40.0 %."
+    assert text.count("best by validation") == 2
+    assert "Best by validation (Linf 0.15): lambda-1: 50.0 %." in markdown(experiment, measured, "Linf 0.15")
+    assert "Best by validation (clean): lambda-2: 75.0 %." in markdown(experiment, measured, "clean")
+    with pytest.raises(typer.BadParameter, match=r"L2 1 is not one of: robust, clean, L2 0\.75, Linf 0\.15"):
+        best(experiment, measured, "L2 1")
+
+
+def test_equal_ones_are_all_named_and_what_has_not_run_is_not_ranked(tmp_path):
+    equal = {**PROXIES, (2, 2): (0.4, 0.4), (2, 1): (0.4, 0.4)}
+    names, said = best(*swept(tmp_path, equal), "robust")
+    assert names == ["lambda-1", "lambda-2"] and "lambda-1 and lambda-2, which are equal: 40.0 %." in said
+    partly = {key: value for key, value in PROXIES.items() if key != (1, 2)}
+    names, said = best(*swept(tmp_path, partly), "robust")
+    assert names == ["lambda-2"] and said.endswith("lambda-2: 35.0 %. Not all seeds have run of lambda-1.")
+    assert "| lambda-1 | 70.0 (one seed) |" in markdown(*swept(tmp_path, partly))
+    names, said = best(*swept(tmp_path, {key: PROXIES[key] for key in [(1, 1), (1, 2), (2, 1)]}), "robust")
+    assert names == [] and said == "Best by validation: 1 of 3 classifiers have run with all seeds."
+    assert markdown(*swept(tmp_path, {})).splitlines()[-3] == "Percent; nothing has run yet; 2 seeds."
+    first = {key: value for key, value in PROXIES.items() if key[1] == 1}
+    assert "under APGD (clean: all of them); 1 of 2 seeds." in markdown(*swept(tmp_path, first))
+
+
+@pytest.mark.parametrize("key", ["dataset", "prepare.validation_fraction", "validation.images"])
+def test_none_is_the_best_of_what_was_measured_on_other_images(tmp_path, key):
+    values = {
+        "dataset": ["digits", "cifar10"],
+        "prepare.validation_fraction": [0.1, 0.2],
+        "validation.images": [10, 20],
+    }
+    experiment, _ = swept(tmp_path, {}, grid={key: values[key]})
+    measured = {
+        run: {"training": {"validation": {"clean": 1.0}, "proxy": {"L2 0.75": 0.5}}} for run in experiment.params
+    }
+    assert best(experiment, measured, "robust") == (
+        [], "Best by validation: none, as the classifiers differ in dataset, prepare or validation."
+    )  # fmt: skip
 
 
 def test_a_classifier_or_one_of_its_runs_is_chosen():
