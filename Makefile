@@ -19,6 +19,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 repro: repository
 	$(PYTHON_HERE) -m pag_core.params
 	$(PYTHON_HERE) -m dvc repro
+	@$(PYTHON_HERE) -m experiments.runs.kept
 	@echo "The page: $(CURDIR)/report.html"
 
 # The test files are dealt to two workers in order, the long ones first (tests/conftest.py). Each computes with one

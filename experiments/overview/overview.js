@@ -7,7 +7,10 @@ const FROM = 1;
 const GAP = "–";
 
 const at = (id) => document.getElementById(id);
-const shown = new Set([...columns.keys()].filter((column) => columns[column].shown));
+// what the address keeps: #column=KEY&column=KEY&filter=...&x=KEY&y=KEY&series=KEY
+const state = new URLSearchParams(location.hash.slice(1));
+const wanted = state.has("column") ? new Set(state.getAll("column")) : null;
+const shown = new Set([...columns.keys()].filter((column) => (wanted ? column === NAME || wanted.has(columns[column].key) : columns[column].shown)));
 const chosen = new Set(); // experiments, in the order in which they were chosen
 let sorted = { column: null, sign: 1 };
 let rows = [];
@@ -175,6 +178,83 @@ function filter() {
   });
   const visible = rows.filter((row) => !row.hidden).length;
   at("said").textContent = `${problem}${visible} of ${experiments.length} shown, ${chosen.size} chosen.`;
+  markBest();
+  drawChart();
+}
+
+// ---- the best by validation
+
+const isValidation = ({ key }) => /^(dataset|image_folder|prepare|validation)(\.|$)/.test(key) && key !== "validation.batch_size";
+const under = (column) => columns[column].key.startsWith("training.proxy.");
+
+// Of the experiments that are shown and were measured on the same validation images those with the highest robust accuracy, the
+// mean over norms, radii and seeds. None of one alone.
+function markBest() {
+  const all = [...columns.keys()];
+  const compared = all.filter((column) => !columns[column].metric && isValidation(columns[column]));
+  const setup = all.filter((column) => column > FROM && !columns[column].metric && columns[column].key !== "seed");
+  const proxies = all.filter(under);
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const values = (list, experiment) => JSON.stringify(list.map((column) => experiments[experiment].cells[column]));
+  const accuracy = (experiment) => mean(proxies.map((column) => experiments[experiment].cells[column]).filter((value) => value !== null));
+  const seed = ({ cells }) => cells[all.find((column) => columns[column].key === "seed")];
+  const measured = [...experiments.keys()].filter((experiment) => !rows[experiment].hidden && !isNaN(accuracy(experiment)));
+  const said = [];
+  rows.forEach((row) => row.querySelector("th").classList.remove("best"));
+  for (const alike of Map.groupBy(measured, (experiment) => values(compared, experiment)).values()) {
+    const settings = [...Map.groupBy(alike, (experiment) => values(setup, experiment)).values()].map((runs) => {
+      const bySeed = [...Map.groupBy(runs, (experiment) => seed(experiments[experiment])).values()];
+      return { runs, seeds: bySeed.length, accuracy: mean(bySeed.map((same) => mean(same.map(accuracy)))) };
+    });
+    if (settings.length < 2) continue;
+    const highest = Math.max(...settings.map((one) => one.accuracy));
+    const best = settings.filter((one) => highest - one.accuracy < 1e-9);
+    for (const experiment of best.flatMap(({ runs }) => runs)) rows[experiment].querySelector("th").classList.add("best");
+    const names = best.map(({ runs, seeds }) => `${runs.map(label).join(", ")} (${seedsOf(seeds)})`).join(" and ");
+    const unlike = new Set(settings.map(({ seeds }) => seeds)).size > 1 ? "; not all have as many seeds" : "";
+    said.push(`${names}${best.length > 1 ? ", which are equal" : ""}: ${highest.toFixed(3)}${unlike}`);
+  }
+  const of = proxies.map((column) => columns[column].key.replace("training.proxy.", "")).join(", ");
+  at("best").textContent = said.length ? `★ best by validation of those shown (mean of ${of}): ${said.join(". With other validation images: ")}.` : "";
+}
+
+// ---- files, and the address
+
+function csv(lines) {
+  const field = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  return lines.map((line) => `${line.map((value) => field(String(value ?? ""))).join(",")}\n`).join("");
+}
+
+function save(name, lines) {
+  const link = make("a", { href: URL.createObjectURL(new Blob([csv(lines)], { type: "text/csv" })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// The table as it is shown: its columns, and its rows in their order, with all digits.
+function tableLines() {
+  const list = [...columns.keys()].filter((column) => shown.has(column));
+  const inOrder = [...document.querySelectorAll("#experiments tbody tr")].filter((row) => !row.hidden).map((row) => rows.indexOf(row));
+  return [list.map((column) => columns[column].key), ...inOrder.map((experiment) => list.map((column) => experiments[experiment].cells[column]))];
+}
+
+function kept(name) {
+  const found = columns.findIndex(({ key }) => key === state.get(name));
+  return found < 0 ? undefined : found;
+}
+
+function keepState() {
+  const list = [...columns.keys()].filter((column) => column !== NAME && shown.has(column));
+  const first = list.every((column) => columns[column].shown) && columns.filter((column) => column.shown).length === list.length + 1;
+  const now = new URLSearchParams(first ? [] : list.map((column) => ["column", columns[column].key]));
+  if (!first && list.length === 0) now.append("column", "");
+  if (at("filter").value) now.set("filter", at("filter").value);
+  if (!at("chart").hidden) {
+    for (const [name, id] of [["y", "metric"], ["x", "parameter"], ["series", "series"]]) {
+      now.set(name, at(id).value === "" ? "" : columns[Number(at(id).value)].key);
+    }
+  }
+  history.replaceState(null, "", `#${now}`);
 }
 
 // ---- the choice of columns
@@ -189,6 +269,7 @@ function drawChoice() {
         else shown.delete(column);
         drawTable();
         drawComparison();
+        keepState();
       };
       return make("label", {}, box, ` ${columns[column].title}`);
     });
@@ -314,7 +395,14 @@ at("large").onkeydown = (event) => {
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);
 };
-at("filter").oninput = filter;
+at("filter").oninput = () => {
+  filter();
+  keepState();
+};
+at("table-csv").onclick = () => save("experiments.csv", tableLines());
+at("chart-csv").onclick = () => save("chart.csv", chartTable());
+// an address that was entered, not one that the page has kept
+window.onhashchange = () => location.reload();
 at("equal").onchange = drawComparison;
 at("none").onclick = () => {
   chosen.clear();
@@ -326,5 +414,9 @@ at("compare").onclick = () => {
   at("comparison-title").focus({ preventScroll: true });
 };
 
-drawChoice();
-drawTable();
+function start() {
+  at("filter").value = state.get("filter") ?? "";
+  drawChoice();
+  offerCharts();
+  drawTable();
+}

@@ -21,8 +21,8 @@ COMMIT = "git add --all && git commit -m start"
 
 def require_repository() -> None:
     """Raise RepositoryMissing unless this checkout is in a git repository, or DVC is told to do without."""
-    done = _git("rev-parse", "--git-dir")
-    if done.returncode and not _does_without_git():
+    done = git("rev-parse", "--git-dir")
+    if done.returncode and not _does_withoutgit():
         raise RepositoryMissing(
             f"{CHECKOUT} is in no git repository, which DVC asks for ({done.stderr.splitlines()[0]}); make it one (git init && "
             f"{COMMIT}), or let DVC do without (dvc config --local core.no_scm true), but then without its experiments"
@@ -32,7 +32,7 @@ def require_repository() -> None:
 def require_commits() -> None:
     """Raise RepositoryMissing unless DVC can have experiments here: in a git repository with a commit."""
     require_repository()
-    if _does_without_git():
+    if _does_withoutgit():
         raise RepositoryMissing(
             "DVC is told to do without git, where it has no experiments: dvc config --local --unset core.no_scm"
         )
@@ -43,7 +43,7 @@ def require_commits() -> None:
 def require_committer() -> None:
     """Raise RepositoryMissing unless DVC can make experiments here: git knows who commits."""
     require_commits()
-    if any(not _git("config", key).stdout.strip() for key in ("user.name", "user.email")):
+    if any(not git("config", key).stdout.strip() for key in ("user.name", "user.email")):
         raise RepositoryMissing(
             "git does not know who commits, and DVC keeps an experiment as a commit: git config user.name NAME && "
             "git config user.email ADDRESS"
@@ -52,7 +52,7 @@ def require_committer() -> None:
 
 def has_commits() -> bool:
     """Whether this checkout is in a git repository with a commit."""
-    return _git("rev-parse", "--verify", "--quiet", "HEAD").returncode == 0
+    return git("rev-parse", "--verify", "--quiet", "HEAD").returncode == 0
 
 
 def without_remote(revisions: list[str]) -> list[str]:
@@ -77,12 +77,13 @@ def stored(revision: str) -> Iterator[AbstractFileSystem]:
     from dvc.api import DVCFileSystem
 
     # DVC gives a revision's files by their paths in all of git's repository
-    below = _git("rev-parse", "--show-prefix").stdout.strip().rstrip("/")
+    below = git("rev-parse", "--show-prefix").stdout.strip().rstrip("/")
     with contextlib.closing(DVCFileSystem(str(CHECKOUT), rev=revision, subrepos=bool(below))) as files:
         yield DirFileSystem(below, files) if below else files
 
 
-def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """A command of git in this checkout, whether it fails or not; raises RepositoryMissing where git is not installed."""
     try:
         return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -91,7 +92,7 @@ def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
         ) from None
 
 
-def _does_without_git() -> bool:
+def _does_withoutgit() -> bool:
     from dvc.config import Config
 
     return bool(Config(str(CHECKOUT / ".dvc"))["core"].get("no_scm"))
