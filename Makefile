@@ -37,14 +37,13 @@ test: lint
 bench: environment
 	$(PYTHON_HERE) -m benchmarks --device cpu
 
-# what differs between experiments, and the headline of each: `dvc exp show` alone has a column for every parameter
-experiments: environment
-	@$(PYTHON_HERE) -m experiments.runs.repository --commits
-	$(PYTHON_HERE) -m dvc exp show --only-changed --no-pager --drop '^(Created|pag_core|stages|figures|data/|curves/|metrics/details)'
-
-# the same as a page to sort, filter and compare, with figures
+# all experiments as a page to sort, filter, chart and compare, with figures
 page: environment
 	$(PYTHON_HERE) experiments/page.py
+
+# its table as text
+experiments: environment
+	@$(PYTHON_HERE) experiments/page.py --text
 
 # a table of the paper beside its published numbers: make table NAME=table_1 SCALE=mini; runs what is missing. IMAGES names a
 # folder of images for those that take one, JOBS how many runs at once; SHOW=1 runs nothing (docs/tables.md)

@@ -22,19 +22,19 @@ from pag_core.pipeline.paths import FIGURES, METRICS, details_path, measured_pat
 DETAILS = str(details_path("autoattack"))
 
 
-def of_checkout() -> list[Listed]:
-    """The results in this checkout, those of its last commit, and every DVC experiment, by name.
+def of_checkout(*, figures: bool = True) -> list[Listed]:
+    """The results in this checkout, those of its last commit, and every DVC experiment, by name, with or without `figures`.
 
     What has no metrics is left out, and so is the checkout where it equals another.
     """
-    found = list(_of_revisions()) if has_commits() else []
-    here = listed(DirFileSystem(str(CHECKOUT)), "workspace", "as it is")
+    found = list(_of_revisions(figures)) if has_commits() else []
+    here = listed(DirFileSystem(str(CHECKOUT)), "workspace", "as it is", figures=figures)
     if all((here.params, here.metrics) != (other.params, other.metrics) for other in found):
         found.insert(0, here)
     return [experiment for experiment in found if experiment.metrics]
 
 
-def _of_revisions() -> Iterator[Listed]:
+def _of_revisions(figures: bool) -> Iterator[Listed]:
     from dvc.repo import Repo
     from dvc.scm import NoSCM
 
@@ -48,11 +48,11 @@ def _of_revisions() -> Iterator[Listed]:
         with stored(revision) as files:
             # the last commit of a larger repository may be one without this project
             if revision != last or files.exists(PARAMS):
-                yield listed(files, name, origin)
+                yield listed(files, name, origin, figures=figures)
 
 
-def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
-    """An experiment whose params.yaml, metrics and figures are at the root of `files`.
+def listed(files: AbstractFileSystem, name: str, origin: str, *, figures: bool = True) -> Listed:
+    """An experiment whose params.yaml, metrics and, if wanted, `figures` are at the root of `files`.
 
     What DVC's lock file records of other parameters or inputs (the last run stopped at an earlier stage) is left out with a
     remark, and so is what is of another network than is there (stages ran one by one), and a figure that is not in DVC's
@@ -67,29 +67,29 @@ def listed(files: AbstractFileSystem, name: str, origin: str) -> Listed:
     params = plain_params(content, f"{PARAMS} of {place}")
     locks = {f"{path} of {place}": lock for path in LOCKS if (lock := _content(files, path)) is not None}
     old = outdated(locked_stages(locks), params)
-    old |= _of_other_networks(files, place, params.get("classifier_checkpoint", "data/classifier"))
+    old |= _of_other_networks(files, place, params.get("classifier_checkpoint", "data/classifier"), figures)
     metrics: dict[str, Plain] = {}
-    figures: dict[str, bytes] = {}
+    drawn: dict[str, bytes] = {}
     for path in _names(files, METRICS, ".json"):
         text = _content(files, path)
         if text is not None and path not in old:
             metrics[PurePosixPath(path).stem] = _parsed(text, f"{path} of {place}")
-    for path in _names(files, FIGURES, ".png"):
+    for path in _names(files, FIGURES, ".png") if figures else []:
         png = _content(files, path)
         if png is None:
             _remark(f"{path} of {place} is not in DVC's cache (dvc fetch, or dvc exp run again)")
         elif not {str(FIGURES), path} & old:
-            figures[PurePosixPath(path).stem] = png
+            drawn[PurePosixPath(path).stem] = png
     if left_out := sorted(
         path for path in old if path == str(FIGURES) or str(PurePosixPath(path).parent) in (str(METRICS), str(FIGURES))
     ):
         _remark(f"{place}: left out, since made with other parameters or inputs: {', '.join(left_out)}")
     verdicts, attacked = _verdicts(files, place) if DETAILS not in old else ({}, "")
-    return Listed(name, origin, params, metrics, figures, verdicts, attacked)
+    return Listed(name, origin, params, metrics, drawn, verdicts, attacked)
 
 
-def _of_other_networks(files: AbstractFileSystem, place: str, checkpoint: str) -> set[str]:
-    """The metrics, details and figures that say that they are of another classifier or baseline than is there."""
+def _of_other_networks(files: AbstractFileSystem, place: str, checkpoint: str, figures: bool) -> set[str]:
+    """The metrics, details and, if wanted, figures that say that they are of another classifier or baseline than is there."""
     networks: dict[str, str] = {}
     for who in ("classifier", "baseline"):
         path = f"{measured_path(who, checkpoint)}/card.json"
@@ -102,7 +102,7 @@ def _of_other_networks(files: AbstractFileSystem, place: str, checkpoint: str) -
         record = {} if details is None else _parsed(details, f"{path} of {place}").get("provenance", {})
         if any(_differ(part, networks) for part in (record, record.get("model"), record.get("baseline"))):
             found |= {path, str(METRICS / PurePosixPath(path).name)}
-    for path in _names(files, FIGURES, ".png"):
+    for path in _names(files, FIGURES, ".png") if figures else []:
         if (png := _content(files, path)) is not None and _differ(record_of(png), networks):
             found.add(path)
     return found

@@ -7,7 +7,6 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Annotated
 
 import typer
 from fsspec import AbstractFileSystem
@@ -22,7 +21,7 @@ COMMIT = "git add --all && git commit -m start"
 def require_repository() -> None:
     """Raise RepositoryMissing unless this checkout is in a git repository, or DVC is told to do without."""
     done = git("rev-parse", "--git-dir")
-    if done.returncode and not _does_withoutgit():
+    if done.returncode and not _does_without_git():
         raise RepositoryMissing(
             f"{CHECKOUT} is in no git repository, which DVC asks for ({done.stderr.splitlines()[0]}); make it one (git init && "
             f"{COMMIT}), or let DVC do without (dvc config --local core.no_scm true), but then without its experiments"
@@ -32,7 +31,7 @@ def require_repository() -> None:
 def require_commits() -> None:
     """Raise RepositoryMissing unless DVC can have experiments here: in a git repository with a commit."""
     require_repository()
-    if _does_withoutgit():
+    if _does_without_git():
         raise RepositoryMissing(
             "DVC is told to do without git, where it has no experiments: dvc config --local --unset core.no_scm"
         )
@@ -92,18 +91,16 @@ def git(*arguments: str) -> "subprocess.CompletedProcess[str]":
         ) from None
 
 
-def _does_withoutgit() -> bool:
+def _does_without_git() -> bool:
     from dvc.config import Config
 
     return bool(Config(str(CHECKOUT / ".dvc"))["core"].get("no_scm"))
 
 
-def main(
-    commits: Annotated[bool, typer.Option("--commits", help="As DVC experiments need it: with a commit.")] = False,
-) -> None:
+def main() -> None:
     """Say in one sentence what is missing."""
     try:
-        (require_commits if commits else require_repository)()
+        require_repository()
     except PagError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

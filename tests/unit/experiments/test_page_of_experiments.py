@@ -172,13 +172,15 @@ def test_a_figure_that_dvc_lists_but_does_not_hold_is_remarked_on(work, capsys):
                 raise FileNotFoundError(path)
             return super().cat_file(path, *args, **options)
 
+    assert listed(Emptied(str(work / "sbg")), "sbg", "here", figures=False).figures == {}
+    assert capsys.readouterr().err == ""
     found = listed(Emptied(str(work / "sbg")), "sbg", "here")
     assert found.figures.keys() == {"gradient_sources"} and found.metrics.keys() == {"autoattack", "pag_score"}
     assert "figures/targeted_pgd.png of sbg (here) is not in DVC's cache" in capsys.readouterr().err
 
 
 def test_the_command(work, tmp_path_factory, capsys, monkeypatch):
-    monkeypatch.setattr(page, "of_checkout", lambda: listed_in(work))
+    monkeypatch.setattr(page, "of_checkout", lambda figures: listed_in(work))
     output = tmp_path_factory.mktemp("made") / "deeper/experiments.html"
     page.main(output)
     assert "3 experiments, " in capsys.readouterr().out and "<h1>3 experiments</h1>" in output.read_text()
@@ -187,8 +189,33 @@ def test_the_command(work, tmp_path_factory, capsys, monkeypatch):
     assert output.read_bytes() == first
 
 
+def test_the_table_as_text(work, capsys, monkeypatch):
+    """The page's cells, column by column below their titles; figures are not asked for."""
+    found = []
+
+    def of_checkout(*, figures):
+        found.append(figures)
+        return listed_in(work)
+
+    monkeypatch.setattr(page, "of_checkout", of_checkout)
+    page.main(text=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert found == [False] and [line.split() for line in lines[-3:]] == [
+        ["at", "3407", "none", "at", "0.0", "log_softmax", "0.970", "0.360", "-"],
+        ["cm", "3407", "cm", "standard", "1.5", "logit", "0.915", "0.330", "-"],
+        ["sbg", "3407", "sbg", "standard", "2.0", "log_softmax", "0.945", "0.475", "0.819"],
+    ]
+    assert lines[0].split() == ["parameters", "objective", "autoattack", "pag_score"]
+    assert lines[-4].split() == ["experiment", "seed", "source", "method", "lambda", "output", "clean", "0.75", "PAG"]
+    ends = [[match.end() for match in re.finditer(r"\S+", line)][1:] for line in lines[-4:]]
+    assert ends[0] == ends[1] == ends[2] == ends[3]
+    assert all(
+        lines[0].index(group) < end for group, end in (("objective", ends[0][4]), ("pag_score", ends[0][-1] + 1))
+    )
+
+
 def test_nothing_to_show(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(page, "of_checkout", list)
+    monkeypatch.setattr(page, "of_checkout", lambda figures: [])
     with pytest.raises(SystemExit, match="1"):
         page.main(tmp_path / "page.html")
     assert "No experiment has results yet" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
