@@ -23,7 +23,7 @@ function differs(column) {
 }
 
 function draw(tag, attributes, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const node = document.createElementNS(at("drawn").namespaceURI, tag);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   node.append(...children);
   return node;
@@ -117,7 +117,7 @@ function look(line) {
   return { colour: COLOURS[line % COLOURS.length], dash: other(DASHES), marker: other(MARKERS) };
 }
 
-function drawing({ lines }, x, y) {
+function drawLines(lines, x, y) {
   const values = [...new Set(lines.flatMap(({ points }) => points.map((one) => one.x)))].sort(order);
   const { at: horizontal, ticks, joined, note } = across(values);
   const ends = lines.flatMap(({ points }) => points.flatMap(({ lowest, highest }) => [lowest, highest]));
@@ -157,8 +157,9 @@ function drawing({ lines }, x, y) {
       parts.push(draw("g", { class: "point" }, draw("title", {}, title), ...children));
     }
   });
-  const label = `${columns[y].key} against ${columns[x].key}, ${lines.length} line${lines.length === 1 ? "" : "s"}`;
-  return draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label }, ...parts);
+  at("drawn").setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+  at("drawn").setAttribute("aria-label", `${columns[y].key} against ${columns[x].key}, ${lines.length} lines`);
+  at("drawn").replaceChildren(...parts);
 }
 
 function seedsOf(count) {
@@ -177,13 +178,13 @@ function drawChart() {
   if (at("chart").hidden) return;
   Object.assign(axes, { y: chosenIn("metric"), x: chosenIn("parameter"), series: chosenIn("series") });
   const { x, y, series } = axes;
-  const found = chartLines(x, y, series === x ? null : series);
-  const { lines, used } = found;
+  const { lines, used } = chartLines(x, y, series === x ? null : series);
   const visible = rows.filter((row) => !row.hidden).length;
   const points = lines.flatMap((line) => line.points);
   const most = Math.max(0, ...points.map(({ seeds }) => seeds));
   const again = points.filter(({ runs, seeds }) => runs > seeds).length;
-  at("drawn").replaceChildren(...(used ? [drawing(found, x, y)] : []));
+  at("drawn").toggleAttribute("hidden", !used);
+  if (used) drawLines(lines, x, y);
   at("legend").replaceChildren(
     ...(lines.length > 1 ? lines : []).map(({ label: said }, line) =>
       make("li", {}, draw("svg", { width: 36, height: 16, viewBox: "0 0 36 16", "aria-hidden": "true" }, ...sample(line)), said),
