@@ -229,6 +229,7 @@ class Simulated(queue._Queue):
             del self._begun[run]
             if run in self.failing:
                 self._failed[run] = "its last lines"
+            self._seconds.append(90)
             gone = run in self.lost
             if gone:
                 self.lost.remove(run)
@@ -262,6 +263,15 @@ def test_of_runs_that_share_a_stage_one_goes_first(monkeypatch):
 def test_one_job_takes_them_in_their_order(monkeypatch):
     begun, _ = order(monkeypatch, 1, {"a": "dx", "b": "dy", "c": "e"})
     assert begun == [["a"], ["b"], ["c"]]
+
+
+def test_how_long_the_rest_takes_is_said_after_each_run(monkeypatch, capsys):
+    """Runs of 90 s: two left at one job take three minutes, at two jobs half of that."""
+    order(monkeypatch, 1, {"a": "x", "b": "y", "c": "z"})
+    said = [line for line in capsys.readouterr().out.splitlines() if "left" in line]
+    assert [line.partition(",")[0] for line in said] == ["2 left: about 3 min", "1 left: about 2 min"]
+    order(monkeypatch, 2, {"a": "x", "b": "x", "c": "x", "d": "x", "e": "x"})
+    assert "4 left: about 3 min" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_ends_no_other_and_is_named(monkeypatch):
