@@ -233,7 +233,7 @@ function offerCharts() {
   const isNumeric = (column) => experiments.every(({ cells }) => !isWords(cells[column]));
   const horizontal = kept("x") ?? different.find(isNumeric) ?? different[0];
   const split = state.has("series") ? kept("series") : different.find((column) => column !== horizontal && !isNumeric(column));
-  offer("metric", metrics, kept("y") ?? metrics.find((column) => columns[column].key.startsWith("training.proxy.")));
+  offer("metric", metrics, kept("y") ?? metrics.find((column) => columns[column].key.startsWith(VALIDATED)));
   offer("parameter", parameters, horizontal);
   offer("series", parameters, split, "nothing");
 }

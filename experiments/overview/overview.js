@@ -184,8 +184,8 @@ function filter() {
 
 // ---- the best by validation
 
-const isValidation = ({ key }) => /^(dataset|image_folder|prepare|validation)(\.|$)/.test(key) && key !== "validation.batch_size";
-const under = (column) => columns[column].key.startsWith("training.proxy.");
+const VALIDATED = "training.proxy.";
+const isValidation = ({ key }) => /^(dataset|image_folder|prepare|validation)(\.|$)/.test(key);
 
 // Of the experiments that are shown and were measured on the same validation images those with the highest robust accuracy, the
 // mean over norms, radii and seeds. None of one alone.
@@ -193,7 +193,7 @@ function markBest() {
   const all = [...columns.keys()];
   const compared = all.filter((column) => !columns[column].metric && isValidation(columns[column]));
   const setup = all.filter((column) => column > FROM && !columns[column].metric && columns[column].key !== "seed");
-  const proxies = all.filter(under);
+  const proxies = all.filter((column) => columns[column].key.startsWith(VALIDATED));
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const values = (list, experiment) => JSON.stringify(list.map((column) => experiments[experiment].cells[column]));
   const accuracy = (experiment) => mean(proxies.map((column) => experiments[experiment].cells[column]).filter((value) => value !== null));
@@ -212,10 +212,10 @@ function markBest() {
     for (const experiment of best.flatMap(({ runs }) => runs)) rows[experiment].querySelector("th").classList.add("best");
     const names = best.map(({ runs, seeds }) => `${runs.map(label).join(", ")} (${seedsOf(seeds)})`).join(" and ");
     const unlike = new Set(settings.map(({ seeds }) => seeds)).size > 1 ? "; not all have as many seeds" : "";
-    said.push(`${names}${best.length > 1 ? ", which are equal" : ""}: ${highest.toFixed(3)}${unlike}`);
+    const of = proxies.filter((column) => experiments[alike[0]].cells[column] !== null).map((column) => columns[column].key.slice(VALIDATED.length));
+    said.push(`${names}${best.length > 1 ? ", which are equal" : ""}: ${highest.toFixed(3)}, mean of ${of.join(", ")}${unlike}`);
   }
-  const of = proxies.map((column) => columns[column].key.replace("training.proxy.", "")).join(", ");
-  at("best").textContent = said.length ? `★ best by validation of those shown (mean of ${of}): ${said.join(". With other validation images: ")}.` : "";
+  at("best").textContent = said.length ? `★ best by validation of those shown: ${said.join(". With other validation images: ")}.` : "";
 }
 
 // ---- files, and the address

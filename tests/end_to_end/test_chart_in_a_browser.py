@@ -170,7 +170,7 @@ def test_the_best_is_by_validation_among_those_shown(browser):
     assert browser.value(STARRED) == ["sweep-sbg-1.0-seed1", "sweep-sbg-1.0-seed2"]
     said = "document.getElementById('best').textContent"
     best = "sweep-sbg-1.0-seed1, sweep-sbg-1.0-seed2 (2 seeds): 0.500"
-    assert browser.value(said) == f"★ best by validation of those shown (mean of L2 1, Linf 8/255): {best}."
+    assert browser.value(said) == f"★ best by validation of those shown: {best}, mean of L2 1, Linf 8/255."
     # one alone, and what was measured on other validation images, is the best of nothing
     choose(browser, filter="source=cm seed=1")
     assert browser.value(STARRED) == ["long"]
@@ -180,9 +180,13 @@ def test_the_best_is_by_validation_among_those_shown(browser):
     choose(browser, filter="sweep source=sbg clean<1 sbg-0.5-seed2")
     assert browser.value(STARRED) == []
     choose(browser, filter='sweep source=sbg "model L2 0.75"<0.56')
-    assert browser.value(said).endswith("sweep-sbg-1.0-seed1, sweep-sbg-1.0-seed2 (2 seeds): 0.500.")
+    assert browser.value(said).endswith(
+        "sweep-sbg-1.0-seed1, sweep-sbg-1.0-seed2 (2 seeds): 0.500, mean of L2 1, Linf 8/255."
+    )
     choose(browser, filter='sweep source=sbg lambda<=1 "model L2 0.75"<0.65')
-    assert browser.value(said).endswith("sweep-sbg-1.0-seed2 (2 seeds): 0.500; not all have as many seeds.")
+    assert browser.value(said).endswith(
+        "sweep-sbg-1.0-seed2 (2 seeds): 0.500, mean of L2 1, Linf 8/255; not all have as many seeds."
+    )
 
 
 def test_equal_ones_are_both_the_best(browser):
