@@ -15,7 +15,7 @@ from pag_core.classifiers.building import load_classifier, require_imported
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
 from pag_core.datasets.counts import count, slots
-from pag_core.datasets.prepared import Dataset, Split, read_labels
+from pag_core.datasets.prepared import Dataset, Split, read_dataset
 from pag_core.diffusion.network import (
     architecture,
     load_noise_predictor,
@@ -192,7 +192,7 @@ def main() -> None:
     """Write data/check.txt, or refuse."""
     with stage("check", reads=ALL) as opened:
         place = dataset_path(opened.params.dataset)
-        dataset = read_labels(place)
+        dataset = read_dataset(place)
         params = count(opened, dataset)
         for key, (value, committed) in uncommitted().items():
             print(f"params.yaml: {key} is {value}; in the last commit it is {committed}", flush=True)

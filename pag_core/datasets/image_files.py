@@ -9,6 +9,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
+from pag_core.compute.processes import this_process
 from pag_core.errors import DatasetError
 
 # what systems leave beside files of the user's, in archives too, under names that do not begin with a dot
@@ -34,7 +35,7 @@ def name_of_test_split(there: Collection[str], place: Path) -> str:
     """
     standing = [name for name in VALIDATION_NAMES if name in there]
     if "test" in there:
-        if standing:
+        if standing and this_process().leads:
             print(
                 f"{place}: not used: {', '.join(standing)} (validation images are taken out of train, "
                 "prepare.validation_fraction of them)",
@@ -46,7 +47,8 @@ def name_of_test_split(there: Collection[str], place: Path) -> str:
             f"{place} has no test, and {', '.join(standing)} that may stand for it; rename the one to test on to test"
         )
     if standing:
-        print(f"{place}: {standing[0]} is the test split, as there is no test", flush=True)
+        if this_process().leads:
+            print(f"{place}: {standing[0]} is the test split, as there is no test", flush=True)
         return standing[0]
     return "test"
 

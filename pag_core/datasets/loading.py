@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pag_core.datasets.labelled_images import RawDataset
 from pag_core.params.sections import Params
@@ -12,10 +13,19 @@ def downloads() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / "data/downloads"
 
 
-def load_raw(params: Params) -> RawDataset:
+def state_of_source(params: Params) -> dict[str, Any]:
+    """What the images are read from, without reading them: whether work on them that was begun may go on."""
+    if params.dataset != "image_folder":
+        return {}
+    from pag_core.datasets.image_folder import state_of
+
+    return {params.image_folder: state_of(Path(params.image_folder))}
+
+
+def load_raw(params: Params, place: Path) -> RawDataset:
     """The dataset that `params.dataset` names, as its publisher divides it: `prepare.classes` of it, at `prepare.image_size`.
 
-    Raises DatasetError.
+    What has to be unpacked is, into the folder `place`. Raises DatasetError.
     """
     # each imported where it is asked for: torchvision, which image_folder needs, takes longer than reading the digits
     match params.dataset:
@@ -45,6 +55,7 @@ def load_raw(params: Params) -> RawDataset:
             # resized as they are read: only then do they have one size
             return image_folder.load(
                 Path(params.image_folder),
+                place,
                 image_size=params.prepare.image_size,
                 images_per_class=params.prepare.images_per_class,
                 classes=params.prepare.classes,

@@ -1,11 +1,12 @@
 """The one resampling of all datasets: `prepare.image_size`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from pag_core.datasets.labelled_images import LabelledImages, RawDataset
+from pag_core.datasets.labelled_images import ImageSource, RawDataset
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
@@ -19,18 +20,32 @@ def square(image: Image.Image, side: int) -> Image.Image:
 
 
 def at_size(raw: RawDataset, side: int | None) -> RawDataset:
-    """The dataset with every image [C, H, W], C 1 or 3, as [C, side, side]; None leaves it as it is."""
+    """The dataset with every image [C, H, W], C 1 or 3, as [C, side, side] once it is read; None leaves it as it is."""
     if side is None:
         return raw
-    test = None if raw.test is None else _scaled(raw.test, side)
-    return replace(raw, train=_scaled(raw.train, side), test=test)
+    train, test = (
+        None if part is None else replace(part, source=_Scaled(part.source, side)) for part in (raw.train, raw.test)
+    )
+    assert train is not None
+    return replace(raw, train=train, test=test)
 
 
-def _scaled(part: LabelledImages, side: int) -> LabelledImages:
-    count, channels = part.images.shape[:2]
-    images = np.empty((count, channels, side, side), np.uint8)
-    for row, pixels in enumerate(part.images):
-        # PIL knows grey images without an axis of channels, and colour images with that axis last
-        image = Image.fromarray(pixels[0] if channels == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        images[row] = np.atleast_3d(np.asarray(square(image, side))).transpose(2, 0, 1)
-    return LabelledImages(images, part.labels)
+@dataclass(frozen=True)
+class _Scaled:
+    """The images of `source`, scaled as they are read."""
+
+    source: NDArray[np.uint8] | ImageSource
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return *self.source.shape[:2], self.side, self.side
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        whole = self.source[rows] if isinstance(self.source, np.ndarray) else self.source.read(rows)
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for row, pixels in enumerate(whole):
+            # PIL knows grey images without an axis of channels, and colour images with that axis last
+            image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+            images[row] = np.atleast_3d(np.asarray(square(image, self.side))).transpose(2, 0, 1)
+        return images

@@ -36,12 +36,6 @@ def split(
     return {"train": train, "validation": validation, "test": test.take(order)}
 
 
-def repeated_images(splits: dict[str, LabelledImages]) -> dict[str, int]:
-    """How many images of the validation and of the test split are in the training split too, pixel for pixel."""
-    known = {image.tobytes() for image in splits["train"].images}
-    return {name: sum(image.tobytes() in known for image in splits[name].images) for name in ("validation", "test")}
-
-
 def _divide(
     whole: LabelledImages, class_names: Sequence[str], fraction: float, seed: int, name: str
 ) -> tuple[LabelledImages, LabelledImages]:

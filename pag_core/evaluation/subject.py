@@ -51,7 +51,7 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...]) -> Iterator
     """
     dataset = read_dataset(dataset_path(opened.params.dataset))
     params = count(opened, dataset)
-    test = dataset.splits["test"].to(opened.device)
+    test = dataset.splits["test"]
     rows = test.first(getattr(params, name).images, f"{name}.images")
     loaded = {
         network: load_classifier(measured_path(network, params.classifier_checkpoint), dataset, opened.device)
@@ -67,7 +67,8 @@ def open_subject(opened: OpenStage, name: str, who: tuple[str, ...]) -> Iterator
     shared = opened.provenance(inputs=inputs, processes=processes)
     networks: dict[str, nn.Module] = {network: module for network, (module, _) in loaded.items()}
     with run_folder("_".join((name, *who)), shared, opened.device) as folder:
-        yield Subject(networks, test.pixels(rows), test.labels[rows], dataset.classes, folder, processes, record)
+        images, labels = test.pixels(rows).to(opened.device), test.labels[rows].to(opened.device)
+        yield Subject(networks, images, labels, dataset.classes, folder, processes, record)
 
 
 def baseline_place(name: str) -> Path:

@@ -81,7 +81,7 @@ class Batches:
         start: DrawStart = STANDARD.start,
     ) -> None:
         self.data = train.to(device)
-        self.image_shape = tuple(train.images.shape[1:])
+        self.image_shape = train.image_shape
         self.draw_start = start
         self.classes = classes
         self.params = params

@@ -60,7 +60,7 @@ class Trainer:
     def __post_init__(self) -> None:
         require_smallest_batch(
             self.classifier,
-            tuple(self.train.images.shape[1:]),
+            self.train.image_shape,
             images=len(self.train),
             batch_size=self.params.batch_size,
             processes=self.processes,

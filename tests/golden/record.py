@@ -14,7 +14,7 @@ import torch
 from pag_core.classifiers.building import build_classifier
 from pag_core.compute.randomness import generator, seed_global_streams
 from pag_core.datasets import digits
-from pag_core.datasets.prepared import Dataset, Split, fingerprint
+from pag_core.datasets.prepared import Dataset, Split
 from pag_core.datasets.splits import split
 from pag_core.diffusion.network import NoisePredictor, architecture, build_network
 from pag_core.gradient_store.store import NeighborGradients, RepresentativeGradients
@@ -25,7 +25,7 @@ from pag_core.objective.pag import AlignedBatch, drawn_classes, pag_objective, p
 from pag_core.params.reading import load_params
 from pag_core.params.sections import ObjectiveParams
 from pag_core.pipeline.provenance import versions
-from tests.fixtures.samples import PARAMS, distilled
+from tests.fixtures.samples import PARAMS, content_fingerprint, distilled
 
 PLACE = Path(__file__).with_name("first_losses.json")
 SEED = 3407
@@ -39,7 +39,7 @@ def digits_dataset():
     raw = digits.load()
     parts = split(raw, validation_fraction=0.15, test_fraction=0.28, images_per_class=None, seed=SEED)
     splits = {name: Split(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for name, part in parts.items()}
-    return Dataset(raw.class_names, fingerprint(raw.class_names, parts), splits)
+    return Dataset(raw.class_names, content_fingerprint(raw.class_names, parts), splits)
 
 
 def untrained_predictor(dataset):

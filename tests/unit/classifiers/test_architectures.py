@@ -309,7 +309,7 @@ def test_the_default_data_and_network_load_neither_torchvision_nor_timm():
     program = (
         "import sys; from pathlib import Path; from pag_core.classifiers.building import build_classifier as build\n"
         "from pag_core.datasets.loading import load_raw; from pag_core.params.reading import load_params\n"
-        "load_raw(load_params(Path('tests/params.yaml')))\n"
+        "load_raw(load_params(Path('tests/params.yaml')), Path())\n"
         "for arch, options in (('small_resnet', {}), ('wrn_34_10', {'depth': 10})):\n"
         "    build(arch, **{'width': 1, **options}, activation=None, image_shape=(1, 8, 8), classes=2)\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torchvision', 'timm'}))"

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from pag_core.datasets.counts import MOST, automatic_counts, count
-from pag_core.datasets.prepared import read_labels, write_dataset
+from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ParamsError
 from pag_core.pipeline.stage import OpenStage
-from tests.fixtures.samples import ROOT, make_labelled
+from tests.fixtures.samples import ROOT, make_labelled, write_prepared
 
 AUTO = dict.fromkeys(MOST, "auto")
 
@@ -20,8 +20,8 @@ def prepared(tmp_path):
     def write(classes, *per_class):
         parts = [make_labelled(classes, number, (1, 2, 2), seed) for seed, number in enumerate(per_class)]
         names = tuple(map(str, range(classes)))
-        write_dataset(tmp_path / "d.zarr", names, dict(zip(("train", "validation", "test"), parts, strict=True)), {})
-        return read_labels(tmp_path / "d.zarr")
+        write_prepared(tmp_path / "d.zarr", names, dict(zip(("train", "validation", "test"), parts, strict=True)), {})
+        return read_dataset(tmp_path / "d.zarr")
 
     return write
 

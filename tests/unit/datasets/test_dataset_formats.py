@@ -11,11 +11,12 @@ import pytest
 import torchvision.datasets
 from PIL import Image, ImageFile
 
-from pag_core.datasets import cifar, image_folder, loading, stl10, tiny_imagenet
+from pag_core.datasets import cifar, loading, stl10, tiny_imagenet
 from pag_core.datasets.loading import load_raw
 from pag_core.datasets.resizing import at_size
 from pag_core.errors import DatasetError
 from tests.fixtures.archives import WORDNET_IDS, small_cifar, small_stl10, small_tiny_imagenet
+from tests.fixtures.read_folder import read_folder
 from tests.fixtures.samples import make_labelled
 
 
@@ -38,7 +39,7 @@ def test_downloads_lie_in_the_main_repository(monkeypatch):
 def test_cifar_is_what_torchvision_reads(make_params, downloads, monkeypatch, name):
     small, splits = small_cifar(downloads, getattr(cifar, name), 7)
     monkeypatch.setattr(cifar, name, small)
-    raw = load_raw(make_params({"dataset": name.lower()}))
+    raw = load_raw(make_params({"dataset": name.lower()}), Path())
     assert raw.class_names == tuple(f"name {label}" for label in range(7))
 
     with tarfile.open(downloads / small.archive.name) as archive:
@@ -56,7 +57,7 @@ def test_cifar_is_what_torchvision_reads(make_params, downloads, monkeypatch, na
 def test_stl10_is_what_torchvision_reads(make_params, downloads, monkeypatch):
     archive, splits = small_stl10(downloads, (2, 3))
     monkeypatch.setattr(stl10, "ARCHIVE", archive)
-    raw = load_raw(make_params({"dataset": "stl10"}))
+    raw = load_raw(make_params({"dataset": "stl10"}), Path())
     assert raw.class_names == tuple(f"class{label}" for label in range(10))
 
     with tarfile.open(downloads / archive.name) as file:
@@ -73,7 +74,7 @@ def test_stl10_is_what_torchvision_reads(make_params, downloads, monkeypatch):
 def test_tiny_imagenet_is_what_pil_reads(make_params, downloads, monkeypatch):
     archive, splits = small_tiny_imagenet(downloads)
     monkeypatch.setattr(tiny_imagenet, "ARCHIVE", archive)
-    raw = load_raw(make_params({"dataset": "tiny_imagenet"}))
+    raw = load_raw(make_params({"dataset": "tiny_imagenet"}), Path())
     # by WordNet id, and the first synonym of each
     assert raw.class_names == ("goldfish", "Egyptian cat", "freight car", "acorn")
     assert raw.train.images.shape == (24, 3, 64, 64) and raw.test.images.shape == (16, 3, 64, 64)
@@ -103,7 +104,7 @@ def test_no_exception_of_pillow_leaves_without_the_name_of_tiny_imagenets_file(m
     monkeypatch.setattr(ImageFile.ImageFile, "load", failing)
     words = rf"{archive.name}: tiny-imagenet-200/train/\w+/images/\S+.JPEG cannot be read as an image \(.*decoder jpeg"
     with pytest.raises(DatasetError, match=words):
-        load_raw(make_params({"dataset": "tiny_imagenet"}))
+        load_raw(make_params({"dataset": "tiny_imagenet"}), Path())
 
 
 # --- prepare.image_size
@@ -118,7 +119,7 @@ def test_every_dataset_is_resized_as_an_image_folder(tmp_path, channels, side):
             folder = tmp_path / split / f"c{label}"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[0] if channels == 1 else pixels.transpose(1, 2, 0)).save(folder / f"{row}.png")
-    folder = image_folder.load(tmp_path, image_size=side, images_per_class=None)
+    folder = read_folder(tmp_path, image_size=side)
     raw = dataclasses.replace(folder, train=part, test=part.take(np.arange(4)))
     resized = at_size(raw, side)
     by_class = np.argsort(part.labels, kind="stable")
@@ -135,6 +136,6 @@ def test_every_dataset_is_resized_as_an_image_folder(tmp_path, channels, side):
 def test_image_size_reaches_what_is_prepared(make_params, downloads, monkeypatch):
     archive, _ = small_stl10(downloads, (1, 1))
     monkeypatch.setattr(stl10, "ARCHIVE", archive)
-    found = load_raw(make_params({"dataset": "stl10", "prepare.image_size": 32}))
+    found = load_raw(make_params({"dataset": "stl10", "prepare.image_size": 32}), Path())
     assert found.train.images.shape == found.test.images.shape == (10, 3, 32, 32)
-    assert load_raw(make_params({"prepare.image_size": 16})).train.images.shape == (1797, 1, 16, 16)
+    assert load_raw(make_params({"prepare.image_size": 16}), Path()).train.images.shape == (1797, 1, 16, 16)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pag_core.datasets import image_folder
 from pag_core.errors import DatasetError
 from tests.fixtures.project_copy import forks
+from tests.fixtures.read_folder import read_folder
 from tests.fixtures.samples import FOLDER, ROOT, save_png
 from tests.fixtures.small_experiment import archived, as_folders
 
@@ -27,7 +27,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def load(place, classes=None):
-    return image_folder.load(place, image_size=None, images_per_class=None, classes=classes)
+    return read_folder(place, classes=classes)
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import make_dataset as torchvision_files
 
-from pag_core.datasets import image_files, image_folder
-from pag_core.datasets.prepared import fingerprint
+from pag_core.datasets import image_files
 from pag_core.datasets.splits import split
 from pag_core.errors import DatasetError
-from tests.fixtures.samples import FOLDER, save_png
+from tests.fixtures.read_folder import read_folder
+from tests.fixtures.samples import FOLDER, content_fingerprint, save_png
 
 
 def load(folder, images_per_class=None):
-    return image_folder.load(folder, image_size=None, images_per_class=images_per_class)
+    return read_folder(folder, images_per_class=images_per_class)
 
 
 def pixels_of(path):
@@ -43,7 +43,7 @@ def test_folders_that_were_read_whole_are_read_as_before(tmp_path):
     ):
         raw = load(tmp_path, most)
         splits = split(raw, validation_fraction=0.34, test_fraction=0.5, images_per_class=most, seed=1)
-        assert fingerprint(raw.class_names, splits) == expected
+        assert content_fingerprint(raw.class_names, splits) == expected
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".gif", ".jp2", ".tga", ".qoi", ".pcx", ".JPEG", ".dib"])

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from pag_core.datasets import image_folder
 from pag_core.errors import DatasetError
+from tests.fixtures.read_folder import read_folder
 from tests.fixtures.samples import FOLDER as GOOD
 
 SIX = [(6, 6)] * 3
 
 
 def load(folder, image_size=None, images_per_class=None):
-    return image_folder.load(folder, image_size=image_size, images_per_class=images_per_class)
+    return read_folder(folder, image_size=image_size, images_per_class=images_per_class)
 
 
 def test_image_folder_reads_what_pil_reads(make_folder):

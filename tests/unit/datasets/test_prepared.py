@@ -1,6 +1,8 @@
 """Datasets: what is read is what was there, and what cannot be used is refused by name."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from pag_core.datasets.loading import load_raw
 from pag_core.datasets.prepared import fingerprint, read_dataset, write_dataset
 from pag_core.datasets.splits import split
 from pag_core.errors import DatasetError, ParamsError
-from tests.fixtures.samples import make_labelled
+from pag_core.pipeline.checkpoint import RunFolder
+from tests.fixtures.samples import make_labelled, write_prepared
 
 SPLIT = {"validation_fraction": 0.2, "test_fraction": 0.25, "images_per_class": None, "seed": 3}
 
@@ -30,7 +33,7 @@ def keys(part):
 
 def test_digits_are_scikit_learns(make_params):
     bunch = sklearn.datasets.load_digits()
-    raw = load_raw(make_params({"dataset": "digits"}))
+    raw = load_raw(make_params({"dataset": "digits"}), Path())
     assert raw.test is None and raw.class_names == tuple("0123456789")
     assert raw.train.images.shape == (1797, 1, 8, 8)
     assert np.array_equal(raw.train.labels, bunch.target)
@@ -148,7 +151,7 @@ def test_the_fingerprint_sees_every_pixel_label_and_name():
 @pytest.fixture
 def prepared(tmp_path):
     parts = split(raw_dataset(), **SPLIT)
-    write_dataset(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {"seed": 3})
+    write_prepared(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {"seed": 3})
     return tmp_path / "d.zarr", parts
 
 
@@ -169,9 +172,13 @@ def test_prepared_round_trip(prepared, cpu):
 def test_several_shards_round_trip(tmp_path, monkeypatch):
     monkeypatch.setattr("pag_core.datasets.prepared.IMAGES_PER_SHARD", 7)
     parts = split(raw_dataset(), **SPLIT)
-    write_dataset(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {})
+    write_prepared(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {})
     assert len(list((tmp_path / "d.zarr" / "train" / "images" / "c").iterdir())) == 7
     assert np.array_equal(read_dataset(tmp_path / "d.zarr").splits["train"].images.numpy(), parts["train"].images)
+
+
+def read_whole(path):
+    return {name: part.images for name, part in read_dataset(path).splits.items()}
 
 
 def chunk_files(path):
@@ -189,12 +196,12 @@ def test_every_flipped_byte_and_deleted_chunk_is_refused(prepared):
             broken[position] ^= 0x10
             file.write_bytes(broken)
             with pytest.raises(DatasetError, match=r"d.zarr"):
-                read_dataset(path)
+                read_whole(path)
         file.unlink()
         with pytest.raises(DatasetError, match=r"d.zarr"):
-            read_dataset(path)
+            read_whole(path)
         file.write_bytes(whole)
-    read_dataset(path)
+    read_whole(path)
 
 
 def test_changed_metadata_is_refused(prepared):
@@ -216,14 +223,120 @@ def test_a_missing_dataset_names_the_stage(tmp_path, what):
         read_dataset(tmp_path / "d.zarr")
 
 
-def test_images_of_two_splits_are_counted():
-    from pag_core.datasets.splits import repeated_images
-
+def test_images_of_two_splits_are_counted(tmp_path):
     parts = {name: make_labelled(2, 5, (1, 4, 4), seed) for seed, name in enumerate(("train", "validation", "test"))}
-    assert repeated_images(parts) == {"validation": 0, "test": 0}
+    assert write_prepared(tmp_path / "a.zarr", ("a", "b"), parts, {}).repeated == {"validation": 0, "test": 0}
     parts["test"].images[[1, 4, 7]] = parts["train"].images[[3, 3, 0]]
     parts["validation"].images[2] = parts["train"].images[9]
-    assert repeated_images(parts) == {"validation": 1, "test": 3}
+    assert write_prepared(tmp_path / "b.zarr", ("a", "b"), parts, {}).repeated == {"validation": 1, "test": 3}
+
+
+# --- shard by shard
+
+
+@pytest.fixture
+def sharded(tmp_path, monkeypatch):
+    """A dataset of shards of 7 images, and its parts."""
+    monkeypatch.setattr("pag_core.datasets.prepared.IMAGES_PER_SHARD", 7)
+    parts = split(raw_dataset(), **SPLIT)
+    write_prepared(tmp_path / "d.zarr", ("a", "b", "c", "d"), parts, {})
+    return tmp_path / "d.zarr", parts
+
+
+def shard_file(path, name, number):
+    return path / name / "images/c" / str(number) / "0/0/0"
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 3), slice(6, 8), slice(7, 14), slice(20, None), slice(3, 40, 5), slice(5, 5)]
+)
+def test_of_a_slice_the_shards_that_it_lies_in_are_read(sharded, rows):
+    path, parts = sharded
+    count = len(parts["train"])
+    start, stop, _ = rows.indices(count)
+    touched = set(range(start // 7, max(start // 7, -(-stop // 7))))
+    for number in range(-(-count // 7)):
+        if number not in touched:
+            shard_file(path, "train", number).unlink()
+    train = read_dataset(path).splits["train"]
+    assert np.array_equal(train.chosen(rows).numpy(), parts["train"].images[rows])
+    assert np.array_equal(train.labels.numpy(), parts["train"].labels) and train.image_shape == (1, 4, 4)
+
+
+def test_a_shard_of_another_split_or_place_is_refused(sharded):
+    """Every chunk is whole, so that no checksum of Zarr's own sees it."""
+    path, _ = sharded
+    first, second = (shard_file(path, "train", number) for number in (0, 1))
+    first.write_bytes(second.read_bytes())
+    dataset = read_dataset(path)
+    dataset.splits["train"].chosen(slice(7, 14))
+    with pytest.raises(DatasetError, match=r"has changed since it was prepared \(shard 0 of the train images\)"):
+        dataset.splits["train"].pixels(slice(0, 2))
+
+
+def test_a_dataset_of_the_former_format_is_refused_with_the_remedy(sharded):
+    path, _ = sharded
+    content = json.loads((path / "zarr.json").read_text())
+    del content["attributes"]["shards"]
+    (path / "zarr.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"of an earlier version; run the prepare stage again"):
+        read_dataset(path)
+
+
+class Counted:
+    """Images that say which of them were read, and fail at the `broken`-th call."""
+
+    def __init__(self, images, broken=None):
+        self.images, self.shape, self.read_rows, self.broken = images, images.shape, [], broken
+
+    def read(self, rows):
+        if self.broken == len(self.read_rows):
+            raise KeyboardInterrupt
+        self.read_rows.append(rows.tolist())
+        return self.images[rows]
+
+
+def content_of(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("broken", [0, 1, 3, 8])
+def test_a_killed_run_goes_on_after_its_last_shard(tmp_path, sharded, broken):
+    expected, parts = content_of(sharded[0]), sharded[1]
+    folder, names = RunFolder(tmp_path / "run"), ("a", "b", "c", "d")
+
+    def lazy(at=None):
+        sources = {name: Counted(part.images) for name, part in parts.items()}
+        if at is not None:
+            done = 0
+            for name in ("train", "validation", "test"):
+                shards = -(-len(parts[name]) // 7)
+                if done <= at < done + shards:
+                    sources[name].broken = at - done
+                done += shards
+        return sources, {name: LabelledImages(sources[name], part.labels) for name, part in parts.items()}
+
+    _, splits = lazy(broken)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "e.zarr", names, splits, {}, folder=folder)
+    assert not (tmp_path / "e.zarr").exists()
+    sources, splits = lazy()
+    write_dataset(tmp_path / "e.zarr", names, splits, {}, folder=folder)
+    assert sum(len(source.read_rows) for source in sources.values()) == 12 - broken
+    assert max(len(rows) for source in sources.values() for rows in source.read_rows) <= 7
+    assert content_of(tmp_path / "e.zarr") == expected
+
+
+def test_a_finished_shard_that_was_damaged_since_is_written_again(tmp_path, sharded):
+    expected, parts = content_of(sharded[0]), sharded[1]
+    folder, names = RunFolder(tmp_path / "run"), ("a", "b", "c", "d")
+    broken = LabelledImages(Counted(parts["test"].images, broken=1), parts["test"].labels)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "e.zarr", names, parts | {"test": broken}, {}, folder=folder)
+    shard_file(folder.path / "dataset", "train", 2).write_bytes(b"torn")
+    shard_file(folder.path / "dataset", "validation", 0).unlink()
+    write_dataset(tmp_path / "e.zarr", names, parts, {}, folder=folder)
+    assert content_of(tmp_path / "e.zarr") == expected
 
 
 def test_equal_data_are_equal_whatever_the_number_of_threads(monkeypatch):

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import threading
 import urllib.request
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -179,7 +180,7 @@ def test_offline_the_message_says_which_file_to_put_where(make_params, tmp_path,
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     archive = PUBLISHED[name]
     with pytest.raises(DatasetError) as caught:
-        load_raw(make_params({"dataset": name}))
+        load_raw(make_params({"dataset": name}), Path())
     message, folder = str(caught.value), tmp_path / "data/downloads"
     assert offline == [archive.address] and f"{archive.dataset} could not be downloaded from {offline[0]}" in message
     assert "no network" in message and "or use dataset: image_folder" in message
@@ -194,7 +195,7 @@ def test_another_file_is_not_parsed(make_params, tmp_path, monkeypatch, offline,
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=rf"{path} has {len(content)} bytes, not {PUBLISHED[name].size:,}"):
-        load_raw(make_params({"dataset": name}))
+        load_raw(make_params({"dataset": name}), Path())
 
 
 SMALL = {

@@ -7,13 +7,13 @@ import torch
 
 from pag_core.classifiers.building import save_classifier
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.datasets.prepared import write_dataset
 from pag_core.errors import ArtifactError
 from pag_core.evaluation.subject import baseline_place, keep_result, open_subject
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.paths import METRICS, classifier_path, dataset_path, details_path
 from pag_core.pipeline.saved_network import read_card, save_network
 from pag_core.pipeline.stage import OpenStage
+from tests.fixtures.samples import write_prepared
 
 RECORD = {"params": {"autoattack": {"images": 10, "radii": {"L2": ["1"]}}}, "seed": 1, "inputs": {"dataset": "a" * 64}}
 
@@ -86,7 +86,7 @@ def test_an_attack_on_another_baseline_than_there_is_now_is_refused(baseline):
 def opened(dataset, make_classifier, make_params, cpu):
     """A stage after training and an attack on the baseline, whose fingerprint is `opened.beside`."""
     splits = {name: LabelledImages(part.images.numpy(), part.labels.numpy()) for name, part in dataset.splits.items()}
-    write_dataset(dataset_path("digits"), dataset.class_names, splits, {})
+    write_prepared(dataset_path("digits"), dataset.class_names, splits, {})
     for seed, who in enumerate(("classifier", "baseline")):
         options = {"width": 4, "activation": None}
         network = make_classifier(seed=seed)

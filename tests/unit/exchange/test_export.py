@@ -17,7 +17,7 @@ from pag_core.classifiers import architectures
 from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier, save_classifier
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.datasets.prepared import read_dataset, write_dataset
+from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ArtifactError
 from pag_core.evaluation.subject import baseline_place
 from pag_core.exchange import export as export_module
@@ -27,7 +27,7 @@ from pag_core.exchange.standalone.loading import attacked_images, load
 from pag_core.params.radii import radius_value
 from pag_core.pipeline.artifacts import write_json
 from pag_core.pipeline.paths import classifier_path, dataset_path, details_path
-from tests.fixtures.samples import ARCHITECTURES, ROOT
+from tests.fixtures.samples import ARCHITECTURES, ROOT, write_prepared
 from tests.fixtures.standalone import outside
 
 LIBRARIES = {"torch": "2", "safetensors": "1", "torchvision": "0", "timm": "1", "pyautoattack": "0", "foolbox": "3"}
@@ -41,7 +41,7 @@ def make_place(tmp_path, monkeypatch, make_dataset):
         monkeypatch.chdir(tmp_path)
         dataset = make_dataset(classes=4, shape=shape)
         splits = {n: LabelledImages(part.images.numpy(), part.labels.numpy()) for n, part in dataset.splits.items()}
-        write_dataset(dataset_path("digits"), dataset.class_names, splits, {})
+        write_prepared(dataset_path("digits"), dataset.class_names, splits, {})
         recipe = {"arch": arch, "source": "sbg", "lambda": 1.5, "method": "standard"}
         for seed, who in enumerate(("classifier", "baseline")):
             record = {

@@ -17,7 +17,7 @@ from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier
 from pag_core.classifiers.logits import place_of_logits
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.datasets.prepared import read_dataset, write_dataset
+from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import ParamsError, WeightsError
 from pag_core.exchange import import_classifier as module
 from pag_core.exchange.classifier_checkpoint import read_weights
@@ -25,7 +25,7 @@ from pag_core.exchange.import_classifier import parsed_values
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.artifacts import file_digest
 from pag_core.pipeline.paths import dataset_path
-from tests.fixtures.samples import changed
+from tests.fixtures.samples import changed, write_prepared
 
 SHAPE, CLASSES = (3, 16, 16), 4
 # what the network was trained with: no usual choice, and one for each channel
@@ -203,7 +203,7 @@ def trained(tmp_path, monkeypatch, make_dataset, plain_params):
     monkeypatch.chdir(tmp_path)
     dataset = make_dataset(classes=CLASSES, shape=SHAPE, validation=15)
     splits = {name: LabelledImages(part.images.numpy(), part.labels.numpy()) for name, part in dataset.splits.items()}
-    write_dataset(dataset_path("digits"), dataset.class_names, splits, {})
+    write_prepared(dataset_path("digits"), dataset.class_names, splits, {})
     (tmp_path / "params.yaml").write_text(written_yaml(changed(plain_params, {"device": "cpu"})), encoding="utf-8")
 
     def train(mean=MEAN, deviation=DEVIATION):

@@ -11,9 +11,9 @@ from torch import nn
 
 import pag_core
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.datasets.prepared import read_dataset, write_dataset
+from pag_core.datasets.prepared import read_dataset
 from tests.fixtures.noise_predictors import ALPHAS_CUMPROD, EDM, DiffusersUNet
-from tests.fixtures.samples import gaussian, write_dense
+from tests.fixtures.samples import gaussian, write_dense, write_prepared
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs/library.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -39,7 +39,7 @@ def stand_ins():
         name: LabelledImages((digits.images[rows, None] * 15).astype("uint8"), digits.target[rows].astype("int64"))
         for name, rows in {"train": slice(0, 64), "validation": slice(64, 90), "test": slice(90, 120)}.items()
     }
-    write_dataset(Path("data/digits.zarr"), tuple(map(str, digits.target_names)), parts, {})
+    write_prepared(Path("data/digits.zarr"), tuple(map(str, digits.target_names)), parts, {})
     gradients = {"train": gaussian(64, classes=10)}
     write_dense(Path("data/gradients/sbg.zarr"), Path("work"), read_dataset(Path("data/digits.zarr")), gradients)
     torch.manual_seed(0)

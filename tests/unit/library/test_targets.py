@@ -13,11 +13,11 @@ from pag_core import (
     prepared_split,
     write_gradients,
 )
-from pag_core.datasets.prepared import read_dataset, write_dataset
+from pag_core.datasets.prepared import read_dataset
 from pag_core.errors import DatasetError, PagError, StoreError
 from pag_core.gradient_store.store import GradientStore, write_small_store
 from pag_core.gradients.sources import SOURCES
-from tests.fixtures.samples import gaussian, make_labelled, write_dense
+from tests.fixtures.samples import gaussian, make_labelled, write_dense, write_prepared
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def stored_dataset(tmp_path):
         for seed, (name, count) in enumerate({"train": 12, "validation": 3, "test": 4}.items())
     }
     path = tmp_path / "made.zarr"
-    write_dataset(path, ("a", "b", "c"), splits, {})
+    write_prepared(path, ("a", "b", "c"), splits, {})
     return path
 
 

@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from pag_core.classifiers.building import save_classifier
 from pag_core.datasets.labelled_images import LabelledImages
-from pag_core.datasets.prepared import Dataset, read_dataset, read_labels, write_dataset
+from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.paths import CHECKED, dataset_path
-from tests.fixtures.samples import ROOT, changed, make_labelled
+from tests.fixtures.samples import ROOT, changed, make_labelled, write_prepared
 
 CLASSES = 3
 # of each class in the training, validation and test split
@@ -44,7 +43,7 @@ def prepared(tmp_path, monkeypatch):
     def write(shape=(1, 8, 8), per_class=PER_CLASS):
         made = [make_labelled(CLASSES, count, shape, seed) for seed, count in enumerate(per_class)]
         splits = dict(zip(("train", "validation", "test"), made, strict=True))
-        write_dataset(dataset_path("digits"), ("ant", "bee", "cat"), splits, {})
+        write_prepared(dataset_path("digits"), ("ant", "bee", "cat"), splits, {})
         return splits
 
     return write
@@ -149,7 +148,7 @@ def test_an_imported_classifier_is_there_and_fits(refusal, prepared, make_classi
     (line,) = refusal(given)
     assert "classifier_checkpoint is data/pretrained_classifier, which is not there" in line
     assert "python -m pag_core.exchange.import_classifier" in line
-    dataset = read_labels(dataset_path("digits"))
+    dataset = read_dataset(dataset_path("digits"))
     options = {"width": 4, "activation": None}
     for names, found in ((dataset.class_names, 0), (("ant", "bee"), 1)):
         of = Dataset(names, "another", dataset.splits)
@@ -172,7 +171,7 @@ def test_a_classifier_of_this_pipeline_is_none_to_import(refusal, prepared, make
     prepared()
     save_classifier(
         Path("data/other"), make_classifier(), arch="small_resnet", options={"width": 4, "activation": None},
-        dataset=read_labels(dataset_path("digits")), provenance={},
+        dataset=read_dataset(dataset_path("digits")), provenance={},
     )  # fmt: skip
     (line,) = refusal({"classifier_checkpoint": "data/other"})
     assert (
@@ -185,7 +184,7 @@ def test_a_class_of_one_training_image_has_no_neighbor(refusal, prepared):
     rows = (splits["train"].labels != 1).nonzero()[0].tolist()
     only = [*rows, int((splits["train"].labels == 1).nonzero()[0][0])]
     train = LabelledImages(splits["train"].images[only], splits["train"].labels[only])
-    write_dataset(dataset_path("digits"), ("ant", "bee", "cat"), {**splits, "train": train}, {})
+    write_prepared(dataset_path("digits"), ("ant", "bee", "cat"), {**splits, "train": train}, {})
     assert refusal({"source": "cm"}) == []
     for changes in ({"source": "nn"}, {"source": "cm", "pag_score.reference": "nn"}):
         (line,) = refusal(changes)
@@ -245,16 +244,3 @@ def test_only_stages_that_are_wanted_are_looked_at(refusal, prepared):
         "masking.images",
         "pag_score.images",
     }
-
-
-def test_labels_and_shapes_are_read_without_pixels(prepared):
-    prepared((3, 12, 10))
-    found, whole = read_labels(dataset_path("digits")), read_dataset(dataset_path("digits"))
-    assert (found.class_names, found.fingerprint, found.image_shape) == (
-        whole.class_names,
-        whole.fingerprint,
-        (3, 12, 10),
-    )
-    for name, split in whole.splits.items():
-        assert torch.equal(found.splits[name].labels, split.labels) and len(found.splits[name]) == len(split)
-        assert found.splits[name].images.is_meta
