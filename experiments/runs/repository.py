@@ -61,7 +61,7 @@ def without_remote(revisions: list[str]) -> list[str]:
     """
     from dvc.repo import Repo
 
-    if not _git("remote").stdout:
+    if not git("remote").stdout:
         return []
     with Repo(str(CHECKOUT)) as repo:
         if not repo.config["core"].get("remote"):
