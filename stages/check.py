@@ -95,7 +95,7 @@ def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule
             partial(require_precision, params.sbg.precision, device, "sbg.precision"),
             partial(_teacher, params, dataset, device),
         ]
-    if {"sbg", "own"} & sources and params.gradient_store.address is not None:
+    if {"sbg", "sbg_online", "own"} & sources and params.gradient_store.address is not None:
         rules.append(partial(RemoteShards, params.gradient_store.address))
     if "own" in sources:
         rules += [
