@@ -89,7 +89,7 @@ def test_what_has_no_remote_to_send_its_data_to(checkout, above):
         config.write_text(content, encoding="utf-8")
         git(checkout, "add", "--all")
         git(checkout, "-c", "user.name=t", "-c", "user.email=t@example.invalid", "commit", "-m", str(number))
-        revisions.append(repository._git("rev-parse", "HEAD").stdout.strip())
+        revisions.append(repository.git("rev-parse", "HEAD").stdout.strip())
     assert repository.without_remote(revisions) == []
     git(checkout, "remote", "add", "origin", "elsewhere")
     assert repository.without_remote(revisions) == revisions[:1] and repository.without_remote([]) == []
