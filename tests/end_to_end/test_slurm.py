@@ -60,10 +60,10 @@ class ClusterProject(ProjectCopy):
         """What a job has said; without a task the number is Slurm's for none."""
         return _text(self.path.parent / f"{file}-{task}.out")
 
-    def requeue(self, job: str, said: Callable[[], str]) -> None:
+    def requeue(self, job: str, said: Callable[[], str], by: tuple[str, ...] = ("scontrol", "requeue")) -> None:
         """Requeue `job` when the bar of a training in `said` is at two steps, and let it begin again at once."""
         until(lambda: any(int(done) >= 2 for done in re.findall(r"classifier:.*?(\d+)/\d+ \[", said())), said)
-        self.ask("scontrol", "requeue", job)
+        self.ask(*by, job)
         until(lambda: self.ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") == "PENDING", said)
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -99,22 +99,23 @@ def two_nodes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "arguments", "unbroken"),
+    ("file", "arguments", "by", "unbroken"),
     [
-        ("one_node", (TRAIN,), (sys.executable,)),
+        ("one_node", (TRAIN,), ("scontrol", "requeue"), (sys.executable,)),
         (
             "several_nodes",
             ("heuristic@cm", TRAIN),
+            ("scancel", "--batch", "--signal=USR1"),  # as near the time limit
             (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
         ),
     ],
 )
 def test_a_requeued_training_ends_with_the_bytes_of_an_unbroken_one(
-    tmp_path: Path, file: str, arguments: tuple[str, ...], unbroken: tuple[str, ...]
+    tmp_path: Path, file: str, arguments: tuple[str, ...], by: tuple[str, ...], unbroken: tuple[str, ...]
 ) -> None:
     project = ClusterProject(tmp_path / "pag", LONG)
     job = project.submit(file, *arguments)
-    project.requeue(job, lambda: project.log(file))
+    project.requeue(job, lambda: project.log(file), by)
     assert list((project.path / ".cache").glob("classifier-*/checkpoint.pt")), project.log(file)[-3000:]
     project.wait(job, lambda: project.log(file))
     # what the second run says begins with stages that the first has made
@@ -167,7 +168,7 @@ def test_an_array_shares_what_its_first_job_has_made(tmp_path: Path) -> None:
 
     # the requeued run beside one that nothing broke off, with a cache of its own
     project.ask("git", "clone", "--quiet", ".", str(tmp_path / "unbroken"))
-    alone = f'cd "{tmp_path}/unbroken" && python experiments/run.py "$@" --only 0'
+    alone = f'cd "{tmp_path}/unbroken" && python experiments/run.py "$@" --only 0 -S processes=1'
     assert "done after" in project.ask("bash", "-c", alone, "bash", *given)
     locks = [made_by(project, place) for place in (project.path, tmp_path / "unbroken")]
     assert locks[0] == locks[1] and locks[0].count("md5:") > 10
