@@ -121,7 +121,7 @@ def test_what_does_not_fit_the_data_stops_all_that_runs_long(project: ProjectCop
     kept = (project.path / "params.yaml").read_text(encoding="utf-8")
     project.set({"lambda": 0.2, "masking.images": 99999, "validation.images": 88888})
     done = project.run("dvc", "repro", check=False)
-    assert done.returncode != 0 and stages_run(done.stdout) == ["check"]
+    assert done.returncode != 0 and stages_run(done.stdout) == ["code", "check"]
     assert "masking.images is 99999" in done.stderr and "validation.images is 88888" in done.stderr
     for old, new, words in (("source: sbg", "source: sgb", "did you mean 'sbg'"), ("lambda:", "lamda:", "'lambda'")):
         (project.path / "params.yaml").write_text(kept.replace(f"\n{old}", f"\n{new}"), encoding="utf-8")
