@@ -52,8 +52,8 @@ JOBS ?= 1
 .PHONY: table
 table: environment
 	@test -f "experiments/tables/$(NAME).yaml" || { echo "NAME is one of: $(notdir $(basename $(wildcard experiments/tables/*.yaml)))"; exit 1; }
-	$(PYTHON_HERE) experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --jobs "$(JOBS)" --output results \
-		$(if $(IMAGES),--images "$(IMAGES)") $(if $(SHOW),--show)
+	$(PYTHON_HERE) experiments/run.py "experiments/tables/$(NAME).yaml" --size "$(SCALE)" --jobs "$(JOBS)" \
+		$(if $(SHOW),--show,--output results) $(if $(IMAGES),--images "$(IMAGES)")
 
 # the picture of README.md: figures/targeted_pgd.png of a run at the defaults of params.yaml
 .PHONY: picture
