@@ -36,4 +36,7 @@ def as_text(experiments: list[Listed]) -> str:
 def _shown(value: str | float | None, column: Column) -> str:
     if value is None:
         return GAP
-    return f"{value:.{column.decimals}f}" if column.decimals is not None and not isinstance(value, str) else str(value)
+    if isinstance(value, str) or column.decimals is None:
+        # 2.0 as the page has it
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return f"{value:.{column.decimals}f}"

@@ -94,8 +94,9 @@ class _Queue:
                     elif runs[run].name not in self._failed:
                         made |= runs[run].shared
                     if self._seconds and not lost and (left := len(waiting) + len(self._begun)):
-                        minutes = left * statistics.fmean(self._seconds) / self._jobs / 60
-                        print(f"{left} left: about {minutes:.0f} min, if they take as long as those before", flush=True)
+                        seconds = left * statistics.fmean(self._seconds) / self._jobs
+                        about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+                        print(f"{left} left: about {about}, if they take as long as those before", flush=True)
                 self._begin_some(waiting, runs, made, total)
                 self._workers.keep(len(self._begun))
                 time.sleep(SECONDS_BETWEEN_LOOKS)

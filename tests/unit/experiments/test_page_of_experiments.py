@@ -201,9 +201,9 @@ def test_the_table_as_text(work, capsys, monkeypatch):
     page.main(text=True)
     lines = capsys.readouterr().out.splitlines()
     assert found == [False] and [line.split() for line in lines[-3:]] == [
-        ["at", "3407", "none", "at", "0.0", "log_softmax", "0.970", "0.360", "-"],
+        ["at", "3407", "none", "at", "0", "log_softmax", "0.970", "0.360", "-"],
         ["cm", "3407", "cm", "standard", "1.5", "logit", "0.915", "0.330", "-"],
-        ["sbg", "3407", "sbg", "standard", "2.0", "log_softmax", "0.945", "0.475", "0.819"],
+        ["sbg", "3407", "sbg", "standard", "2", "log_softmax", "0.945", "0.475", "0.819"],
     ]
     assert lines[0].split() == ["parameters", "objective", "autoattack", "pag_score"]
     assert lines[-4].split() == ["experiment", "seed", "source", "method", "lambda", "output", "clean", "0.75", "PAG"]

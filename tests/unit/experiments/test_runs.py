@@ -269,7 +269,7 @@ def test_how_long_the_rest_takes_is_said_after_each_run(monkeypatch, capsys):
     """Runs of 90 s: two left at one job take three minutes, at two jobs half of that."""
     order(monkeypatch, 1, {"a": "x", "b": "y", "c": "z"})
     said = [line for line in capsys.readouterr().out.splitlines() if "left" in line]
-    assert [line.partition(",")[0] for line in said] == ["2 left: about 3 min", "1 left: about 2 min"]
+    assert [line.partition(",")[0] for line in said] == ["2 left: about 3 min", "1 left: about 90 s"]
     order(monkeypatch, 2, {"a": "x", "b": "x", "c": "x", "d": "x", "e": "x"})
     assert "4 left: about 3 min" in capsys.readouterr().out
 
