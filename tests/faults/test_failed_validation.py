@@ -53,7 +53,7 @@ def test_a_validation_that_runs_out_of_memory_costs_no_training(
     assert len(network) > 2 and not (project.path / "metrics/training.json").exists()
 
     project.set({"validation.batch_size": 4})
-    assert stages_run(project.run("dvc", "repro", "validation").stdout) == ["check", "validation"]
+    assert stages_run(project.run("dvc", "repro", "validation").stdout) == ["code", "check", "validation"]
     assert contents(project.path, ["data/classifier", "curves/classifier"]) == network
     details = project.metrics("details/training")
     assert list(details["validation"]) == ["APGD-20 on 60 images (fast proxy)", "clean"]
@@ -69,5 +69,5 @@ def test_what_only_measures_or_keeps_books_trains_and_attacks_nothing_again(proj
     project.set({"validation.images": 6, "validation.radii": {"L2": [0.5]}, "validation.batch_size": 3})
     project.set({"checkpoint_seconds": 7})
     again = project.run("dvc", "repro", *targets)
-    assert sorted(stages_run(again.stdout)) == ["baseline_validation", "check", "validation"]
+    assert sorted(stages_run(again.stdout)) == ["baseline_validation", "check", "code", "validation"]
     assert project.metrics("training")["proxy"].keys() == {"L2 0.5"}

@@ -144,10 +144,10 @@ def test_a_failing_rank_of_torchrun_ends_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_stage_that_cannot_share_its_work_refuses_torchrun(tmp_path):
-    command = [f"{forks()}/python", *TORCHRUN, str(ROOT / "stages" / "prepare.py")]
+    command = [f"{forks()}/python", *TORCHRUN, str(ROOT / "stages" / "figures.py")]
     refused = run(tmp_path, command)
     assert refused.returncode != 0
-    assert "prepare: LaunchRefused: torchrun started 2 processes of a stage that runs in one" in refused.stderr
+    assert "figures: LaunchRefused: torchrun started 2 processes of a stage that runs in one" in refused.stderr
     assert not list(tmp_path.iterdir())
 
 
