@@ -1,4 +1,4 @@
-"""The whole pipeline opens no connection beyond this machine: neither its stages nor DVC ask anyone."""
+"""From data to an attacked classifier no connection is opened beyond this machine: neither stages nor DVC ask anyone."""
 
 import os
 import sys
@@ -39,7 +39,8 @@ def test_the_pipeline_opens_no_connection_to_another_machine(tmp_path: Path, mon
     project.run(sys.executable, "-c", ask, forked=False, check=False)
     assert "192.0.2.1" in log.read_text(encoding="utf-8"), "the watch sees nothing"
     log.unlink()
-    project.run("dvc", "repro", forked=False)
-    assert (project.path / "report.html").exists()
+    # each Python of its own imports everything anew: not all stages, which would take twice as long
+    project.run("dvc", "repro", "validation", "autoattack", forked=False)
+    assert (project.path / "metrics/autoattack.json").exists()
     asked = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     assert not [line for line in asked if not line.split()[1].startswith(HERE)], os.linesep.join(asked)
