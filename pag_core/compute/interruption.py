@@ -7,8 +7,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+import psutil
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_BETWEEN_LOOKS = 0.1  # at the DVC that started this stage
+OF_DVC = "DVC_STAGE"  # a variable of all that it starts
 
 
 class Interrupted(BaseException):
@@ -39,8 +42,8 @@ def interruptible() -> Iterator[None]:
     for number in taken:
         signal.signal(number, _receive)
     done = threading.Event()
-    if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(), done), daemon=True).start()
+    if OF_DVC in os.environ:
+        threading.Thread(target=_end_with_dvc, args=(_started_by_dvc(), done), daemon=True).start()
     try:
         yield
     finally:
@@ -76,8 +79,21 @@ def _receive(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
 
-def _end_with_parent(parent: int, done: threading.Event) -> None:
-    while not done.wait(SECONDS_BETWEEN_LOOKS):
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+def _started_by_dvc() -> psutil.Process:
+    """The process of this stage that DVC is the parent of: a shell may have stayed in between (dash does), or torchrun."""
+    first = psutil.Process()
+    with contextlib.suppress(psutil.Error):  # processes of other users do not show what they were started with
+        for parent in first.parents():
+            if parent.environ().get(OF_DVC) != os.environ[OF_DVC]:
+                break
+            first = parent
+    return first
+
+
+def _end_with_dvc(first: psutil.Process, done: threading.Event) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it is gone itself
+        parent = first.ppid()
+        while first.ppid() == parent:
+            if done.wait(SECONDS_BETWEEN_LOOKS):
+                return
+    os.kill(os.getpid(), signal.SIGTERM)

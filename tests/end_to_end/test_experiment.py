@@ -2,13 +2,14 @@
 
 import re
 import signal
+import subprocess
 
 import psutil
 import pytest
 from PIL import Image
 
-from tests.fixtures.project_copy import ProjectCopy, stages_run
-from tests.fixtures.small_experiment import archived, as_folders, command, stopped_in
+from tests.fixtures.project_copy import ProjectCopy, forks, stages_run
+from tests.fixtures.small_experiment import archived, as_folders, command, stopped_in, suspended
 
 pytestmark = pytest.mark.slow
 
@@ -51,23 +52,31 @@ def test_an_experiment_whole_shown_and_broken_off(project, images):
     assert not project.run("dvc", "exp", "list", "--name-only").stdout.split()
 
     # a command that is killed leaves its run to the next one
-    said, code = stopped_in("stages/pag_score.py", signal.SIGKILL, project, command(project, images))
+    said, code = stopped_in("stages/autoattack.py", signal.SIGKILL, project, command(project, images))
     assert code == -signal.SIGKILL
-    whole = project.run(*command(project, images, "--jobs", "2", "--output", "tables"))
-    assert "is in the queue" in whole.stdout
-    cm, oi = sorted(names_in(whole.stdout))
+    with suspended(project):  # else it may have ended before the next one looks
+        given = command(project, images, "--jobs", "2", "--output", "tables")
+        environment = project.environment(forked=True)
+        following = subprocess.Popen(
+            [f"{forks()}/python", *given[1:]], cwd=project.path, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        begun = following.stdout.readline()
+    assert re.fullmatch(r"tiny-tiny-\w+-\w{8}: is in the queue \(.*\)\n", begun), begun
+    said = following.communicate(timeout=600)[0]
+    assert following.returncode == 0, said
+    cm, oi = sorted(names_in(said))
     assert sorted(project.run("dvc", "exp", "list", "--name-only").stdout.split()) == [cm, oi]
     # what they share was made once
     assert set(stages_of(project, oi)) & {"prepare", "baseline", "baseline_autoattack"} == set()
 
-    rows = table_of(whole.stdout)
+    rows = table_of(said)
     found = [re.split(r" *\| *", row.strip("| ")) for row in rows[1:]]
     assert [row[0] for row in found] == ["vanilla", "class means", "one image"]
     # published numbers of another dataset, and no difference from them
-    assert [row[2] for row in found[:2]] == ["92.32", "81.93"] and "difference" not in whole.stdout
-    assert "2 test images; one seed." in whole.stdout
+    assert [row[2] for row in found[:2]] == ["92.32", "81.93"] and "difference" not in said
+    assert "2 test images; one seed." in said
     assert (project.path / "tables/tiny-tiny.md").read_text(encoding="utf-8").splitlines()[2:6] == [
-        line for line in whole.stdout.splitlines() if line.startswith("|")
+        line for line in said.splitlines() if line.startswith("|")
     ][:4]
     assert (project.path / "tables/tiny-tiny.csv").read_text(encoding="utf-8").count("tiny-tiny,class means,") == 2
 

@@ -110,15 +110,22 @@ with stage("train"):
 """
 
 
+# what DVC does: a shell, with its variable. A shell that has no more to do than the stage is replaced by it, or is not (dash)
+DVC = """
+import os, subprocess, sys
+subprocess.run(["/bin/sh", "-c", sys.argv[1], "sh", *sys.argv[2:]], env={**os.environ, "DVC_STAGE": "train"})
+"""
+
+
 @pytest.mark.slow
-def test_a_stage_ends_when_the_dvc_that_started_it_is_gone(place):
+@pytest.mark.parametrize("shell", ['exec "$@"', '"$@"; echo over', """sh -c '"$@"; echo over' sh "$@"; echo over"""])
+def test_a_stage_ends_when_the_dvc_that_started_it_is_gone(place, shell):
     """DVC dies of SIGTERM without a word to the stage that it runs."""
-    environment = {**os.environ, "DVC_STAGE": "train", "OMP_NUM_THREADS": "1"}
-    shell = subprocess.Popen(
-        ["/bin/sh", "-c", '"$@"; echo over', "sh", sys.executable, "-c", ORPHAN, str(ROOT)],
-        cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", DVC, shell, sys.executable, "-c", ORPHAN, str(ROOT)],
+        cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert shell.stdout.readline() == "begun\n"
-    shell.kill()
-    _, said = shell.communicate(timeout=30)  # until the stage has closed its end
+    assert dvc.stdout.readline() == "begun\n"
+    dvc.kill()
+    _, said = dvc.communicate(timeout=30)  # until the stage has closed its end
     assert "train: stopped by SIGTERM" in said
