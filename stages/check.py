@@ -24,6 +24,7 @@ from pag_core.diffusion.network import (
 )
 from pag_core.errors import PagError, ParamsError
 from pag_core.evaluation.pag_score import require_held_gradients, require_known_classes
+from pag_core.gradient_store.feed import require_feedable
 from pag_core.gradient_store.remote import RemoteShards
 from pag_core.gradients.controls import require_exchangeable
 from pag_core.gradients.distillation import require_kept_classes
@@ -86,7 +87,7 @@ def targets(params: Params, dataset: Dataset, device: torch.device) -> list[Rule
     sources = {params.source}
     if _wanted(params, "pag_score") or _wanted(params, "figures"):
         sources.add(params.pag_score.reference)
-    rules: list[Rule] = [partial(require_exchangeable, params)]
+    rules: list[Rule] = [partial(require_exchangeable, params), partial(require_feedable, params)]
     if "nn" in sources:
         rules.append(partial(require_neighbors, dataset.splits["train"], dataset.class_names))
     if {"sbg", "sbg_online"} & sources:

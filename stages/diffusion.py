@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this checkout, or DVC's copy of it
 
-from pag_core.compute.processes import replica_count
+from pag_core.compute.processes import processes_here, replica_count
+from pag_core.datasets.image_feed import open_images
 from pag_core.datasets.prepared import read_dataset
 from pag_core.diffusion.network import KIND, architecture, build_network
 from pag_core.diffusion.training import train_diffusion
@@ -18,7 +19,7 @@ from pag_core.pipeline.stage import run, stage
 
 def main() -> None:
     """Write data/diffusion and curves/diffusion."""
-    reads = ("dataset", "seed", "diffusion")
+    reads = ("dataset", "seed", "diffusion", "feed.window_shards")
     with stage("diffusion", reads=reads, shared=True, memory="diffusion.batch_size") as opened:
         params = opened.params
         dataset = read_dataset(dataset_path(params.dataset))
@@ -27,6 +28,13 @@ def main() -> None:
         opened.divide_cores(processes)
         provenance = opened.provenance(inputs={"dataset": dataset.fingerprint}, processes=processes)
         with run_folder("diffusion", provenance, opened.device) as folder:
+            dataset = open_images(
+                dataset,
+                opened.device,
+                params=params.feed,
+                folder=folder,
+                processes=processes_here(params.processes),
+            )
             weights, curve = train_diffusion(
                 lambda: build_network(shape, dataset.image_shape, dataset.classes),
                 dataset.splits["train"],

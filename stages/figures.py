@@ -54,7 +54,7 @@ def _pictured(params: Params) -> slice:
 
 def _sources(params: Params, dataset: Dataset) -> dict[str, TargetGradients]:
     """Every source that there is; the heuristic ones are computed here, because their stores may not have been built."""
-    pictured, cpu = {"test": dataset.splits["test"].images[_pictured(params)]}, torch.device("cpu")
+    pictured, cpu = {"test": dataset.splits["test"].part(_pictured(params))}, torch.device("cpu")
     found: dict[str, TargetGradients] = {}
     for name, source in SOURCES.items():
         if name in (params.source, params.pag_score.reference) and source.store is None:

@@ -20,7 +20,7 @@ def main(source: str) -> None:
         if source not in makers:
             raise ParamsError(f"python stages/heuristic.py {source}: the source is not one of: {', '.join(makers)}")
         dataset = read_dataset(dataset_path(opened.params.dataset))
-        images = {split: dataset.splits[split].images for split in ("train", "test")}
+        images = {split: dataset.splits[split] for split in ("train", "test")}
         content = makers[source](dataset, opened.params, images)
         provenance = opened.provenance(inputs={"dataset": dataset.fingerprint}, on_device=False)
         write_small_store(gradients_path(source), dataset, source, content, provenance)

@@ -9,7 +9,8 @@ import torch
 
 from pag_core.compute.processes import usable_cores
 from pag_core.datasets.loading import load_raw, state_of_source
-from pag_core.datasets.prepared import shards_of, write_dataset
+from pag_core.datasets.prepared import shards_of
+from pag_core.datasets.preparing import write_dataset
 from pag_core.datasets.splits import split
 from pag_core.pipeline.checkpoint import run_folder
 from pag_core.pipeline.paths import dataset_path

@@ -13,10 +13,11 @@ from pag_core.classifiers.building import build_classifier, save_classifier
 from pag_core.compute.processes import processes_here, replica_count
 from pag_core.compute.randomness import seed_global_streams
 from pag_core.datasets.counts import count
+from pag_core.datasets.image_feed import open_images
 from pag_core.datasets.prepared import Dataset, read_dataset
 from pag_core.errors import ParamsError
 from pag_core.evaluation.validation import validated, validation_row
-from pag_core.gradient_store.feed import open_feed
+from pag_core.gradient_store.feed import open_feed, require_feedable
 from pag_core.gradient_store.store import GradientStore
 from pag_core.gradients.controls import exchanged, require_exchangeable
 from pag_core.gradients.online import open_online
@@ -38,7 +39,8 @@ READS = {
     "classifier": (*RECIPE, "source", "own.function", "lambda", "source_defaults.${source}", "control", "method",
                    "${method}", "objective", "feed.window_shards"),
     # of the objective a baseline has the form of its input-gradients, which the gradient norm takes
-    "baseline": (*RECIPE, "baseline_method", "${baseline_method}", "objective.differentiation", "objective.batch_norm"),
+    "baseline": (*RECIPE, "baseline_method", "${baseline_method}", "objective.differentiation", "objective.batch_norm",
+                 "feed.window_shards"),
 }  # fmt: skip
 
 
@@ -49,6 +51,7 @@ def _alignment_term(
     params = opened.params
     control = params.control
     require_exchangeable(params)
+    require_feedable(params)
     if params.source == "none" or params.lambda_ == 0:
         return None
     if params.source == "sbg_online":
@@ -67,6 +70,7 @@ def _alignment_term(
         folder=folder,
         inputs=inputs,
         processes=processes_here(params.processes),
+        taken=dataset.splits["train"].held_bytes,
     )
     if control is not None:
         train = dataset.splits["train"].to(opened.device)
@@ -118,6 +122,14 @@ def main(
                 output="logit", differentiation=config.differentiation, batch_norm=config.batch_norm
             )
         with run_folder(who, provenance, device) as folder:
+            dataset = open_images(
+                dataset,
+                device,
+                params=params.feed,
+                folder=folder,
+                processes=processes_here(params.processes),
+                run=None if store is None else store.images_per_shard,
+            )
             term = None if store is None else _alignment_term(opened, dataset, store, folder)
             seed_global_streams(params.seed, "classifier")
             classifier = build_classifier(

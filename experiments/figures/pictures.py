@@ -209,9 +209,8 @@ def draw_sources(several: list[Finished], chosen: list[int]) -> Drawn:
     rows = {}
     for name, source in SOURCES.items():
         if name != "none" and source.store is not None:
-            made = source.store(
-                dataset, shown.params, {"test": dataset.splits["test"].images[: int(indices.max()) + 1]}
-            )
+            first = dataset.splits["test"].part(slice(0, int(indices.max()) + 1))
+            made = source.store(dataset, shown.params, {"test": first})
             rows[source.title] = made.gradients(dataset, "test", cpu)(indices, classes)
     rows |= _stored_gradients(shown, classes)
     for label, model in shown.models.items():

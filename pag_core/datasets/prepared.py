@@ -2,9 +2,9 @@
 
 import contextlib
 import hashlib
-import shutil
+import math
+import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,43 +14,57 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ZarrUserWarning
 
-from pag_core.compute.processes import ranks, this_process
+from pag_core.compute.randomness import generator
 from pag_core.datasets.labelled_images import SPLITS, LabelledImages
-from pag_core.errors import DatasetError, ParamsError, RankLost
-from pag_core.pipeline.artifacts import digest, file_record, replacing_file, replacing_folder
-from pag_core.pipeline.checkpoint import RunFolder
-from pag_core.pipeline.loop import progress_bar
+from pag_core.errors import DatasetError, ParamsError
+from pag_core.pipeline.artifacts import digest
 
 # a shard is what is written, checked and read together: few files for DVC, and little memory
 IMAGES_PER_SHARD = 16384
 BYTES_PER_SHARD = 2**25
-HASH_BYTES = 16  # by which images that are equal to the pixel are found
+HELD = 2  # shards that a reader of the images in their order keeps
+AHEAD = 4  # batches that a background thread fetches before they are trained on
 
 
 class Split:
-    """One split: images uint8 [N, C, H, W] and labels int64 [N]."""
+    """One split in memory: images uint8 [N, C, H, W] and labels int64 [N], on one device.
+
+    Others hold their images elsewhere: `ahead` is how many batches a reader should ask for in advance, in one background
+    thread, and `window` the number of shards within which an epoch's order mixes images; 0 stands for all.
+    """
+
+    ahead = 0
+    window = 0
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self._images: torch.Tensor | None = images
+        self._images = images
         self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     @property
     def images(self) -> torch.Tensor:
-        """All images, in memory; raises DatasetError where they are not what was prepared."""
-        assert self._images is not None
+        """All images."""
         return self._images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def device(self) -> torch.device:
+        """Where labels are, and pixels are given."""
+        return self.labels.device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """[C, H, W]."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def held_bytes(self) -> int:
+        """Of images in memory, on the device or the host, at most."""
+        return self.images.nbytes
 
     def to(self, device: torch.device) -> "Split":
         """The split on `device`."""
@@ -64,64 +78,159 @@ class Split:
             )
         return slice(0, count)
 
+    def part(self, rows: slice) -> "Split":
+        """The images of `rows` as a split in memory."""
+        return Split(self.chosen(rows).to(self.device), self.labels[rows])
+
     def pixels(self, indices: torch.Tensor | slice = slice(None)) -> torch.Tensor:
-        """The images of `indices` as float32 [N, C, H, W] in [0, 1], contiguous."""
-        return (self.chosen(indices).to(torch.float32) / 255).contiguous()
+        """The images of `indices` as float32 [N, C, H, W] in [0, 1], contiguous, on the device."""
+        return self.as_pixels(self.chosen(indices))
+
+    def as_pixels(self, chosen: torch.Tensor) -> torch.Tensor:
+        """What `chosen` gave, as `pixels` has it; a copy from pinned memory is not waited for."""
+        return (chosen.to(self.device, non_blocking=True).to(torch.float32) / 255).contiguous()
 
     def chosen(self, indices: torch.Tensor | slice) -> torch.Tensor:
-        """The images of `indices`."""
-        return self.images[indices]
+        """The images of `indices` where they are held."""
+        return self._images[indices]
+
+    def parts(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The rows and the images of one part after the other: of a split on disk a shard at a time."""
+        yield slice(0, len(self)), self._images
+
+    def epoch_order(self, *, seed: int, epoch: int) -> torch.Tensor:
+        """The order in which an epoch visits the images: int64 [N] on the CPU, a stream of its own each epoch."""
+        return plain_order(len(self), seed=seed, epoch=epoch)
+
+
+def plain_order(images: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """A permutation of all images for `epoch`: int64 [images] on the CPU."""
+    return torch.randperm(images, generator=generator("cpu", seed, "order", epoch))
+
+
+def shard_order(shards: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """The order in which an epoch with windows reads the shards: int64 [shards]."""
+    return torch.randperm(shards, generator=generator("cpu", seed, "shard order", epoch))
+
+
+def window_order(rows: list[slice], window: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """All images of the first window of shards, shuffled, then those of the next: int64 [images] on the CPU.
+
+    `rows` are those of each shard.
+    """
+    mixing = generator("cpu", seed, "window order", epoch)
+    parts = []
+    for shards in shard_order(len(rows), seed=seed, epoch=epoch).split(window):
+        members = torch.cat([torch.arange(rows[number].start, rows[number].stop) for number in shards.tolist()])
+        parts.append(members[torch.randperm(len(members), generator=mixing)])
+    return torch.cat(parts)
 
 
 class StoredSplit(Split):
-    """A split whose images are read, and checked, when they are first asked for: for a slice the shards that it lies in."""
+    """A split on disk: the shards of the images that are asked for are read, each checked, and the last `held` kept.
+
+    So few images are in memory where they are asked for in their order, or in that of `epoch_order` with a `window`, with which
+    an epoch visits the shards in a shuffled order. Raises DatasetError, when images are asked for, where a shard is damaged,
+    missing or not what was prepared.
+    """
 
     def __init__(
-        self, path: Path, name: str, array: "zarr.Array[Any]", labels: torch.Tensor, digests: list[str]
+        self,
+        path: Path,
+        name: str,
+        array: "zarr.Array[Any]",
+        digests: list[str],
+        labels: torch.Tensor,
+        *,
+        held: int = HELD,
+        window: int = 0,
     ) -> None:
-        self._images = None
         self.labels = labels
-        self._path, self._name, self._array, self._digests = path, name, array, digests
+        self.held = held
+        self.window = window
+        self.ahead = AHEAD if window else 0
+        self.per_shard: int = array.chunks[0]
+        self.shards = len(digests)
+        self._content = path, name, array, digests
+        self._read: dict[int, torch.Tensor] = {}
+        self._reading = threading.Lock()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self._content[2].shape[1:]
+        return channels, height, width
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All of them, read anew each time."""
+        return self.chosen(slice(None))
+
+    @property
+    def bytes_per_shard(self) -> int:
+        return self.per_shard * math.prod(self.image_shape)
+
+    @property
+    def held_bytes(self) -> int:
+        return min(self.held, self.shards) * self.bytes_per_shard
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def images(self) -> torch.Tensor:
-        if self._images is None:
-            self._images = self._shards(0, len(self._digests))
-        return self._images
+    def to(self, device: torch.device) -> "StoredSplit":
+        if self.device == device:  # and with it what it keeps
+            return self
+        return StoredSplit(*self._content, self.labels.to(device), held=self.held, window=self.window)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self._array.shape[1:]
-        return channels, height, width
+    def windows_of(self, shards: int) -> "StoredSplit":
+        """The same with windows of that many shards, of which two are kept."""
+        window = min(shards, self.shards)
+        return StoredSplit(*self._content, self.labels, held=2 * window + 1, window=window)
+
+    def epoch_order(self, *, seed: int, epoch: int) -> torch.Tensor:
+        if not self.window:
+            return super().epoch_order(seed=seed, epoch=epoch)
+        return window_order(list(map(self.rows, range(self.shards))), self.window, seed=seed, epoch=epoch)
 
     def chosen(self, indices: torch.Tensor | slice) -> torch.Tensor:
-        if self._images is not None or not isinstance(indices, slice):
-            return self.images[indices]
-        start, stop, step = indices.indices(len(self))
-        size = self._array.chunks[0]
-        first, last = start // size, max(start // size, -(-stop // size))
-        if last - first == len(self._digests):
-            return self.images[indices]
-        return self._shards(first, last)[start - first * size : stop - first * size : step]
+        if isinstance(indices, slice):
+            indices = torch.arange(*indices.indices(len(self)))
+        places = indices.cpu()
+        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(self):
+            raise IndexError(f"images {int(places.min())} to {int(places.max())} of a split that has {len(self)}")
+        found = torch.empty((len(places), *self.image_shape), dtype=torch.uint8)
+        numbers = places // self.per_shard
+        for number in numbers.unique().tolist():
+            here = numbers == number
+            found[here] = self._shard(number)[places[here] - number * self.per_shard]
+        return found
 
-    def _shards(self, first: int, last: int) -> torch.Tensor:
-        size = self._array.chunks[0]
-        stop = min(last * size, len(self))
-        found = np.empty((stop - first * size, *self._array.shape[1:]), np.uint8)
-        for number in range(first, last):
-            rows = slice(number * size, min((number + 1) * size, len(self)))
-            with _naming_damage(self._path, f"shard {number} of the {self._name} images: "):
-                pixels = np.asarray(self._array[rows])
-            if _sha256(pixels) != self._digests[number]:
-                raise DatasetError(
-                    f"{self._path} has changed since it was prepared (shard {number} of the {self._name} images); remove it "
-                    "and run the prepare stage again"
-                )
-            found[rows.start - first * size : rows.stop - first * size] = pixels
-        return torch.from_numpy(found)
+    def parts(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        for number in range(self.shards):
+            yield self.rows(number), self._shard(number)
+
+    def rows(self, number: int) -> slice:
+        """The rows of a shard."""
+        return slice(number * self.per_shard, min((number + 1) * self.per_shard, len(self)))
+
+    def _shard(self, number: int) -> torch.Tensor:
+        with self._reading:
+            pixels = self._read.pop(number, None)
+            # room for it first
+            while len(self._read) >= self.held:
+                del self._read[next(iter(self._read))]
+            self._read[number] = pixels = self._checked(number) if pixels is None else pixels
+            return pixels
+
+    def _checked(self, number: int) -> torch.Tensor:
+        path, name, array, digests = self._content
+        with _naming_damage(path, f"shard {number} of the {name} images: "):
+            pixels = np.asarray(array[self.rows(number)])
+        if sha256(pixels) != digests[number]:
+            raise DatasetError(
+                f"{path} has changed since it was prepared (shard {number} of the {name} images); remove it and run the "
+                "prepare stage again"
+            )
+        return torch.from_numpy(pixels)
 
 
 @dataclass(frozen=True)
@@ -149,7 +258,8 @@ def consolidate_metadata(folder: Path) -> None:
         zarr.consolidate_metadata(folder)
 
 
-def _sha256(pixels: NDArray[np.uint8]) -> str:
+def sha256(pixels: NDArray[np.uint8]) -> str:
+    """Of the pixels of a shard."""
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
@@ -162,151 +272,21 @@ def shards_of(count: int, shape: tuple[int, ...]) -> list[slice]:
 def fingerprint(class_names: tuple[str, ...], splits: dict[str, LabelledImages]) -> str:
     """SHA-256 over class names, and of every split its shape, its labels, and the SHA-256 of the pixels of each shard."""
     shards = {
-        name: [_sha256(part.read(rows.start, rows.stop)) for rows in shards_of(len(part), part.shape[1:])]
+        name: [sha256(part.read(rows.start, rows.stop)) for rows in shards_of(len(part), part.shape[1:])]
         for name, part in splits.items()
     }
-    return _fingerprint(
-        class_names,
-        {name: part.shape for name, part in splits.items()},
-        {name: part.labels for name, part in splits.items()},
-        shards,
-    )
+    return fingerprint_of(class_names, {name: (part.shape, part.labels, shards[name]) for name, part in splits.items()})
 
 
-def _fingerprint(
-    class_names: tuple[str, ...],
-    shapes: dict[str, tuple[int, ...]],
-    labels: dict[str, NDArray[np.int64]],
-    shards: dict[str, list[str]],
+def fingerprint_of(
+    class_names: tuple[str, ...], splits: dict[str, tuple[tuple[int, ...], NDArray[np.int64], list[str]]]
 ) -> str:
-    parts = [
-        [name, list(shapes[name]), hashlib.sha256(labels[name].astype("<i8").tobytes()).hexdigest(), shards[name]]
-        for name in SPLITS
-    ]
+    """As `fingerprint`, where the SHA-256 of the shards are known: of each split shape, labels and these."""
+    parts = []
+    for name in SPLITS:
+        shape, labels, shards = splits[name]
+        parts.append([name, list(shape), hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(), shards])
     return digest([list(class_names), parts])
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was seen as a dataset was written.
-
-    `repeated` says how many images of the validation and of the test split are in the training split too, pixel for pixel,
-    `changes` how many of all images were changed in which way as they were read.
-    """
-
-    repeated: dict[str, int]
-    changes: Counter[str]
-
-
-def write_dataset(
-    path: Path,
-    class_names: tuple[str, ...],
-    splits: dict[str, LabelledImages],
-    provenance: dict[str, Any],
-    *,
-    folder: RunFolder,
-    processes: int = 1,
-) -> Written:
-    """Write a prepared dataset to `path`, whole or not at all, shard by shard, so that few images are in memory.
-
-    It grows in `folder`, where a killed run finds its finished shards. All `processes` take their share; the bytes do not
-    depend on their number. Only rank 0 returns; raises RankLost if another failed.
-    """
-    growing = folder.path / "dataset"
-    work = {
-        f"{name}-{number}": (name, number, rows)
-        for name in SPLITS
-        for number, rows in enumerate(shards_of(len(splits[name]), splits[name].shape[1:]))
-    }
-    if this_process().leads:
-        folder.forget_claims()
-        _create(growing, splits)
-    still_open = sum(folder.load_unit(unit) is None for unit in work)
-    with progress_bar("prepare", sum(map(len, splits.values())), 0, "image") as bar, ranks(processes, units=still_open):
-        root = zarr.open_group(growing, mode="r+")
-        for unit, (name, number, rows) in work.items():
-            if folder.claim(unit) and not _holds(growing, folder.load_unit(unit)):
-                folder.save_unit(unit, _write_shard(growing, root, name, number, splits[name], rows, folder))
-            bar.update(rows.stop - rows.start)
-    found = {unit: folder.load_unit(unit) for unit in work}
-    if absent := [unit for unit, result in found.items() if result is None]:
-        raise RankLost(f"no process has written {absent[0]}; finished work is kept, run again to resume")
-    shards = {name: [found[unit]["sha256"] for unit, (of, *_) in work.items() if of == name] for name in SPLITS}  # type: ignore[index]
-    stated: dict[str, Any] = {
-        "class_names": list(class_names),
-        "fingerprint": _fingerprint(
-            class_names,
-            {name: splits[name].shape for name in SPLITS},
-            {name: splits[name].labels for name in SPLITS},
-            shards,
-        ),
-        "shards": shards,
-        "provenance": provenance,
-    }
-    zarr.open_group(growing, mode="r+").attrs.update(stated)
-    consolidate_metadata(growing)
-    written = Written(
-        _repeated(folder, work), sum((Counter(result["changes"]) for result in found.values() if result), Counter())
-    )
-    with replacing_folder(path) as partial:
-        partial.rmdir()
-        shutil.move(growing, partial)
-    return written
-
-
-def _create(growing: Path, splits: dict[str, LabelledImages]) -> None:
-    """The arrays of all splits, with the labels; those of a run that was killed stay."""
-    if (growing / "zarr.json").exists():
-        return
-    with replacing_folder(growing) as partial:
-        root = zarr.create_group(partial, zarr_format=3)
-        for name, part in splits.items():
-            size = shards_of(len(part), part.shape[1:])[0].stop
-            codecs: Any = {"compressors": [ZstdCodec(), Crc32cCodec()]}
-            root.create_array(
-                f"{name}/images", shape=part.shape, dtype="uint8", chunks=(size, *part.shape[1:]), **codecs
-            )
-            labels = root.create_array(
-                f"{name}/labels", shape=part.labels.shape, dtype="int64", chunks=part.labels.shape, **codecs
-            )
-            labels[:] = part.labels
-
-
-def _write_shard(
-    growing: Path, root: Any, name: str, number: int, part: LabelledImages, rows: slice, folder: RunFolder
-) -> dict[str, Any]:
-    """Write one shard; its record, with the hash of each image beside it."""
-    changes = part.changes
-    changes.clear()
-    pixels = np.ascontiguousarray(part.read(rows.start, rows.stop))
-    root[f"{name}/images"][rows] = pixels
-    hashes = b"".join(hashlib.blake2b(image, digest_size=HASH_BYTES).digest() for image in pixels)
-    with replacing_file(folder.path / "hashes" / f"{name}-{number}") as partial:
-        partial.write_bytes(hashes)
-    file = f"{name}/images/c/{number}/0/0/0"
-    return {
-        "sha256": _sha256(pixels),
-        "changes": dict(changes),
-        "files": {file: file_record(growing / file)},
-    }
-
-
-def _holds(growing: Path, record: dict[str, Any] | None) -> bool:
-    """Whether a shard of an earlier run is still what was written."""
-    return record is not None and all(
-        (growing / name).exists() and file_record(growing / name) == stated for name, stated in record["files"].items()
-    )
-
-
-def _repeated(folder: RunFolder, work: dict[str, tuple[str, int, slice]]) -> dict[str, int]:
-    def hashes(split: str) -> Iterator[bytes]:
-        for unit, (name, *_) in work.items():
-            if name == split:
-                whole = (folder.path / "hashes" / unit).read_bytes()
-                yield from (whole[start : start + HASH_BYTES] for start in range(0, len(whole), HASH_BYTES))
-
-    known = set(hashes("train"))
-    return {split: sum(one in known for one in hashes(split)) for split in ("validation", "test")}
 
 
 @contextlib.contextmanager
@@ -336,15 +316,14 @@ def read_dataset(path: Path) -> Dataset:
         shards = {name: list(root.attrs["shards"][name]) for name in SPLITS}
         arrays = {name: root[f"{name}/images"] for name in SPLITS}
         labels = {name: np.asarray(root[f"{name}/labels"]) for name in SPLITS}
-    shapes = {name: array.shape for name, array in arrays.items()}
-    found = _fingerprint(class_names, shapes, labels, shards)
+    found = fingerprint_of(class_names, {name: (arrays[name].shape, labels[name], shards[name]) for name in SPLITS})
     if found != stated:
         raise DatasetError(
             f"{path} has changed since it was prepared (fingerprint {found[:12]}, not {stated[:12]}); "
             "remove it and run the prepare stage again"
         )
     splits: dict[str, Split] = {
-        name: StoredSplit(path, name, array, torch.from_numpy(labels[name]), shards[name])
+        name: StoredSplit(path, name, array, shards[name], torch.from_numpy(labels[name]))
         for name, array in arrays.items()
     }
     return Dataset(class_names, found, splits)

@@ -100,6 +100,7 @@ class _DiffusionTrainer:
         self.seed = seed
         self.draws = generator(device, seed, "diffusion draws")
         self.done = 0
+        self.orders: dict[int, torch.Tensor] = {}
         self.losses: list[float] = []
         self.curve: list[dict[str, float]] = []
 
@@ -110,13 +111,13 @@ class _DiffusionTrainer:
         self.replica = team.replicate(self.network)
 
     def step(self) -> torch.Tensor:
-        """One step on images drawn with replacement, each at a noise level of the window.
+        """One step on images drawn with replacement, or where they come in windows on the next, each at a noise level.
 
         Returns what this process's images add to the mean loss.
         """
         draws, device, rows = self.draws, self.draws.device, self.share.rows
         self.team.begin_step(self.seed, self.done)
-        indices = torch.randint(len(self.data), (self.batch_size,), generator=draws, device=device)
+        indices = self._drawn()
         images = to_diffusion_range(self.data.pixels(indices[rows]))
         labels = diffusion_labels(self.data.labels[indices], self.classes, draws)[rows]
         low, high = self.window
@@ -133,6 +134,19 @@ class _DiffusionTrainer:
         self.average.update_parameters(self.network)
         self.done += 1
         return self.team.part_of_mean(loss, self.share)
+
+    def _drawn(self) -> torch.Tensor:
+        """The images of a step: int64 [B] on the device."""
+        count, device = len(self.data), self.draws.device
+        if not self.data.window:
+            return torch.randint(count, (self.batch_size,), generator=self.draws, device=device)
+        places = self.done * self.batch_size + torch.arange(self.batch_size)
+        first, last = int(places[0]) // count, int(places[-1]) // count
+        for epoch in range(first, last + 1):
+            if epoch not in self.orders:
+                self.orders[epoch] = self.data.epoch_order(seed=self.seed, epoch=epoch)
+        self.orders = {epoch: order for epoch, order in self.orders.items() if epoch >= first}
+        return torch.cat(list(self.orders.values()))[places - first * count].to(device)
 
     def close_report(self) -> None:
         """Add the mean of the losses since the last report to the curve."""

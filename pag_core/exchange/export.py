@@ -22,7 +22,7 @@ from pag_core.pipeline.stage import run, stage
 def _write_images(path: Path, dataset: Dataset, count: int) -> None:
     test = dataset.splits["test"]
     rows = test.first(count, "autoattack.images")
-    path.write_bytes(save({"images": test.images[rows].contiguous(), "labels": test.labels[rows].contiguous()}))
+    path.write_bytes(save({"images": test.chosen(rows).contiguous(), "labels": test.labels[rows].contiguous()}))
 
 
 def export(

@@ -78,7 +78,7 @@ def better_normalization(
     """
     best, gain = None, 0.0
     for name, other in OTHERS.items():
-        if len(other[0]) not in (1, split.images.shape[1]):
+        if len(other[0]) not in (1, split.image_shape[0]):
             continue
         set_normalization(classifier, *other)
         now = hits(classifier, split, batch_size)

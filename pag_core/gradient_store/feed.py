@@ -6,27 +6,20 @@ in one order, so that free memory does not decide a result. On request shards ar
 mixed within a window. The other sources are computed on the device.
 """
 
-import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import torch
 
-from pag_core.datasets.prepared import Dataset
-from pag_core.gradient_store.budget import Choice, Need, choose, measured_room
+from pag_core.datasets.prepared import AHEAD, Dataset
+from pag_core.errors import ParamsError
 from pag_core.gradient_store.shards import ShardedArray
 from pag_core.gradient_store.store import STORED, GradientStore
 from pag_core.gradient_store.targets import DenseGradients, TargetGradients
 from pag_core.gradient_store.window import WindowGradients
-from pag_core.params.sections import FeedParams
-from pag_core.pipeline.artifacts import readable_bytes
+from pag_core.params.sections import FeedParams, Params
+from pag_core.pipeline.budget import Need, chosen_mode
 from pag_core.pipeline.checkpoint import RunFolder
-from pag_core.pipeline.raw_copies import hold_raw_copy, remove_stale_copies
-
-# batches that a background thread fetches before they are trained on
-AHEAD = 4
+from pag_core.pipeline.raw_copies import mapped_copy
 
 
 def open_feed(
@@ -38,21 +31,24 @@ def open_feed(
     folder: RunFolder,
     inputs: dict[str, str] | None = None,
     processes: int = 1,
+    taken: int = 0,
 ) -> TargetGradients:
     """The target gradients of the training split in the way that `params` asks for or memory allows; one line says which.
 
-    Caches are beside `folder`. `processes` of this machine share its memory, each with its own gradients. Raises
+    Caches are beside `folder`. `processes` of this machine share its memory, each with its own gradients; images have
+    `taken` bytes of the budget of each. Raises
     StoreError as `store.gradients` does, and ParamsError where a mode does not fit.
     """
     if store.manifest["kind"] not in STORED:
         return store.gradients(dataset, "train", device, inputs=inputs)
     store.require_made_from(dataset, inputs)
     codes, scales, kept = store.stored("train")
-    cache = cache_path(store, folder)
-    # room for the copy, of which copies of other contents may take some
-    remove_stale_copies(cache)
-    choice = _chosen(codes, scales, cache, device, params, processes)
-    print(choice_line(codes.shape, choice, params), flush=True)
+    cache, whole = cache_path(store, folder), codes.array.nbytes
+    need = Need(
+        "target gradients", whole, scales.array.nbytes, whole // codes.shape[0] * codes.per_shard, len(codes),
+        remedy=", or make the store with a smaller gradient_store.images_per_shard",
+    )  # fmt: skip
+    choice = chosen_mode(params, need, device, cache, processes=processes, images=codes.shape[0], taken=taken)
     pinned = device.type == "cuda"
     if choice.mode == "resident":
         place = device if choice.on_gpu else torch.device("cpu")
@@ -66,47 +62,20 @@ def open_feed(
     return WindowGradients(codes, factors, kept, window=params.window_shards or 1, ahead=AHEAD, pinned=pinned)
 
 
+def require_feedable(params: Params) -> None:
+    """Raise ParamsError where windows are asked for, and the source needs images from everywhere in each step."""
+    if params.source == "nn" and params.feed.window_shards is not None:
+        raise ParamsError(
+            f"params.yaml: feed.window_shards is {params.feed.window_shards}, but source nn has its neighbors anywhere in the "
+            "training split; set feed.window_shards: null (feed.mode memory_map needs little memory too)"
+        )
+
+
 def cache_path(store: GradientStore, folder: RunFolder) -> Path:
     """The file beside the run folders that holds the raw codes of this content of a store's training split."""
     return folder.path.parent / f"gradients-{store.path.stem}-train-{store.manifest['checksum'][:20]}.raw"
 
 
-def _chosen(
-    codes: ShardedArray, scales: ShardedArray, cache: Path, device: torch.device, params: FeedParams, processes: int
-) -> Choice:
-    whole = codes.array.nbytes
-    need = Need(whole, scales.array.nbytes, shard=whole // codes.shape[0] * codes.per_shard, shards=len(codes))
-    room = measured_room(device, cache.parent, params.budget_gb, processes)
-    if cache.exists():
-        room = replace(room, disk=room.disk + cache.stat().st_size)
-    return choose(params.mode, need, room, window_shards=params.window_shards)
-
-
-def choice_line(shape: tuple[int, ...], choice: Choice, params: FeedParams) -> str:
-    """What was chosen and by which numbers."""
-    place = {
-        ("resident", True): "resident on the GPU",
-        ("resident", False): "resident in host memory",
-        ("memory_map", False): "a memory-mapped file in .cache",
-        ("window", False): f"windows of {params.window_shards} shuffled shards",
-    }[choice.mode, choice.on_gpu]
-    return (
-        f"target gradients of {shape[0]} images and {shape[1]} classes each: {place} (feed.mode {params.mode}), "
-        f"{readable_bytes(choice.bytes)} of {readable_bytes(choice.room)} that may be used"
-    )
-
-
 def mapped_codes(codes: ShardedArray, cache: Path) -> torch.Tensor:
     """The codes as a read-only map of the raw copy `cache`, which this process holds from here on."""
-
-    def write(file: BinaryIO) -> None:
-        for _, values in codes:
-            # not by tofile, which does not report a block that a full disk did not take
-            file.write(np.ascontiguousarray(values).data)
-
-    hold_raw_copy(cache, write)
-    mapped = np.memmap(cache, dtype=codes.array.dtype, mode="r", shape=codes.shape)
-    with warnings.catch_warnings():
-        # torch has no read-only tensors; nothing writes to this one
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(mapped)
+    return mapped_copy(cache, (values for _, values in codes), codes.array.dtype, codes.shape)

@@ -108,6 +108,12 @@ class GradientStore:
                     "run its stage again"
                 )
 
+    @property
+    def images_per_shard(self) -> int | None:
+        """Of training images, where their gradients are stored."""
+        kind = self.manifest["kind"]
+        return None if kind not in STORED or kind == "online" else self._sharded("train/gradient").per_shard
+
     def stored(self, split: str) -> tuple[ShardedArray, ShardedArray, torch.Tensor | None]:
         """Codes, scales, and the kept classes int64 [N, k] on the CPU, None where all are, of a kind in `STORED`."""
         codes, scales = (self._sharded(f"{split}/{name}") for name in ("gradient", "scale"))

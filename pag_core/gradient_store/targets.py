@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pag_core.compute.randomness import generator
-from pag_core.datasets.prepared import Split
+from pag_core.datasets.prepared import Split, plain_order
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,6 @@ class TargetGradients(Targets):
     def __call__(self, image_indices: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """As `rows`, dequantised: float32 [B, K, C, H, W]."""
         return self.rows(image_indices, slots).dequantised()
-
-
-def plain_order(images: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """A permutation of all images for `epoch`: int64 [images] on the CPU."""
-    return torch.randperm(images, generator=generator("cpu", seed, "order", epoch))
 
 
 class RepresentativeGradients(TargetGradients):

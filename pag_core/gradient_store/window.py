@@ -4,14 +4,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from pag_core.compute.randomness import generator
+from pag_core.datasets.prepared import shard_order, window_order
 from pag_core.gradient_store.shards import ShardedArray
 from pag_core.gradient_store.targets import GradientBatch, TargetGradients
-
-
-def shard_order(shards: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """The order in which an epoch reads the shards: int64 [shards]."""
-    return torch.randperm(shards, generator=generator("cpu", seed, "shard order", epoch))
 
 
 class WindowGradients(TargetGradients):
@@ -48,13 +43,8 @@ class WindowGradients(TargetGradients):
         if images != self.codes.shape[0]:
             raise ValueError(f"{images} images, the store holds {self.codes.shape[0]}")
         self.seed = seed
-        every = torch.arange(images)
-        mixing = generator("cpu", seed, "window order", epoch)
-        parts = []
-        for shards in shard_order(len(self.codes), seed=seed, epoch=epoch).split(self.window):
-            members = torch.cat([every[self.codes.rows(int(number))] for number in shards])
-            parts.append(members[torch.randperm(len(members), generator=mixing)])
-        return torch.cat(parts)
+        rows = list(map(self.codes.rows, range(len(self.codes))))
+        return window_order(rows, self.window, seed=seed, epoch=epoch)
 
     def rows(self, image_indices: torch.Tensor, slots: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
         """As the base says; the batches must be asked for in the order of the epochs, because earlier windows are dropped."""

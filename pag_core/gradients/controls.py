@@ -58,8 +58,8 @@ class OfShuffledPixels(_Exchanged):
 
     def __init__(self, targets: TargetGradients, split: Split, seed: int) -> None:
         super().__init__(targets)
-        order = torch.randperm(math.prod(split.images.shape[2:]), generator=generator("cpu", seed, "control"))
-        self.order = {place: order.to(place) for place in {torch.device("cpu"), split.images.device}}
+        order = torch.randperm(math.prod(split.image_shape[1:]), generator=generator("cpu", seed, "control"))
+        self.order = {place: order.to(place) for place in {torch.device("cpu"), split.device}}
 
     def rows(self, image_indices: torch.Tensor, slots: torch.Tensor, *, epoch: int = 0) -> GradientBatch:
         batch = self.targets.rows(image_indices, slots, epoch=epoch)

@@ -43,23 +43,23 @@ def require_neighbors(train: Split, class_names: Sequence[str]) -> None:
 
 
 def nearest_neighbor_indices(
-    images: torch.Tensor, train: Split, samples: torch.Tensor, class_names: Sequence[str] | None = None
+    split: Split, train: Split, samples: torch.Tensor, class_names: Sequence[str] | None = None
 ) -> torch.Tensor:
-    """For each image the index into `train` of its L2-nearest sample of each class, other than an equal image (Eq. 6).
+    """For each image of `split` the index into `train` of its L2-nearest sample of each class, other than an equal one (Eq. 6).
 
-    `images` [N, C, H, W], uint8 or float32 as those of `train`; `samples` int64 [classes, S] from `class_samples`; returns
+    Images are uint8 or float32 in both; `samples` int64 [classes, S] from `class_samples`; returns
     int32 [N, classes]. Raises DatasetError if all samples of a class, called by its name where there are `class_names`, equal
     an image.
     """
-    per_class, device = samples.shape[1], images.device
+    per_class, device = samples.shape[1], split.device
     at_once = max(1, CANDIDATES_AT_ONCE // per_class)
     nearest = []
     for first in range(0, len(samples), at_once):
         some = samples[first : first + at_once]
-        candidates = train.images[some.flatten().to(train.images.device)].to(device)
+        candidates = train.chosen(some.flatten().to(train.device)).to(device)
         found = []
-        for start in range(0, len(images), ROWS_AT_ONCE):
-            distances = _distances(images[start : start + ROWS_AT_ONCE], candidates)
+        for start in range(0, len(split), ROWS_AT_ONCE):
+            distances = _distances(split.chosen(slice(start, start + ROWS_AT_ONCE)).to(device), candidates)
             distances[distances == 0] = torch.inf
             best = distances.unflatten(1, some.shape).min(2)
             if best.values.isinf().any():

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast, get_args
 
-import torch
-
-from pag_core.datasets.prepared import Dataset
+from pag_core.datasets.prepared import Dataset, Split
 from pag_core.gradient_store.store import SmallStore
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices, require_neighbors
@@ -14,8 +12,8 @@ from pag_core.gradients.one_image import one_image_representatives
 from pag_core.params.sections import Params
 from pag_core.params.values import Source as SourceName
 
-# from the dataset, the parameters, and images uint8 [N, C, H, W] by split to the store's content for those images
-MakeStore = Callable[[Dataset, Params, dict[str, torch.Tensor]], SmallStore]
+# from the dataset, the parameters, and images by split to the store's content for those images
+MakeStore = Callable[[Dataset, Params, dict[str, Split]], SmallStore]
 
 
 @dataclass(frozen=True)
@@ -31,17 +29,17 @@ class Source:
     store: MakeStore | None
 
 
-def _one_image(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
+def _one_image(dataset: Dataset, params: Params, images: dict[str, Split]) -> SmallStore:
     chosen = one_image_representatives(dataset.splits["train"], dataset.classes, seed=params.seed)
     return SmallStore("representatives", {"representatives": chosen})
 
 
-def _class_mean(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
+def _class_mean(dataset: Dataset, params: Params, images: dict[str, Split]) -> SmallStore:
     means = class_mean_representatives(dataset.splits["train"], dataset.classes, factor=params.cm.factor)
     return SmallStore("representatives", {"representatives": means})
 
 
-def _nearest_neighbor(dataset: Dataset, params: Params, images: dict[str, torch.Tensor]) -> SmallStore:
+def _nearest_neighbor(dataset: Dataset, params: Params, images: dict[str, Split]) -> SmallStore:
     train = dataset.splits["train"]
     if "train" in images:
         require_neighbors(train, dataset.class_names)

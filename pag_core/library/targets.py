@@ -189,14 +189,14 @@ def nearest_neighbor_targets(
     train, classes = as_split(images, labels)
     samples = class_samples(train, classes, samples_per_class=samples_per_class, seed=seed)
     split = _split_of(train, of)
-    nearest = nearest_neighbor_indices(split.images, train, samples)
+    nearest = nearest_neighbor_indices(split, train, samples)
     gradients = NeighborGradients(nearest, split, train)
     return GradientTargets(gradients, len(split), classes, images.device, "nearest_neighbor_targets")
 
 
 def _split_of(train: Split, of: torch.Tensor | None) -> Split:
     # target gradients need no labels
-    return train if of is None else Split(in_255(of.to(train.images.device)), train.labels[:0])
+    return train if of is None else Split(in_255(of.to(train.device)), train.labels[:0])
 
 
 def _of_representatives(
@@ -204,4 +204,4 @@ def _of_representatives(
 ) -> GradientTargets:
     split = _split_of(train, of)
     gradients = RepresentativeGradients(representatives, split)
-    return GradientTargets(gradients, len(split), len(representatives), split.images.device, place)
+    return GradientTargets(gradients, len(split), len(representatives), split.device, place)

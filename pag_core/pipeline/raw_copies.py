@@ -1,10 +1,15 @@
 """Raw copies of what a training reads, in `.cache`: written once, checked when opened, held while a process reads them."""
 
 import fcntl
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
 
 from pag_core.compute.processes import this_process
 from pag_core.pipeline.artifacts import file_record, read_sealed_json, replacing_file, write_sealed_json
@@ -35,6 +40,22 @@ def hold_raw_copy(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with naming_missing_locks(path):
             fcntl.flock(held, fcntl.LOCK_SH)
         _held.append(held)
+
+
+def mapped_copy(path: Path, parts: Iterable[NDArray[Any]], dtype: DTypeLike, shape: tuple[int, ...]) -> torch.Tensor:
+    """A read-only map of the raw copy `path`, held as by `hold_raw_copy`; `parts` in their order are all of it."""
+
+    def write(file: BinaryIO) -> None:
+        for values in parts:
+            # not by tofile, which does not report a block that a full disk did not take
+            file.write(np.ascontiguousarray(values).data)
+
+    hold_raw_copy(path, write)
+    mapped = np.memmap(path, dtype=dtype, mode="r", shape=shape)
+    with warnings.catch_warnings():
+        # torch has no read-only tensors; nothing writes to this one
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(mapped)
 
 
 def remove_stale_copies(path: Path) -> None:

@@ -114,7 +114,7 @@ def _alignment_term(params: ToyParams, train: Points, seed: int) -> AlignmentTer
     if params.lambda_ == 0:
         return None
     samples = class_samples(train, CLASSES, samples_per_class=params.samples_per_class, seed=seed)
-    neighbors = nearest_neighbor_indices(train.images, train, samples)
+    neighbors = nearest_neighbor_indices(train, train, samples)
     config = ObjectiveParams(
         output=params.output, classes_per_step="all", scaling="all", differentiation="adjoint", batch_norm="frozen",
         weight_warmup=None,

@@ -1,4 +1,4 @@
-"""The batches of a training run in their order, drawn ahead where target gradients have to be fetched."""
+"""The batches of a training run in their order, drawn ahead where images or target gradients have to be fetched."""
 
 import math
 from collections import deque
@@ -11,7 +11,7 @@ import torch
 from pag_core.compute.randomness import generator
 from pag_core.compute.replicas import Share, undivided
 from pag_core.datasets.prepared import Split
-from pag_core.gradient_store.targets import GradientBatch, TargetGradients, plain_order
+from pag_core.gradient_store.targets import GradientBatch, TargetGradients
 from pag_core.gradients.online import OnlineGradients
 from pag_core.objective.methods import STANDARD
 from pag_core.objective.pag import AlignedBatch, drawn_classes
@@ -44,6 +44,7 @@ class _Planned:
     draws: torch.Tensor
     share: Share
     indices: torch.Tensor
+    images: "Future[torch.Tensor] | None"
     chosen: "_Chosen | None"
     crops: torch.Tensor | None
     start: torch.Tensor | None
@@ -63,9 +64,9 @@ class _Chosen:
 class Batches:
     """Shuffled epochs of `train`, with `drawn` of an image's target gradients, or all of them, drawn anew each step.
 
-    All draws are made on the CPU, so that runs on any device see the same. Targets that are not on the device are fetched by a
-    background thread some steps ahead; the state of the draws that `draws_state` returns is that of the first step not yet
-    taken, so a run that resumes from it is the same as an unbroken one.
+    All draws are made on the CPU, so that runs on any device see the same. Images and targets that are not on the device are
+    fetched by a background thread some steps ahead; the state of the draws that `draws_state` returns is that of the first
+    step not yet taken, so a run that resumes from it is the same as an unbroken one.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Batches:
         self.classes = classes
         self.params = params
         self.targets = targets
+        self.ahead = max(self.data.ahead, 0 if targets is None else targets.ahead)
         self.slots = classes if targets is None else targets.slots(classes)
         self.drawn = drawn or self.slots
         self.seed = seed
@@ -107,8 +109,8 @@ class Batches:
         self.share = share
         if draws_state is not None:
             self.draws.set_state(draws_state.cpu())
-        if self.targets is not None and self.targets.ahead:
-            self.fetcher = ThreadPoolExecutor(1, thread_name_prefix="target gradients")
+        if self.ahead:
+            self.fetcher = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     def close(self) -> None:
         """End the background threads; what they have not begun is dropped."""
@@ -128,8 +130,7 @@ class Batches:
 
     def take(self) -> Batch:
         """The next step's batch; raises what the fetching of its targets raised."""
-        ahead = self.targets.ahead if self.targets is not None else 0
-        while len(self.planned) <= ahead and self.next_step < self.steps:
+        while len(self.planned) <= self.ahead and self.next_step < self.steps:
             self.planned.append(self._plan(self.next_step))
             self.next_step += 1
         return self._batch(self.planned.popleft())
@@ -137,8 +138,11 @@ class Batches:
     def _plan(self, step: int) -> _Planned:
         epoch, number = divmod(step, self.steps_per_epoch)
         if epoch != self.order_epoch:
-            order = plain_order if self.targets is None else self.targets.epoch_order
-            self.order, self.order_epoch = order(len(self.data), seed=self.seed, epoch=epoch), epoch
+            if self.targets is not None and self.targets.window:
+                order = self.targets.epoch_order(len(self.data), seed=self.seed, epoch=epoch)
+            else:
+                order = self.data.epoch_order(seed=self.seed, epoch=epoch)
+            self.order, self.order_epoch = order, epoch
         indices = self.order[number * self.params.batch_size : (number + 1) * self.params.batch_size]
         state = self.draws.get_state()
         slots = noise = crops = rows = None
@@ -158,13 +162,17 @@ class Batches:
             slots = slots[share.rows]
             classes, weights = self.targets.classes_of(indices, slots), self.targets.weights_of(slots, self.classes)
             chosen = _Chosen(slots, classes, weights, None if noise is None else noise[:, :, share.rows])
-            if self.fetcher is not None and isinstance(self.targets, TargetGradients):
+            if self.fetcher is not None and self.targets.ahead and isinstance(self.targets, TargetGradients):
                 rows = self.fetcher.submit(self.targets.rows, indices, slots, epoch=epoch)
-        return _Planned(state, share, indices, chosen, crops, start, rows)
+        images = (
+            self.fetcher.submit(self.data.chosen, indices) if self.fetcher is not None and self.data.ahead else None
+        )
+        return _Planned(state, share, indices, images, chosen, crops, start, rows)
 
     def _batch(self, planned: _Planned) -> Batch:
         indices = self._sent(planned.indices)
-        images, labels = self.data.pixels(indices), self.data.labels[indices]
+        images = self.data.pixels(indices) if planned.images is None else self.data.as_pixels(planned.images.result())
+        labels = self.data.labels[indices]
         start = None if planned.start is None else self._sent(planned.start)
         moved = None if planned.crops is None else CropsAndFlips(self._sent(planned.crops), *images.shape[2:])
         if moved is not None:

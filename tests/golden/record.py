@@ -64,7 +64,7 @@ def sources(dataset):
     """The target gradients of each source for the training split, as callables of image and class indices."""
     train, classes = dataset.splits["train"], dataset.classes
     samples = class_samples(train, classes, samples_per_class=100, seed=SEED)
-    neighbors = nearest_neighbor_indices(train.images, train, samples)
+    neighbors = nearest_neighbor_indices(train, train, samples)
     return {
         "oi": RepresentativeGradients(one_image_representatives(train, classes, seed=SEED), train),
         "cm": RepresentativeGradients(class_mean_representatives(train, classes, factor=1.0), train),

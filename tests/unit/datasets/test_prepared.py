@@ -11,7 +11,8 @@ import torch
 
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.datasets.loading import load_raw
-from pag_core.datasets.prepared import fingerprint, read_dataset, write_dataset
+from pag_core.datasets.prepared import fingerprint, read_dataset
+from pag_core.datasets.preparing import write_dataset
 from pag_core.datasets.splits import split
 from pag_core.errors import DatasetError, ParamsError
 from pag_core.pipeline.checkpoint import RunFolder

@@ -86,7 +86,7 @@ def test_nearest_neighbors_against_brute_force(dataset, split, per_class, monkey
     monkeypatch.setattr("pag_core.gradients.nearest_neighbor.CANDIDATES_AT_ONCE", 2 * per_class)
     train, images = dataset.splits["train"], dataset.splits[split].images
     samples = class_samples(train, 3, samples_per_class=per_class, seed=0)
-    found = nearest_neighbor_indices(images, train, samples)
+    found = nearest_neighbor_indices(dataset.splits[split], train, samples)
     assert found.dtype == torch.int32
     assert np.array_equal(found.numpy(), brute_force_neighbors(images, train, samples))
     if split == "train":
@@ -96,7 +96,7 @@ def test_nearest_neighbors_against_brute_force(dataset, split, per_class, monkey
 def test_never_itself_nor_an_equal_image():
     a, b, c, d = (np.full((1, 2, 2), value) for value in (10, 10, 12, 200))
     train = make_split([a, b, c, d], [0, 0, 0, 1])
-    found = nearest_neighbor_indices(train.images, train, torch.tensor([[0, 1, 2], [3, 3, 2]]))
+    found = nearest_neighbor_indices(train, train, torch.tensor([[0, 1, 2], [3, 3, 2]]))
     # image 1 equals image 0, so both take image 2, which takes the first of the two
     assert found[:3, 0].tolist() == [2, 2, 0]
     assert found[3].tolist() == [2, 2]
@@ -108,11 +108,13 @@ def test_distances_are_exact_where_float32_would_not_be():
     far, near = np.full((3, 32, 32), 255), np.full((3, 32, 32), 255)
     near[0, 0, 0] = 254
     train = make_split([far, near], [0, 0])
-    assert nearest_neighbor_indices(make_split([image], [0]).images, train, torch.tensor([[0, 1]])).tolist() == [[1]]
+    assert nearest_neighbor_indices(make_split([image], [0]), train, torch.tensor([[0, 1]])).tolist() == [[1]]
 
 
 def test_all_samples_equal_to_an_image_are_refused(monkeypatch):
     monkeypatch.setattr("pag_core.gradients.nearest_neighbor.CANDIDATES_AT_ONCE", 1)
     train = make_split([np.full((1, 2, 2), 5)] * 3 + [np.full((1, 2, 2), 9)], [0, 0, 0, 1])
     with pytest.raises(DatasetError, match=r"all 2 samples of the class 'ant' equal image 1.*nn.samples_per_class"):
-        nearest_neighbor_indices(train.images[[3, 0]], train, torch.tensor([[0, 1], [3, 0]]), ("ant", "bee"))
+        nearest_neighbor_indices(
+            Split(train.images[[3, 0]], train.labels[:2]), train, torch.tensor([[0, 1], [3, 0]]), ("ant", "bee")
+        )

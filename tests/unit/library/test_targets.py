@@ -54,7 +54,7 @@ def test_heuristic_sources_of_plain_tensors_are_those_of_the_stage(
 ):
     params = make_params({"seed": 5, "cm.factor": 0.7, "nn.samples_per_class": 6})
     train, asked = dataset.splits["train"], dataset.splits[split]
-    stage = SOURCES[source].store(dataset, params, {split: asked.images}).gradients(dataset, split, CPU)
+    stage = SOURCES[source].store(dataset, params, {split: asked}).gradients(dataset, split, CPU)
     images, of = (part.pixels() if as_floats else part.images for part in (train, asked))
     found = targets_of(images, train.labels, of=None if split == "train" else of, **options)
     indices, classes = chosen(len(asked))
@@ -88,7 +88,7 @@ def test_a_raw_copy_of_another_store_is_not_taken(tmp_path, stored_dataset):
 @pytest.mark.parametrize("source", ["cm", "nn"])
 def test_a_heuristic_store_of_the_pipeline_needs_the_images(tmp_path, make_params, stored_dataset, source):
     prepared = read_dataset(stored_dataset)
-    images = {split: prepared.splits[split].images for split in ("train", "test")}
+    images = {split: prepared.splits[split] for split in ("train", "test")}
     write_small_store(
         tmp_path / "s.zarr", prepared, source, SOURCES[source].store(prepared, make_params(), images), {"inputs": {}}
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pag_core.compute.randomness import generator
+from pag_core.datasets.labelled_images import LabelledImages
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.store import GradientStore, SmallStore, write_small_store
 from pag_core.gradient_store.targets import DenseGradients, RepresentativeGradients
@@ -19,7 +20,7 @@ from pag_core.params.yaml_text import written_yaml
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.paths import dataset_path, gradients_path
 from pag_core.pipeline.stage import OpenStage
-from tests.fixtures.samples import ROOT, changed, gaussian, write_dense
+from tests.fixtures.samples import ROOT, changed, gaussian, write_dense, write_prepared
 
 SEED, CLASSES, IMAGES = 11, 3, 36
 CONTROLS = {"other_image": OfAnotherImage, "other_class": OfAnotherClass, "shuffled_pixels": OfShuffledPixels}
@@ -113,12 +114,9 @@ def received(train, place, dataset, plain_params, monkeypatch):
     def trainer(**given):
         raise Received(given)
 
-    def read(path):
-        assert path == dataset_path("digits")
-        return dataset
-
+    parts = {name: LabelledImages(part.images.numpy(), part.labels.numpy()) for name, part in dataset.splits.items()}
+    write_prepared(dataset_path("digits"), dataset.class_names, parts, {})
     monkeypatch.setattr(train, "Trainer", trainer)
-    monkeypatch.setattr(train, "read_dataset", read)
 
     def run(changes, *, baseline):
         options = {"seed": SEED, "device": "cpu", "checkpoint_seconds": 7, **changes}

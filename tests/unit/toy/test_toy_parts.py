@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pag_core.compute.randomness import seed_global_streams
-from pag_core.gradient_store.targets import plain_order
+from pag_core.datasets.prepared import plain_order
 from pag_core.gradients.nearest_neighbor import class_samples, nearest_neighbor_indices
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.toy.exact_robustness import class_borders, distances_to, withstand_all
@@ -93,7 +93,7 @@ def scattered_points():
 def test_neighbors_of_points_are_never_themselves(make):
     points = make()
     samples = class_samples(points, 2, samples_per_class=60, seed=3)
-    found = nearest_neighbor_indices(points.images, points, samples).numpy()
+    found = nearest_neighbor_indices(points, points, samples).numpy()
     places = points.images.flatten(1).double().numpy()
     for row, place in enumerate(places):
         for label in range(2):
@@ -122,7 +122,7 @@ def plain_training(params, method, seed):
     seed_global_streams(seed, "classifier")
     network = toy_mlp().double()
     samples = class_samples(train, 2, samples_per_class=params.samples_per_class, seed=seed)
-    neighbors = nearest_neighbor_indices(train.images, train, samples).long()
+    neighbors = nearest_neighbor_indices(train, train, samples).long()
     adam = torch.optim.Adam(network.parameters(), lr=params.learning_rate)
     for epoch in range(params.epochs):
         for rows in plain_order(len(train), seed=seed, epoch=epoch).split(params.batch_size):

@@ -1,14 +1,16 @@
-"""Where the training's target gradients fit: on the device, in host memory, on the disk, or only a window of them."""
+"""Where what a training reads fits, its images or target gradients: on the device, in host memory, on the disk, or a window."""
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from pag_core.errors import ParamsError
+from pag_core.params.sections import FeedParams
 from pag_core.pipeline.artifacts import GIGABYTE, readable_bytes
+from pag_core.pipeline.raw_copies import remove_stale_copies
 
 # of the memory that is free when training begins; the rest is for the training itself and for other work
 SHARE = 0.5
@@ -54,20 +56,27 @@ def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of the codes of all gradients, of their scales and of one shard's codes, and the number of shards."""
+    """Bytes of all of it, of what is in memory beside it in any case, and of one shard; the number of shards.
 
-    codes: int
-    scales: int
+    `what` it is, in words; `per_window` shards are read for each of `feed.window_shards`, and `remedy` is one beside
+    a larger budget.
+    """
+
+    what: str
+    whole: int
+    beside: int
     shard: int
     shards: int
+    per_window: int = 1
+    remedy: str = ""
 
     def resident(self) -> int:
         """All of it, and a shard while it is streamed in: as it is read and as it is decoded."""
-        return self.codes + self.scales + 2 * self.shard
+        return self.whole + self.beside + 2 * self.shard
 
     def window(self, shards: int) -> int:
         """A window, the next one, and a shard while it is read."""
-        return (2 * min(shards, self.shards) + 1) * self.shard + self.scales
+        return (2 * min(shards * self.per_window, self.shards) + 1) * self.shard + self.beside
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,33 @@ class Choice:
     room: int
 
 
+def chosen_mode(
+    params: FeedParams, need: Need, device: torch.device, copy: Path, *, processes: int, images: int, taken: int = 0
+) -> Choice:
+    """What `choose` finds for what is free now, and for the raw copy, which may be there already; one line says it.
+
+    Of the budget of each of `processes` other things have `taken` so many bytes.
+    """
+    remove_stale_copies(copy)  # room for this one, of which copies of other contents may take some
+    budget = None if params.budget_gb is None else max(0.0, params.budget_gb - taken * processes / GIGABYTE)
+    room = measured_room(device, copy.parent, budget, processes)
+    if copy.exists():
+        room = replace(room, disk=room.disk + copy.stat().st_size)
+    choice = choose(params.mode, need, room, window_shards=params.window_shards)
+    place = {
+        ("resident", True): "resident on the GPU",
+        ("resident", False): "resident in host memory",
+        ("memory_map", False): "a memory-mapped file in .cache",
+        ("window", False): f"windows of {params.window_shards} shuffled shards",
+    }[choice.mode, choice.on_gpu]
+    print(
+        f"{need.what} of {images} images: {place} (feed.mode {params.mode}), "
+        f"{readable_bytes(choice.bytes)} of {readable_bytes(choice.room)} that may be used",
+        flush=True,
+    )
+    return choice
+
+
 def choose(mode: str, need: Need, room: Room, *, window_shards: int | None) -> Choice:
     """The mode for what is needed and free: windows where `window_shards` asks for them, else resident or a map of a file.
 
@@ -111,7 +147,7 @@ def choose(mode: str, need: Need, room: Room, *, window_shards: int | None) -> C
     memory = room.gpu if on_gpu and room.gpu is not None else room.host
     candidates = {
         "resident": Choice("resident", on_gpu, need.resident(), memory),
-        "memory_map": Choice("memory_map", False, need.codes, room.disk),
+        "memory_map": Choice("memory_map", False, need.whole, room.disk),
     }
     if window_shards is not None:
         candidates = {"window": Choice("window", False, need.window(window_shards), room.host)}
@@ -123,7 +159,7 @@ def choose(mode: str, need: Need, room: Room, *, window_shards: int | None) -> C
 
 
 def _misfit(mode: str, need: Need, room: Room, window_shards: int | None, fitting: list[str]) -> str:
-    most = int(((room.host - need.scales) / need.shard - 1) / 2)
+    most = int(((room.host - need.beside) / need.shard - 1) / 2 / need.per_window)
     remedies = [f"feed.mode {name} fits" for name in fitting]
     if most >= 1:
         remedies.append(f"feed.window_shards: {most} fits (it visits the images in another order)")
@@ -133,11 +169,9 @@ def _misfit(mode: str, need: Need, room: Room, window_shards: int | None, fittin
         "" if window_shards is None else f", the windows {readable_bytes(need.window(window_shards))} of host memory"
     )
     return (
-        f"params.yaml: {asked} does not fit: resident needs {readable_bytes(need.resident())} of memory, memory_map "
-        f"{readable_bytes(need.codes)} of disk{window}; {gpu}{readable_bytes(room.host)} of host memory "
+        f"params.yaml: {asked} does not fit the {need.what}: resident needs {readable_bytes(need.resident())} of memory, "
+        "memory_map "
+        f"{readable_bytes(need.whole)} of disk{window}; {gpu}{readable_bytes(room.host)} of host memory "
         f"(feed.budget_gb) and {readable_bytes(room.disk)} of disk may be used. "
-        + (
-            "; ".join(remedies)
-            or "Raise feed.budget_gb, or make the store with a smaller gradient_store.images_per_shard"
-        )
+        + ("; ".join(remedies) or "Raise feed.budget_gb" + need.remedy)
     )

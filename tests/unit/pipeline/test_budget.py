@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pag_core.errors import ParamsError
-from pag_core.gradient_store.budget import Need, Room, available_host_memory, choose, measured_room
+from pag_core.pipeline.budget import Need, Room, available_host_memory, choose, measured_room
 
 CPU = torch.device("cpu")
-NEED = Need(codes=1000, scales=10, shard=100, shards=10)
+NEED = Need("pixels", 1000, 10, 100, 10, remedy=", or smaller images_per_shard")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_refused_with_what_does(mode, window, room, words):
 
 
 def test_the_budget_is_half_of_what_is_free_or_as_stated(tmp_path, monkeypatch):
-    monkeypatch.setattr("pag_core.gradient_store.budget.available_host_memory", lambda: 8_000_000_000)
+    monkeypatch.setattr("pag_core.pipeline.budget.available_host_memory", lambda: 8_000_000_000)
     assert measured_room(CPU, tmp_path, None, 1).host == 4_000_000_000
     assert measured_room(CPU, tmp_path, 3.0, 1).host == 3_000_000_000
     assert measured_room(CPU, tmp_path, 100.0, 1).host == 8_000_000_000
