@@ -47,7 +47,7 @@ def train_diffusion(
     that is not finite, and RankLost where another process failed.
     """
     seed_global_streams(seed, "diffusion")
-    trainer = _DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
+    trainer = DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
     with replicas(processes, device) as team:
         _resume(trainer, team, folder)
         trainer.begin(team)
@@ -70,7 +70,7 @@ def train_diffusion(
     return weights, trainer.curve
 
 
-def _resume(trainer: "_DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
+def _resume(trainer: "DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
     # in a function of its own, so that the loaded state (three copies of the network) does not outlive it
     if state := team.load_checkpoint(folder.load_checkpoint, trainer.draws.device):
         trainer.restore(state, team)
@@ -84,7 +84,7 @@ def require_compilable(wanted: bool, device: torch.device, *, several: bool) -> 
         require_compiler(device, "diffusion.compile")
 
 
-class _DiffusionTrainer:
+class DiffusionTrainer:
     """The state of a training run, and one step of it; everything lives on the device."""
 
     def __init__(

@@ -271,7 +271,7 @@ def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path, train, monkeypatch):
     with pytest.raises(Killed):
         train(KilledFolder(tmp_path / "run"))
     loaded, alive = [], []
-    load, step = RunFolder.load_checkpoint, training_module._DiffusionTrainer.step
+    load, step = RunFolder.load_checkpoint, training_module.DiffusionTrainer.step
 
     def remembered(self, device):
         state = load(self, device)
@@ -285,7 +285,7 @@ def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path, train, monkeypatch):
         return step(self)
 
     monkeypatch.setattr(RunFolder, "load_checkpoint", remembered)
-    monkeypatch.setattr(training_module._DiffusionTrainer, "step", watched)
+    monkeypatch.setattr(training_module.DiffusionTrainer, "step", watched)
     train(RunFolder(tmp_path / "run"))
     assert len(loaded) > 10 and alive == [0]
 
