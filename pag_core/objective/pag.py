@@ -77,8 +77,9 @@ def pag_objective(
     )
     if config.scaling == "all":
         alignment = alignment * (classes / batch.class_indices.shape[1])
+    network = classifier if compiled is None else compiled  # not `or`: some modules have no truth value
     step = ClassificationStep(
-        compiled or classifier, batch.images, batch.labels, logits, loss_gradient, start, epoch, compiled is not None
+        network, batch.images, batch.labels, logits, loss_gradient, start, epoch, compiled is not None
     )
     classification, counted = method.loss(step)
     return ObjectiveTerms(classification + lambda_ * alignment, classification, alignment, counted)
@@ -101,6 +102,7 @@ def plain_objective(
     `pag_objective`.
     """
     logits = loss_gradient = None
+    network = classifier if compiled is None else compiled
     if method.wants_gradient:
         assert config is not None
         no_class = labels[:, None][:, :0]
@@ -108,10 +110,8 @@ def plain_objective(
             classifier, images, labels, no_class, config, method, compiled=compiled is not None
         )
     elif method.wants_clean:
-        logits = logits_of(compiled or classifier, images)
-    step = ClassificationStep(
-        compiled or classifier, images, labels, logits, loss_gradient, start, epoch, compiled is not None
-    )
+        logits = logits_of(network, images)
+    step = ClassificationStep(network, images, labels, logits, loss_gradient, start, epoch, compiled is not None)
     classification, counted = method.loss(step)
     return ObjectiveTerms(classification, classification, torch.full_like(classification, torch.nan), counted)
 
