@@ -138,3 +138,25 @@ def test_numbers_that_do_not_depend_on_the_machine(written):
         assert value[f"training_step.{name}.gradient_difference"] < 1e-10
     assert value["gradient_store.int8.direction_error_mean"] < 1e-4
     assert value["distillation.batched.difference"] < 1e-4
+
+
+def test_small_steps_have_each_variant_of_each_subject(tmp_path):
+    command = [
+        f"{forks()}/python",
+        "-m",
+        "benchmarks.small_steps",
+        "--smallest",
+        "--output",
+        str(tmp_path / "found.json"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["measurements"]
+    expected = {
+        **dict.fromkeys(("vanilla", "sbg", "gradient_norm", "at", "trades"), ("channels_last", "bfloat16")),
+        "teacher": ("bfloat16",), "distillation": ("bfloat16",), "attack": ("channels_last",),
+    }  # fmt: skip
+    named = {f"small_steps.{subject}.{variant}" for subject, variants in expected.items() for variant in variants}
+    plain = {f"small_steps.{subject}.float32" for subject in expected}
+    assert set(found) == {f"{name}.seconds" for name in named | plain} | {f"{name}.speedup" for name in named}
+    assert all(measurement["value"] > 0 for measurement in found.values())
