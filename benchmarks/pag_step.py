@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -92,9 +92,9 @@ def pag_loss(variant: Variant) -> Callable[[nn.Module, Batch], torch.Tensor]:
                 weight_warmup=None,
                 **how,
             )
-            terms = pag_objective(
-                classifier, aligned, config, lambda_=WEIGHT, classes=batch.classes, compiled=variant.compiled
-            )
+            # what Eq. 4 shares with the alignment is compiled with it, and this one is never called
+            compiled = cast(nn.Module, torch.compile(classifier)) if variant.compiled else None
+            terms = pag_objective(classifier, aligned, config, lambda_=WEIGHT, classes=batch.classes, compiled=compiled)
         return terms.total
 
     return loss

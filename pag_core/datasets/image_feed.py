@@ -58,7 +58,7 @@ def open_images(
     copy = folder.path.parent / f"images-{dataset.fingerprint[:20]}.raw"
     whole, shape = len(train) * math.prod(train.image_shape), (len(train), *train.image_shape)
     need = Need("pixels", whole, 0, train.bytes_per_shard, train.shards, per_window=touched)
-    choice = chosen_mode(params, need, device, copy, processes=processes, images=len(train))
+    choice = chosen_mode(params, need, device, copy, processes=processes, of=f"{len(train)} images")
     fed: Split
     if choice.mode == "window":
         fed = train.to(device).windows_of((params.window_shards or 1) * touched)

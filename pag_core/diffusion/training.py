@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pag_core.compute.precision import products_in, require_precision
+from pag_core.compute.compiler import require_compiler
+from pag_core.compute.precision import computing_in, products_in, require_precision
 from pag_core.compute.randomness import generator, global_state, seed_global_streams
 from pag_core.compute.replicas import Replicas, replicas
 from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import build_noising, to_diffusion_range
+from pag_core.errors import ParamsError
 from pag_core.params.sections import DiffusionParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
@@ -45,7 +47,7 @@ def train_diffusion(
     that is not finite, and RankLost where another process failed.
     """
     seed_global_streams(seed, "diffusion")
-    trainer = _DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
+    trainer = DiffusionTrainer(build().to(device).train(), split.to(device), card, params, classes, seed, device)
     with replicas(processes, device) as team:
         _resume(trainer, team, folder)
         trainer.begin(team)
@@ -68,13 +70,21 @@ def train_diffusion(
     return weights, trainer.curve
 
 
-def _resume(trainer: "_DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
+def _resume(trainer: "DiffusionTrainer", team: Replicas, folder: RunFolder) -> None:
     # in a function of its own, so that the loaded state (three copies of the network) does not outlive it
     if state := team.load_checkpoint(folder.load_checkpoint, trainer.draws.device):
         trainer.restore(state, team)
 
 
-class _DiffusionTrainer:
+def require_compilable(wanted: bool, device: torch.device, *, several: bool) -> None:
+    """Raise for `diffusion.compile` ParamsError with `several` processes, and CompilerMissing where nothing can compile."""
+    if wanted and several:
+        raise ParamsError("params.yaml: diffusion.compile works in one process only; set it to false, or processes: 1")
+    if wanted:
+        require_compiler(device, "diffusion.compile")
+
+
+class DiffusionTrainer:
     """The state of a training run, and one step of it; everything lives on the device."""
 
     def __init__(
@@ -88,7 +98,7 @@ class _DiffusionTrainer:
         device: torch.device,
     ) -> None:
         require_precision(params.precision, device, "diffusion.precision")
-        self.precision = params.precision
+        self.precision, self.compile = params.precision, params.compile
         self.network = network
         self.data = data
         self.batch_size = params.batch_size
@@ -108,7 +118,8 @@ class _DiffusionTrainer:
         """Train as one of `team` from here on."""
         self.team = team
         self.share = team.share(self.batch_size)
-        self.replica = team.replicate(self.network)
+        require_compilable(self.compile, self.draws.device, several=team.process.count > 1)
+        self.replica = torch.compile(self.network) if self.compile else team.replicate(self.network)
 
     def step(self) -> torch.Tensor:
         """One step on images drawn with replacement, or where they come in windows on the next, each at a noise level.
@@ -124,9 +135,10 @@ class _DiffusionTrainer:
         timesteps = torch.randint(low, high + 1, (self.batch_size,), generator=draws, device=device)[rows]
         noise = torch.randn((self.batch_size, *images.shape[1:]), generator=draws, device=device)[rows]
         with products_in(self.precision, device):
-            terms = self.noising.training_losses(
-                self.replica, images, timesteps, model_kwargs={"y": labels}, noise=noise
-            )
+            with computing_in(self.precision, device):
+                terms = self.noising.training_losses(
+                    self.replica, images, timesteps, model_kwargs={"y": labels}, noise=noise
+                )
             loss: torch.Tensor = terms["loss"].mean()
             self.optimizer.zero_grad(set_to_none=True)
             self.team.backward(loss, self.share)

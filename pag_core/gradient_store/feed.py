@@ -48,7 +48,15 @@ def open_feed(
         "target gradients", whole, scales.array.nbytes, whole // codes.shape[0] * codes.per_shard, len(codes),
         remedy=", or make the store with a smaller gradient_store.images_per_shard",
     )  # fmt: skip
-    choice = chosen_mode(params, need, device, cache, processes=processes, images=codes.shape[0], taken=taken)
+    choice = chosen_mode(
+        params,
+        need,
+        device,
+        cache,
+        processes=processes,
+        of=f"{codes.shape[0]} images and {codes.shape[1]} classes each",
+        taken=taken,
+    )
     pinned = device.type == "cuda"
     if choice.mode == "resident":
         place = device if choice.on_gpu else torch.device("cpu")

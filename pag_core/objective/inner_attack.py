@@ -84,3 +84,17 @@ def in_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
     finally:
         for layer, training in before:
             layer.training = training
+
+
+@contextlib.contextmanager
+def attacked(classifier: nn.Module, mode: str, *, compiled: bool) -> Iterator[None]:
+    """As `in_mode`; a `compiled` classifier has no gradients of its parameters there, which it would compute unasked."""
+    learning = [parameter for parameter in classifier.parameters() if compiled and parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        with in_mode(classifier, mode):
+            yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pag_core.objective.inner_attack import adversarial_examples, in_mode, projected, start_beside, start_in_ball
+from pag_core.objective.inner_attack import adversarial_examples, attacked, projected, start_beside, start_in_ball
 from pag_core.objective.input_gradient import logits_of
 from pag_core.params.radii import radius_value
 from pag_core.params.sections import (
@@ -46,7 +46,7 @@ class ClassificationStep:
     """What a method's loss is computed from; `logits` and `loss_gradient` where the shared forward pass made them.
 
     `loss_gradient` is the input-gradient of each image's cross-entropy, float [B, C, H, W]; `start` what the method drew;
-    `epoch` is counted from 0.
+    `epoch` is counted from 0; `compiled` says whether `classifier` is by torch.compile.
     """
 
     classifier: nn.Module
@@ -56,6 +56,7 @@ class ClassificationStep:
     loss_gradient: torch.Tensor | None
     start: torch.Tensor | None
     epoch: int
+    compiled: bool = False
 
     def clean_logits(self) -> torch.Tensor:
         """The logits of the images as they are."""
@@ -83,7 +84,7 @@ class AdversarialTraining:
         if step.start is not None:
             radius = share * radius_value(params.radius)
             begin = projected(images + radius * step.start, images, params.norm, radius)
-        with in_mode(step.classifier, params.mode):
+        with attacked(step.classifier, params.mode, compiled=step.compiled):
             adversarial = adversarial_examples(
                 lambda pixels: logits_of(step.classifier, pixels),
                 images,
@@ -112,7 +113,7 @@ class Trades:
         """As `Standard.loss`."""
         images, params, clean = step.images.detach(), self.params, step.clean_logits()
         assert step.start is not None
-        with in_mode(step.classifier, params.mode):
+        with attacked(step.classifier, params.mode, compiled=step.compiled):
             with torch.no_grad():
                 reference = logits_of(step.classifier, images).softmax(1)
             adversarial = adversarial_examples(

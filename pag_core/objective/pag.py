@@ -59,23 +59,28 @@ def pag_objective(
     method: Method = STANDARD,
     start: torch.Tensor | None = None,
     epoch: int = 0,
-    compiled: bool = False,
+    compiled: nn.Module | None = None,
 ) -> ObjectiveTerms:
-    """Eq. 4 for a batch; `lambda_` is lambda, `config` how the alignment term is computed, `compiled` by torch.compile.
+    """Eq. 4 for a batch; `lambda_` is lambda, `config` how the alignment term is computed.
+
+    `compiled`, the classifier by torch.compile, takes the passes of `method`, and then the alignment term is compiled too.
 
     With `scaling` "all" lambda multiplies the sum over all `classes` C, estimated as C/K times the sum over the K drawn
     (the paper's CIFAR-10 and STL-10); with "drawn", the sum over the K (its CIFAR-100). The classification part is that
     of `method`, whose inner attack begins at `start`. Raises as `input_gradients` does.
     """
     logits, gradients, loss_gradient = _shared_pass(
-        classifier, batch.images, batch.labels, batch.class_indices, config, method, compiled=compiled
+        classifier, batch.images, batch.labels, batch.class_indices, config, method, compiled=compiled is not None
     )
     alignment = cosine_alignment_loss(
         gradients, batch.targets, mask=batch.mask, target_norm=batch.target_norm, weights=batch.weights
     )
     if config.scaling == "all":
         alignment = alignment * (classes / batch.class_indices.shape[1])
-    step = ClassificationStep(classifier, batch.images, batch.labels, logits, loss_gradient, start, epoch)
+    network = classifier if compiled is None else compiled  # not `or`: some modules have no truth value
+    step = ClassificationStep(
+        network, batch.images, batch.labels, logits, loss_gradient, start, epoch, compiled is not None
+    )
     classification, counted = method.loss(step)
     return ObjectiveTerms(classification + lambda_ * alignment, classification, alignment, counted)
 
@@ -89,19 +94,24 @@ def plain_objective(
     method: Method = STANDARD,
     start: torch.Tensor | None = None,
     epoch: int = 0,
+    compiled: nn.Module | None = None,
 ) -> ObjectiveTerms:
     """Eq. 4 with lambda 0: the classification part alone; the alignment is neither computed nor reported (NaN).
 
-    `config` says how a method's own input-gradient is computed; a method without one needs none.
+    `config` says how a method's own input-gradient is computed; a method without one needs none. `compiled` is as in
+    `pag_objective`.
     """
     logits = loss_gradient = None
+    network = classifier if compiled is None else compiled
     if method.wants_gradient:
         assert config is not None
         no_class = labels[:, None][:, :0]
-        logits, _, loss_gradient = _shared_pass(classifier, images, labels, no_class, config, method)
+        logits, _, loss_gradient = _shared_pass(
+            classifier, images, labels, no_class, config, method, compiled=compiled is not None
+        )
     elif method.wants_clean:
-        logits = logits_of(classifier, images)
-    step = ClassificationStep(classifier, images, labels, logits, loss_gradient, start, epoch)
+        logits = logits_of(network, images)
+    step = ClassificationStep(network, images, labels, logits, loss_gradient, start, epoch, compiled is not None)
     classification, counted = method.loss(step)
     return ObjectiveTerms(classification, classification, torch.full_like(classification, torch.nan), counted)
 

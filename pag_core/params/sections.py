@@ -111,7 +111,8 @@ class DiffusionParams(Section):
     batch_size: BatchSize
     learning_rate: PositiveReal
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
-    precision: Literal["float32", "tf32"]
+    precision: Literal["float32", "tf32", "bfloat16"]
+    compile: Annotated[bool, Field(strict=True)]
 
     @model_validator(mode="after")
     def _schedule_has_room(self) -> Self:

@@ -111,11 +111,11 @@ class Choice:
 
 
 def chosen_mode(
-    params: FeedParams, need: Need, device: torch.device, copy: Path, *, processes: int, images: int, taken: int = 0
+    params: FeedParams, need: Need, device: torch.device, copy: Path, *, processes: int, of: str, taken: int = 0
 ) -> Choice:
     """What `choose` finds for what is free now, and for the raw copy, which may be there already; one line says it.
 
-    Of the budget of each of `processes` other things have `taken` so many bytes.
+    The line says that it is `of` so many images. Of the budget of each of `processes` other things have `taken` so many bytes.
     """
     remove_stale_copies(copy)  # room for this one, of which copies of other contents may take some
     budget = None if params.budget_gb is None else max(0.0, params.budget_gb - taken * processes / GIGABYTE)
@@ -130,7 +130,7 @@ def chosen_mode(
         ("window", False): f"windows of {params.window_shards} shuffled shards",
     }[choice.mode, choice.on_gpu]
     print(
-        f"{need.what} of {images} images: {place} (feed.mode {params.mode}), "
+        f"{need.what} of {of}: {place} (feed.mode {params.mode}), "
         f"{readable_bytes(choice.bytes)} of {readable_bytes(choice.room)} that may be used",
         flush=True,
     )

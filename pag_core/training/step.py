@@ -6,11 +6,11 @@ from typing import cast
 import torch
 from torch import nn
 
+from pag_core.compute.compiler import require_compiler
 from pag_core.compute.precision import computing_in, require_precision
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.targets import TargetGradients
 from pag_core.gradients.online import OnlineGradients
-from pag_core.objective.adjoint.compilation import require_compiler
 from pag_core.objective.autograd_path import training_batch_norms
 from pag_core.objective.batch_statistics import shares_batch
 from pag_core.objective.methods import STANDARD, Method
@@ -63,14 +63,14 @@ class Objective(nn.Module):
         self.classes = classes
         self.params = params
         self.device = device
-        # vanilla training compiles the classifier's forward pass, Eq. 4 forward and adjoint together
-        self.plain = classifier
+        # what needs an input-gradient compiles forward and adjoint together, all else goes through this one
+        self.compiled: nn.Module | None = None
         if params.channels_last:
             # features take the format of the weights, whatever that of the images
             classifier.to(memory_format=torch.channels_last)
         if params.compile:
             require_compiler(device)
-            self.plain = cast(nn.Module, torch.compile(classifier)) if term is None else classifier
+            self.compiled = cast(nn.Module, torch.compile(classifier))
 
     def forward(
         self,
@@ -84,7 +84,14 @@ class Objective(nn.Module):
         with computing_in(self.params.precision, self.device):
             if self.term is None or aligned is None:
                 terms = plain_objective(
-                    self.plain, images, labels, self.config, method=self.method, start=start, epoch=epoch
+                    self.classifier,
+                    images,
+                    labels,
+                    self.config,
+                    method=self.method,
+                    start=start,
+                    epoch=epoch,
+                    compiled=self.compiled,
                 )
             else:
                 terms = pag_objective(
@@ -96,7 +103,7 @@ class Objective(nn.Module):
                     method=self.method,
                     start=start,
                     epoch=epoch,
-                    compiled=self.params.compile,
+                    compiled=self.compiled,
                 )
         # wrappers look for tensors in plain containers
         return terms.total, terms.classification, terms.alignment, terms.logits
@@ -115,8 +122,6 @@ def require_config(
 
     `aligned` is the form of the alignment term, None without one, `config` that of the method's own input-gradient.
     """
-    if params.compile and method is not STANDARD:
-        raise ParamsError("params.yaml: train.compile works with `method: standard` only; set one of the two otherwise")
     if not several:
         return
     if params.compile:

@@ -16,7 +16,7 @@ from pag_core.compute.processes import Process
 from pag_core.compute.replicas import Replicas
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import architecture, build_network
-from pag_core.diffusion.training import _DiffusionTrainer, train_diffusion
+from pag_core.diffusion.training import DiffusionTrainer, train_diffusion
 from pag_core.gradient_store.store import RepresentativeGradients
 from pag_core.gradient_store.targets import GradientBatch
 from pag_core.gradients.distillation_precision import in_precision
@@ -186,7 +186,7 @@ def fake_diffusion_step(dataset, make_params, monkeypatch):
         with mode:
             data = Split(*(torch.empty(part.shape, dtype=part.dtype) for part in (train.images, train.labels)))
             gpu = torch.device("cuda:0")
-            trainer = _DiffusionTrainer(network.train(), data.to(gpu), card, params, 3, 5, gpu)
+            trainer = DiffusionTrainer(network.train(), data.to(gpu), card, params, 3, 5, gpu)
         trainer.begin(Replicas(Process(0, 1), None))
 
         def backward(loss, share):

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import shutil
 import weakref
 
 import pytest
@@ -241,12 +242,36 @@ def test_resumed_training_gives_bit_identical_weights(tmp_path, train, cpu):
         assert torch.equal(tensor, resumed[name]), name
 
 
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same_up_to_rounding_and_resumes_identically(tmp_path, train):
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    # without dropout, of which a compiled network makes other draws
+    plain, curve = train(RunFolder(tmp_path / "plain"), dropout=0.0)
+    whole, compiled_curve = train(RunFolder(tmp_path / "whole"), dropout=0.0, compile=True)
+    for row, expected in zip(compiled_curve, curve, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert all(torch.allclose(whole[name], tensor, atol=1e-3) for name, tensor in plain.items())
+    with pytest.raises(Killed):
+        train(KilledFolder(tmp_path / "run"), dropout=0.0, compile=True)
+    resumed, _ = train(RunFolder(tmp_path / "run"), dropout=0.0, compile=True)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_training_in_bfloat16_rounds_its_steps_and_not_its_weights(tmp_path, train):
+    _, curve = train(RunFolder(tmp_path / "plain"))
+    rounded, rounded_curve = train(RunFolder(tmp_path / "rounded"), precision="bfloat16")
+    assert all(tensor.dtype == torch.float32 for tensor in rounded.values())
+    losses, expected = ([row["loss"] for row in one] for one in (rounded_curve, curve))
+    assert losses != expected and losses == pytest.approx(expected, rel=0.02)
+
+
 def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path, train, monkeypatch):
     """It holds three copies of the network, which would stay in memory for as long as the training lasts."""
     with pytest.raises(Killed):
         train(KilledFolder(tmp_path / "run"))
     loaded, alive = [], []
-    load, step = RunFolder.load_checkpoint, training_module._DiffusionTrainer.step
+    load, step = RunFolder.load_checkpoint, training_module.DiffusionTrainer.step
 
     def remembered(self, device):
         state = load(self, device)
@@ -260,7 +285,7 @@ def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path, train, monkeypatch):
         return step(self)
 
     monkeypatch.setattr(RunFolder, "load_checkpoint", remembered)
-    monkeypatch.setattr(training_module._DiffusionTrainer, "step", watched)
+    monkeypatch.setattr(training_module.DiffusionTrainer, "step", watched)
     train(RunFolder(tmp_path / "run"))
     assert len(loaded) > 10 and alive == [0]
 

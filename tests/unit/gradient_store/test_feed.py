@@ -171,7 +171,7 @@ def test_the_choice_is_said_in_one_line(store, dataset, folder, capsys, mode, wo
     opened(store, dataset, folder, mode).close()
     (line,) = capsys.readouterr().out.splitlines()
     assert (
-        line.startswith("target gradients of 36 images: ")
+        line.startswith("target gradients of 36 images and 3 classes each: ")
         and f"(feed.mode {'auto' if mode == 'window' else mode})" in line
         and "MB of" in line
         and words in line

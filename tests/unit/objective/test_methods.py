@@ -1,5 +1,7 @@
 """Methods of the classification part against plain implementations of them: AT, TRADES, gradient norm, Gaussian noise."""
 
+import copy
+import shutil
 from typing import get_args
 
 import pytest
@@ -339,6 +341,65 @@ def test_the_alignment_is_added_to_the_method_on_clean_images(name):
     assert joined.classification.item() == pytest.approx(plain.classification.item(), rel=1e-12)
     assert joined.total.item() == pytest.approx(plain.total.item() + 0.7 * alone.alignment.item(), rel=1e-12)
     assert plain.classification.item() > alone.classification.item()
+
+
+class Normed(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.norm, self.network = nn.BatchNorm2d(3), network
+
+    def forward(self, images):
+        return self.network(self.norm(images))
+
+
+METHODS = {
+    "at": AdversarialTraining(AdversarialTrainingParams(**attack(random_start=True, warmup_epochs=0))),
+    "at in train mode": AdversarialTraining(
+        AdversarialTrainingParams(**attack(norm="Linf", mode="train", random_start=True, warmup_epochs=0))
+    ),
+    "trades": Trades(TradesParams(**attack(beta=2.0))),
+    "gaussian_noise": GaussianNoise(GaussianNoiseParams(sigma=0.3)),
+    "gradient_norm": GradientNorm(GradientNormParams(norm="L2", weight=0.3, warmup_epochs=0)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [
+        ("at", True), ("at in train mode", False), ("trades", False), ("gaussian_noise", True), ("gradient_norm", True),
+        ("gradient_norm", False),
+    ],
+)  # fmt: skip
+def test_the_compiled_step_of_a_method_has_the_same_gradients(name, alone):
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    network, side = build("small_resnet")
+    # batch-norm tells the modes apart, in its statistics too
+    network = Normed(network).double().train()
+    images, labels, class_indices, targets = samples(side)
+    method = METHODS[name]
+    start = method.start(images.shape, torch.Generator().manual_seed(3))
+    start = None if start is None else start.double()
+    form = ObjectiveParams(**FORM, differentiation="adjoint", batch_norm="frozen")
+    options = {"method": method, "start": start}
+    found = []
+    for compiles in (False, True):
+        one = copy.deepcopy(network)
+        compiled = torch.compile(one) if compiles else None
+        if alone:
+            terms = plain_objective(one, images, labels, form, compiled=compiled, **options)
+        else:
+            batch = AlignedBatch(images, labels, class_indices, targets)
+            terms = pag_objective(one, batch, form, lambda_=0.7, classes=CLASSES, compiled=compiled, **options)
+        found.append((terms, parameter_gradient(one, terms.total), one.norm.running_var))
+        assert all(parameter.requires_grad for parameter in one.parameters())
+        assert all(layer.training for layer in one.modules())
+    eager, compiled = found
+    assert compiled[0].total.item() == pytest.approx(eager[0].total.item(), rel=1e-12)
+    assert torch.allclose(compiled[0].logits, eager[0].logits, rtol=1e-10)
+    assert relative(compiled[1], eager[1]) <= 1e-10
+    assert torch.allclose(compiled[2], eager[2], rtol=1e-12)
 
 
 def test_every_method_is_built_from_its_section(make_params):

@@ -130,7 +130,10 @@ def test_all_that_does_not_fit_is_named_at_once(refusal, prepared):
         ((1, 8, 6), {"source": "cm", "classifier.depth": 5}, r"depth is 5; .* 8x6 pixels .*at most 4"),
         ((1, 8, 8), {"arch": "resnet18", "train.batch_size": 16}, r"batch_size is 16, .* of 129 .* set it to 15 or 17"),
         ((1, 8, 8), {"arch": "resnet18", "train.batch_size": 67, "processes": 64}, r"batch_size is 67, .*64 processes"),
-        ((1, 8, 8), {"method": "at", "train.compile": True}, r"train\.compile works with `method: standard` only"),
+        (
+            (1, 8, 8), {"source": "sbg", "diffusion.compile": True, "processes": 2},
+            r"diffusion\.compile works in one process only",
+        ),
         ((1, 8, 8), {"train.compile": True, "processes": 2}, r"train\.compile works in one process only"),
         ((1, 8, 8), {"control": "other_image", "lambda": 0.0}, r"control is other_image, .*lambda 0"),
         ((1, 8, 8), {"control": "other_image", "source": "sbg_online"}, r"neither with source sbg_online"),
@@ -229,10 +232,10 @@ def test_only_stages_that_are_wanted_are_looked_at(refusal, prepared):
     prepared((1, 12, 10))
     asked = {"source": "cm", "pag_score.reference": "sbg"}
     asked |= {f"{name}.images": 999 for name in ("autoattack", "foolbox", "masking", "pag_score")}
-    asked |= {"validation.images": 999, "baseline_method": "at", "train.compile": True}
+    asked |= {"validation.images": 999, "processes": 2, "train.compile": True}
     for wanted, count in (
         ([], 0),
-        (["train", "validation"], 1),
+        (["train", "validation"], 2),
         (["validation", "baseline"], 2),
         (["validation", "baseline", "autoattack"], 3),
     ):

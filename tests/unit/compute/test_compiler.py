@@ -5,8 +5,8 @@ import importlib.util
 import pytest
 import torch
 
+from pag_core.compute.compiler import require_compiler
 from pag_core.errors import CompilerMissing
-from pag_core.objective.adjoint.compilation import require_compiler
 
 GPU = torch.device("cuda")
 
