@@ -77,9 +77,9 @@ def stage(name: str, *, reads: Reads = (), shared: bool = False, memory: str | N
 
     `reads` declares its parameters in the words of dvc.yaml: it gets no others, and they are the record of what it writes.
     SIGTERM and Ctrl-C end it with 143 and 130, after a checkpoint where it trains.
-    Its duration goes to `timings/NAME.json`, apart from the metrics, which are the same bytes in every run. Only a
-    `shared` stage, whose processes divide its work, may be one of several ranks of torchrun. `memory` is the parameter
-    (`section.key`) that bounds what the stage holds in memory, which a message names where that ran out.
+    Its duration, and on a GPU its peak memory, goes to `timings/NAME.json`, apart from the metrics, which are the same bytes
+    in every run. Only a `shared` stage, whose processes divide its work, may be one of several ranks of torchrun. `memory` is
+    the parameter (`section.key`) that bounds what the stage holds in memory, which a message names where that ran out.
     """
     opened = OpenStage(name, reads)
     start = time.perf_counter()
@@ -112,7 +112,8 @@ def stage(name: str, *, reads: Reads = (), shared: bool = False, memory: str | N
             flush=True,
         )
         sys.exit(1)
-    write_json(TIMINGS / f"{name}.json", {"seconds": round(time.perf_counter() - start, 3)})
+    used = {"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_initialized() else {}
+    write_json(TIMINGS / f"{name}.json", {"seconds": round(time.perf_counter() - start, 3), **used})
 
 
 def _out_of_memory(error: BaseException, opened: OpenStage, parameter: str | None) -> str:

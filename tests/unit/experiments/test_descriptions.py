@@ -248,7 +248,7 @@ def test_overrides_are_read_as_they_were_meant(tmp_path, value):
     assert plain_params(file.read_bytes(), "params.yaml") == wanted
 
 
-@pytest.mark.parametrize("size", ["full", "half_hour", "small"])
+@pytest.mark.parametrize("size", ["full", "half_hour", "ten_minutes", "small"])
 def test_the_committed_experiment_is_valid(size):
     experiment = read_experiment(ROOT / "experiments/cifar10_resnet18.yaml", size, [])
     assert experiment.params.keys() == {"cm", "sbg"} and [row.label for row in experiment.rows] == [
