@@ -11,7 +11,7 @@ from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import ParamsError
-from pag_core.gradients.score_based import score_based_gradients
+from pag_core.gradients.score_based import compared_classes, score_based_gradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 
 SAMPLE = 64  # images that the direction is checked on
@@ -94,7 +94,7 @@ def direction_check(
 ) -> dict[str, float]:
     """How the direction of Eq. 8 by `changed` agrees with that of `predictor` in float32, on the first images of `split`.
 
-    `precision_cosine_mean` and `_min` over images and classes, and `precision_difference_ratio`, the mean of
+    `precision_cosine_mean` and `_min` over images and `compared_classes`, and `precision_difference_ratio`, the mean of
     |eps_c - eps_none| / |eps_none|: the error is about that of the precision divided by it.
     """
     data = split.to(predictor.device)
@@ -104,9 +104,12 @@ def direction_check(
     cosines, ratios = [], []
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        part = {"timestep": timestep, "noise": noise[rows]}
-        reference = score_based_gradients(exact, images[rows], **part)  # type: ignore[arg-type]
-        cosines.append(cosine_similarity(score_based_gradients(changed, images[rows], **part), reference))  # type: ignore[arg-type]
+        classes = compared_classes(data.labels[rows][: len(images[rows])], predictor.no_class)
+        reference, found = (
+            score_based_gradients(model, images[rows], timestep=timestep, noise=noise[rows], classes=classes)
+            for model in (exact, changed)
+        )
+        cosines.append(cosine_similarity(found, reference))
         none = torch.full((len(images[rows]),), predictor.no_class, device=images.device)
         with torch.no_grad():
             unconditional = exact.predicted_noise(exact.noised(images[rows], timestep, noise[rows]), timestep, none)

@@ -10,11 +10,10 @@ from pag_core.compute.randomness import generator
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.errors import LabelIgnored
-from pag_core.gradients.score_based import score_based_gradients
+from pag_core.gradients.score_based import compared_classes, score_based_gradients
 from pag_core.objective.cosine_alignment import cosine_similarity
 
-# of the images, on which two draws are compared: at 2 (C + 1) forward passes each, all of a large split would take a
-# quarter of the distillation's own time
+# of the images, on which two draws are compared: all of a large split would take a quarter of the distillation's own time
 DRAW_SAMPLE = 256
 # standard errors by which the error with a wrong label must exceed that with the right one
 MARGIN = 3
@@ -29,7 +28,7 @@ def label_effect(
     `held_out_error_conditional`, `_unconditional` and `_wrong_class` (the class after the right one) share images and
     noise, so the last and the first are compared image by image: `standard_error_over_images` is that of their mean
     difference, and `standard_error_over_classes` that of `error_over_classes`. `draw_cosine` is the mean cosine between
-    the gradients of Eq. 8 from two independent draws, over the first `draw_images` of the images and all classes.
+    the gradients of Eq. 8 from two independent draws, over the first `draw_images` of the images and `compared_classes`.
     `relative_difference` is |eps_c - eps_none| / |eps_none|: the smaller, the more precision Eq. 8 needs.
     """
     classes, device = predictor.no_class, predictor.device
@@ -51,8 +50,9 @@ def label_effect(
         difference += (predicted[0] - predicted[1]).flatten(1).norm(dim=1).sum().item()
         magnitude += predicted[1].flatten(1).norm(dim=1).sum().item()
         if (compared := min(len(images), DRAW_SAMPLE - start)) > 0:
+            options: dict[str, Any] = {"timestep": timestep, "classes": compared_classes(labels[:compared], classes)}
             pair = [
-                score_based_gradients(predictor, images[:compared], timestep=timestep, noise=noise[:compared])
+                score_based_gradients(predictor, images[:compared], noise=noise[:compared], **options)
                 for noise in (first, second)
             ]
             cosines.append(cosine_similarity(*pair).mean(1))

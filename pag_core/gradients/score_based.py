@@ -8,6 +8,17 @@ import torch
 from pag_core.diffusion.network import NoisePredictor
 from pag_core.params.sections import ScoreBasedParams
 
+COMPARED = 10  # classes of an image at most on which a model is checked: its cost is not to grow with their number
+
+
+def compared_classes(labels: torch.Tensor, classes: int) -> torch.Tensor | None:
+    """Of `classes` those on which a model is checked on images of `labels` int64 [B]: None for all, or int64 [B, COMPARED]:
+    an image's own and the next ones.
+    """
+    if classes <= COMPARED:
+        return None
+    return (labels[:, None] + torch.arange(COMPARED, device=labels.device)) % classes
+
 
 @torch.no_grad()
 def score_based_gradients(

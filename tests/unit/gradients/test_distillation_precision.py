@@ -52,11 +52,17 @@ def test_tf32_is_refused_on_the_cpu(predictor):
         in_precision(predictor, precision="tf32")
 
 
-def test_the_check_of_directions_against_numpy(predictor, dataset):
+@pytest.mark.parametrize("compared", [2, 3])
+def test_the_check_of_directions_against_numpy(predictor, dataset, monkeypatch, compared):
+    monkeypatch.setattr("pag_core.gradients.score_based.COMPARED", compared)
+    labels = dataset.splits["validation"].labels.numpy()
+    own_and_next = np.arange(12)[:, None], (labels[:, None] + np.arange(compared)) % 3
     changed = in_precision(predictor, precision="bfloat16")
     options = {"timestep": 300, "seed": 1}
     found = direction_check(predictor, changed, dataset.splits["validation"], batch_size=5, **options)
-    a, b = (gradients(model, dataset).double().numpy().reshape(12, 3, -1) for model in (predictor, changed))
+    a, b = (
+        gradients(model, dataset).double().numpy().reshape(12, 3, -1)[own_and_next] for model in (predictor, changed)
+    )
     cosines = (a * b).sum(2) / np.linalg.norm(a, axis=2) / np.linalg.norm(b, axis=2)
     assert found["precision_cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
     assert found["precision_cosine_min"] == pytest.approx(cosines.min(), abs=1e-4)

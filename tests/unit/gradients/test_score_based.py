@@ -238,6 +238,17 @@ def test_draws_are_compared_on_the_first_images_only(mixture, monkeypatch):
     assert fewer["held_out_error_conditional"] == first["held_out_error_conditional"]
 
 
+def test_of_many_classes_draws_are_compared_on_an_image_s_own_and_the_next(mixture, monkeypatch):
+    predictor, means, _ = mixture
+    split = mixture_split(means, 9)
+    monkeypatch.setattr("pag_core.gradients.score_based.COMPARED", 2)
+    measured = label_effect(predictor, split, timestep=300, batch_size=9, seed=1)
+    noises = [torch.randn(9, 1, 4, 4, generator=draws) for draws in noise_streams()]
+    one, other = (score_based_gradients(predictor, split.pixels(), timestep=300, noise=noise) for noise in noises)
+    cosines = [cosine(one[b, c], other[b, c]) for b in range(9) for c in (b % 3, (b + 1) % 3)]
+    assert measured["draw_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
+
+
 def test_the_standard_error_over_classes_of_uneven_sizes():
     """The cluster-robust variance of a mean, written out; classes without an image do not count."""
     differences, labels = [0.5, 0.25, 1.0, -0.5, 2.0, 0.125], [0, 0, 0, 2, 2, 4]
