@@ -138,8 +138,10 @@ def test_a_slow_server_is_waited_for(server, store, monkeypatch):
     slow_to_wait(monkeypatch, 1)
     whole, opened = codes(store).read(2), codes(store)
     server.pause()
-    threading.Timer(1.5, server.go_on).start()
+    later = threading.Timer(1.5, server.go_on)
+    later.start()
     assert (opened.read(2) == whole).all()
+    later.join()  # else it wakes the server of the next test
 
 
 def test_a_silent_server_is_told(server, store, monkeypatch):
