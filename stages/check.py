@@ -12,7 +12,7 @@ import torch
 
 from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier, require_imported
-from pag_core.compute.compiler import require_compiler
+from pag_core.compute.compiler import require_compilable, require_compiler
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
 from pag_core.datasets.counts import count, slots
@@ -23,7 +23,6 @@ from pag_core.diffusion.network import (
     require_fitting,
     require_trained_for,
 )
-from pag_core.diffusion.training import require_compilable
 from pag_core.errors import PagError, ParamsError
 from pag_core.evaluation.pag_score import require_held_gradients, require_known_classes
 from pag_core.gradient_store.feed import require_feedable
@@ -121,7 +120,8 @@ def _teacher(params: Params, dataset: Dataset, device: torch.device) -> None:
     card = architecture(params.diffusion)
     require_fitting(card, dataset.image_shape)
     require_precision(params.diffusion.precision, device, "diffusion.precision")
-    require_compilable(params.diffusion.compile, device, several=replica_count(params.processes) > 1)
+    if params.diffusion.compile:
+        require_compilable("diffusion.compile", device, several=replica_count(params.processes) > 1)
     require_trained_for(params.sbg.timesteps, card, checkpoint)
 
 

@@ -6,7 +6,14 @@ import shutil
 
 import torch
 
-from pag_core.errors import CompilerMissing
+from pag_core.errors import CompilerMissing, ParamsError
+
+
+def require_compilable(key: str, device: torch.device, *, several: bool) -> None:
+    """Raise for what the parameter `key` asks: ParamsError with `several` processes, CompilerMissing as `require_compiler`."""
+    if several:
+        raise ParamsError(f"params.yaml: {key} works in one process only; set it to false, or processes: 1")
+    require_compiler(device, key)
 
 
 def require_compiler(device: torch.device, key: str = "train.compile") -> None:

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pag_core.compute.compiler import require_compiler
+from pag_core.compute.compiler import require_compilable
 from pag_core.compute.precision import computing_in, products_in, require_precision
 from pag_core.compute.randomness import generator, global_state, seed_global_streams
 from pag_core.compute.replicas import Replicas, replicas
 from pag_core.compute.weight_average import ExponentialAverage
 from pag_core.datasets.prepared import Split
 from pag_core.diffusion.network import build_noising, to_diffusion_range
-from pag_core.errors import ParamsError
 from pag_core.params.sections import DiffusionParams
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.pipeline.loop import CheckpointClock, LossWatch, progress_bar
@@ -76,14 +75,6 @@ def _resume(trainer: "DiffusionTrainer", team: Replicas, folder: RunFolder) -> N
         trainer.restore(state, team)
 
 
-def require_compilable(wanted: bool, device: torch.device, *, several: bool) -> None:
-    """Raise for `diffusion.compile` ParamsError with `several` processes, and CompilerMissing where nothing can compile."""
-    if wanted and several:
-        raise ParamsError("params.yaml: diffusion.compile works in one process only; set it to false, or processes: 1")
-    if wanted:
-        require_compiler(device, "diffusion.compile")
-
-
 class DiffusionTrainer:
     """The state of a training run, and one step of it; everything lives on the device."""
 
@@ -118,7 +109,8 @@ class DiffusionTrainer:
         """Train as one of `team` from here on."""
         self.team = team
         self.share = team.share(self.batch_size)
-        require_compilable(self.compile, self.draws.device, several=team.process.count > 1)
+        if self.compile:
+            require_compilable("diffusion.compile", self.draws.device, several=team.process.count > 1)
         self.replica = torch.compile(self.network) if self.compile else team.replicate(self.network)
 
     def step(self) -> torch.Tensor:
