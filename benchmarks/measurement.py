@@ -55,6 +55,11 @@ class Measurement:
         return f"{self.value:.4g} {self.unit}{spread}{against}"
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
 def processor_flags() -> set[str]:
     """Instruction sets that the operating system names; empty where it does not (no /proc/cpuinfo)."""
     return set(described_processor("flags", "Features").split())

@@ -4,13 +4,8 @@ A command's time is its start-up and its work; the time that a stage itself writ
 further processes only. Outputs must be the same bytes.
 """
 
-import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,13 +14,10 @@ import typer
 
 from benchmarks.interleaved import Rounds
 from benchmarks.measurement import TIMES_AS_FAST, Measurement, report
+from benchmarks.workplace import Workplace
 from pag_core.compute.processes import usable_cores
-from pag_core.params.yaml_text import read_yaml, written_yaml
 from pag_core.pipeline.stage import run
 
-ROOT = Path(__file__).resolve().parents[1]
-# not what the user has set in params.yaml: what is compared stays the same
-PARAMS = ROOT / "tests/params.yaml"
 COUNTS = (1, 2)
 # a small experiment on digits whose models are made quickly; units of work are small, so that two processes can end together
 BASE: dict[str, Any] = {
@@ -44,81 +36,29 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Work:
-    """A stage of which the parameter `key` sets the `amount` of work, what it writes, and its own timing."""
+    """A stage of which the parameter `key` sets the `amount` of work, and what it writes."""
 
     command: tuple[str, ...]
     key: str
     amount: int
     written: str
-    timing: str
     described: str
 
 
 WORKS = {
     "distillation": Work(
-        ("sbg",), "sbg.draws", 12, "data/gradients/sbg.zarr", "timings/sbg.json", "noise draws of 526 digits"
+        ("sbg",), "sbg.draws", 12, "data/gradients/sbg.zarr", "noise draws of 526 digits"
     ),
     "attack": Work(
         ("autoattack", "--baseline"), "autoattack.images", 60, "data/attacks/baseline_autoattack.json",
-        "timings/autoattack_baseline.json", "digits under AutoAttack",
+        "digits under AutoAttack",
     ),
 }  # fmt: skip
 
 
-class Workplace:
-    """A folder with its own params.yaml, in which this checkout's stages run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content = read_yaml(PARAMS.read_text(encoding="utf-8"))
-
-    def set(self, values: dict[str, Any]) -> None:
-        """Change parameters, `section.key` by name."""
-        for name, value in values.items():
-            *sections, key = name.split(".")
-            place = self.content
-            for section in sections:
-                place = place[section]
-            if key not in place:
-                raise KeyError(f"params.yaml has no {name}")
-            place[key] = value
-        (self.path / "params.yaml").write_text(written_yaml(self.content), encoding="utf-8")
-
-    def stage(self, name: str, *arguments: str) -> float:
-        """Run a stage; its wall time in seconds. Raises RuntimeError with its last words where it fails."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
-        command = [sys.executable, str(ROOT / "stages" / f"{name}.py"), *arguments]
-        start = time.perf_counter()
-        done = subprocess.run(
-            command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=600, check=False
-        )
-        taken = time.perf_counter() - start
-        if done.returncode != 0:
-            raise RuntimeError(f"stage {name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        return taken
-
-    def remove(self, name: str) -> None:
-        """Remove an output, so that what an earlier run wrote cannot stand for this one's."""
-        place = self.path / name
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
-
-    def contents(self, name: str) -> dict[str, bytes]:
-        """The bytes of an output, file by file, apart from the manifest, which tells how it was made."""
-        place = self.path / name
-        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-        found = {str(path.relative_to(self.path)): path.read_bytes() for path in files if path.name != "manifest.json"}
-        if not found:
-            raise RuntimeError(f"{name} was not written")
-        return found
-
-
 def prepared(path: Path) -> Workplace:
     """A workplace with prepared digits, a diffusion model and a vanilla baseline."""
-    place = Workplace(path)
-    place.set({**BASE, "processes": 1})
+    place = Workplace(path, {**BASE, "processes": 1})
     place.stage("prepare")
     place.stage("diffusion")
     place.stage("train", "--baseline")
@@ -137,9 +77,9 @@ def timed_runs(place: Workplace, work: Work, rounds: int) -> tuple[Rounds, Round
         for count in COUNTS if number % 2 == 0 else COUNTS[::-1]:
             place.set({"processes": count, work.key: work.amount})
             place.remove(work.written)
-            place.remove(work.timing)
-            whole[str(count)].append(place.stage(*work.command))
-            own[str(count)].append(json.loads((place.path / work.timing).read_text(encoding="utf-8"))["seconds"])
+            cost = place.stage(*work.command)
+            whole[str(count)].append(cost.whole)
+            own[str(count)].append(cost.seconds)
             contents = place.contents(work.written)
             if expected is not None and contents != expected:
                 raise RuntimeError(f"{work.written} differs between {COUNTS} processes")
