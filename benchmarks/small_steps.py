@@ -24,10 +24,11 @@ from pag_core.gradient_store.targets import DenseGradients
 from pag_core.gradients.distillation_precision import in_precision
 from pag_core.gradients.score_based import ScoreBased
 from pag_core.objective.inner_attack import adversarial_examples
-from pag_core.objective.methods import STANDARD, build_method
+from pag_core.objective.methods import build_method
 from pag_core.objective.pag import AlignedBatch
 from pag_core.params.reading import load_params, parse_params
 from pag_core.params.sections import Params
+from pag_core.params.values import MethodName
 from pag_core.pipeline.stage import run
 from pag_core.training.optimization import build_optimizer
 from pag_core.training.step import AlignmentTerm, Objective
@@ -48,7 +49,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compiled_channels_last": {"compile": True, "channels_last": True},
     "compiled_bfloat16": {"compile": True, "precision": "bfloat16"},
 }
-METHODS = {"vanilla": "standard", "sbg": "standard", "gradient_norm": "gradient_norm", "at": "at", "trades": "trades"}
+METHODS: dict[str, MethodName] = {
+    "vanilla": "standard",
+    "sbg": "standard",
+    "gradient_norm": "gradient_norm",
+    "at": "at",
+    "trades": "trades",
+}
 Step = Callable[[], Any]
 
 
@@ -72,7 +79,7 @@ def classifier_step(subject: str, side: int, changes: dict[str, Any]) -> Step:
     if subject == "sbg":
         targets = DenseGradients(torch.randn(1, CLASSES, *shape), torch.ones(1, CLASSES))
         term = AlignmentTerm(targets, 0.5, params.objective)
-    method = build_method(METHODS[subject], params) if METHODS[subject] != "standard" else STANDARD  # type: ignore[arg-type]
+    method = build_method(METHODS[subject], params)
     objective = Objective(
         classifier, term, classes=CLASSES, params=params.train, device=cpu, method=method, config=params.objective
     )

@@ -12,7 +12,7 @@ import torch
 
 from pag_core.classifiers.architectures import build_classifier
 from pag_core.classifiers.building import load_classifier, require_imported
-from pag_core.compute.compiler import require_compilable, require_compiler
+from pag_core.compute.compiler import require_compiler, require_one_process
 from pag_core.compute.precision import require_precision
 from pag_core.compute.processes import replica_count
 from pag_core.datasets.counts import count, slots
@@ -121,7 +121,8 @@ def _teacher(params: Params, dataset: Dataset, device: torch.device) -> None:
     require_fitting(card, dataset.image_shape)
     require_precision(params.diffusion.precision, device, "diffusion.precision")
     if params.diffusion.compile:
-        require_compilable("diffusion.compile", device, several=replica_count(params.processes) > 1)
+        require_one_process("diffusion.compile", several=replica_count(params.processes) > 1)
+        require_compiler(device, "diffusion.compile")
     require_trained_for(params.sbg.timesteps, card, checkpoint)
 
 

@@ -78,6 +78,17 @@ def _alignment_term(
     return AlignmentTerm(targets, params.lambda_, params.objective)
 
 
+def _inputs(opened: OpenStage, dataset: Dataset, store: GradientStore | None) -> dict[str, str]:
+    """What the training is made from, besides the parameters: fingerprints by name."""
+    # of a network of the user's also its code: neither checkpoint nor weights are those of another
+    inputs = {"dataset": dataset.fingerprint, **own_code_inputs(opened.params.arch, "arch")}
+    if store is not None:
+        inputs["gradient store"] = store.manifest["checksum"]
+    if opened.params.train.validate_every:
+        inputs["validation parameters"] = digest(validation_record(opened.all_params.section("train", "validation")))
+    return inputs
+
+
 def _validate(opened: OpenStage, dataset: Dataset) -> Validate | None:
     """What measures a network between epochs, as stages/validation.py will in the end; None where nothing does."""
     if not opened.params.train.validate_every:
@@ -104,15 +115,8 @@ def main(
             )
         dataset = read_dataset(dataset_path(opened.params.dataset))
         params, device = count(opened, dataset), opened.device
-        # of a network of the user's also its code: neither checkpoint nor weights are those of another
-        inputs = {"dataset": dataset.fingerprint, **own_code_inputs(params.arch, "arch")}
         store = None if baseline else GradientStore(gradients_path(params.source))
-        if store is not None:
-            inputs["gradient store"] = store.manifest["checksum"]
-        if params.train.validate_every:
-            inputs["validation parameters"] = digest(
-                validation_record(opened.all_params.section("train", "validation"))
-            )
+        inputs = _inputs(opened, dataset, store)
         processes = replica_count(params.processes)
         opened.divide_cores(processes)
         provenance = opened.provenance(inputs=inputs, processes=processes)

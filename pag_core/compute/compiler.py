@@ -9,11 +9,10 @@ import torch
 from pag_core.errors import CompilerMissing, ParamsError
 
 
-def require_compilable(key: str, device: torch.device, *, several: bool) -> None:
-    """Raise for what the parameter `key` asks: ParamsError with `several` processes, CompilerMissing as `require_compiler`."""
+def require_one_process(key: str, *, several: bool) -> None:
+    """Raise ParamsError, naming the parameter `key` that compiles, where `several` processes train together."""
     if several:
         raise ParamsError(f"params.yaml: {key} works in one process only; set it to false, or processes: 1")
-    require_compiler(device, key)
 
 
 def require_compiler(device: torch.device, key: str = "train.compile") -> None:

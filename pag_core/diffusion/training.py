@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pag_core.compute.compiler import require_compilable
+from pag_core.compute.compiler import require_compiler, require_one_process
 from pag_core.compute.precision import computing_in, products_in, require_precision
 from pag_core.compute.randomness import generator, global_state, seed_global_streams
 from pag_core.compute.replicas import Replicas, replicas
@@ -110,7 +110,8 @@ class DiffusionTrainer:
         self.team = team
         self.share = team.share(self.batch_size)
         if self.compile:
-            require_compilable("diffusion.compile", self.draws.device, several=team.process.count > 1)
+            require_one_process("diffusion.compile", several=team.process.count > 1)
+            require_compiler(self.draws.device, "diffusion.compile")
         self.replica = torch.compile(self.network) if self.compile else team.replicate(self.network)
 
     def step(self) -> torch.Tensor:

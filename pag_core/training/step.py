@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from pag_core.compute.compiler import require_compiler
+from pag_core.compute.compiler import require_compiler, require_one_process
 from pag_core.compute.precision import computing_in, require_precision
 from pag_core.errors import ParamsError
 from pag_core.gradient_store.targets import TargetGradients
@@ -125,7 +125,7 @@ def require_config(
     if not several:
         return
     if params.compile:
-        raise ParamsError("params.yaml: train.compile works in one process only; set it to false, or processes: 1")
+        require_one_process("train.compile", several=several)
     configs = [aligned] if aligned else []
     if method.wants_gradient and config is not None:
         configs.append(config)

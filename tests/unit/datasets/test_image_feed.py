@@ -21,7 +21,7 @@ from pag_core.gradients.sources import SOURCES
 from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.fixtures.feeds import CPU, feed_params, folder_at, store_at
+from tests.fixtures.feeds import CPU, assert_same, feed_params, folder_at, store_at
 from tests.fixtures.samples import MADE_FROM, Killed, KilledFolder, write_prepared
 
 MODES = {"resident": Split, "memory_map": HostSplit, "window": StoredSplit}
@@ -226,11 +226,6 @@ def train(fed, tmp_path, make_params, make_classifier):
         return history, classifier.state_dict()
 
     return run
-
-
-def assert_same(found, expected):
-    assert found[0] == expected[0]
-    assert all(torch.equal(found[1][key], expected[1][key]) for key in expected[1])
 
 
 @pytest.mark.parametrize("source", [None, "cm"])

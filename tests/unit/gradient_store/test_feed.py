@@ -14,7 +14,7 @@ from pag_core.pipeline.checkpoint import RunFolder
 from pag_core.training.batches import Batches
 from pag_core.training.classifier import Trainer
 from pag_core.training.step import AlignmentTerm
-from tests.fixtures.feeds import CPU, by_zarr, feed_params, folder_at, opened, store_at
+from tests.fixtures.feeds import CPU, assert_same, by_zarr, feed_params, folder_at, opened, store_at
 from tests.fixtures.samples import MADE_FROM, Killed, KilledFolder, flip
 
 MODES = ("resident", "memory_map", "window")
@@ -224,11 +224,6 @@ def train(tmp_path, store, dataset, make_params, make_classifier, monkeypatch):
         return history, {key: value.clone() for key, value in classifier.state_dict().items()}
 
     return run
-
-
-def assert_same(found, expected):
-    assert found[0] == expected[0]
-    assert all(torch.equal(found[1][key], expected[1][key]) for key in expected[1])
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
