@@ -12,7 +12,7 @@ from dvc.repo import Repo
 from experiments.description.experiment import Experiment, base_params
 from experiments.description.file import refused
 from experiments.runs.repository import require_commits, stored
-from experiments.runs.stages import Plain, Stages, needed_for
+from experiments.runs.stages import WATCHING, Plain, Stages, needed_for
 from pag_core.params.values import CheckedStage, is_imported
 from pag_core.pipeline.artifacts import digest
 from pag_core.pipeline.code_identity import CHECKOUT
@@ -28,7 +28,7 @@ class Run:
 
     `addresses` are what DVC's commands find these stages by. `name` has a fingerprint of all that its results depend on: an
     experiment of this name that has its metrics is the run. `shared` are the identities of its stages that DVC's cache keeps
-    for other runs.
+    for other runs, apart from those that only watch.
     """
 
     name: str
@@ -82,7 +82,7 @@ def _named(described: str, params: Plain, wanted: tuple[str, ...], stages: Stage
         wanted=wanted,
         addresses=tuple(found[name].address for name in wanted),
         metrics={name: path for stage in wanted for name, path in found[stage].metrics.items()},
-        shared=frozenset(found[name].identity for name in needed if found[name].cached),
+        shared=frozenset(found[name].identity for name in needed if found[name].cached and name not in WATCHING),
     )
 
 

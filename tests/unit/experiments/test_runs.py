@@ -205,6 +205,13 @@ def test_dvc_is_told_what_is_wanted_and_where_what_the_user_gave_lies(tmp_path):
     assert run.metrics.keys() == {"training", "autoattack", "details/training", "details/autoattack"}
 
 
+def test_runs_of_another_seed_wait_for_nothing_that_those_of_one_seed_share(tmp_path):
+    two_seeds = {"cm-seed1": {"source": "cm", "seed": 1}, "sbg-seed1": {"source": "sbg", "seed": 1}}
+    runs = named(described(tmp_path, classifiers={**two_seeds, "cm-seed2": {"source": "cm", "seed": 2}}))
+    assert len(runs["cm-seed1"].shared & runs["sbg-seed1"].shared) == 3, "prepare, baseline and its attack"
+    assert not runs["cm-seed1"].shared & runs["cm-seed2"].shared
+
+
 def test_a_stage_that_there_is_not_is_refused(tmp_path):
     with pytest.raises(typer.BadParameter, match=r"study-full-cm: the stage autoatack is not one of: .*autoattack"):
         named(described(tmp_path, stages=["train", "autoatack"]))
