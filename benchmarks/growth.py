@@ -25,6 +25,8 @@ from pag_core.pipeline.stage import run
 FACTOR = 4
 CLASSES = (PATTERNS, 100, 1000)
 KEPT = 2  # classes of each image in the stores
+PATCHES = 4  # of a side, in the classifier
+SMALL = 16  # pixels of a side for the distillation
 LEAST = 0.2  # seconds by which a stage must grow for an exponent
 NOT_MEASURED = f"it grows by less than {LEAST} s"
 # the networks are as small as they can be, so that the way of the data is what is timed
@@ -44,7 +46,6 @@ BASE: dict[str, Any] = {
     "arch": "vit",
     "classifier.width": 24,
     "classifier.depth": 1,
-    "classifier.patch_size": 16,
     "objective.classes_per_step": 1,
     "train.epochs": 1,
     "train.batch_size": 128,
@@ -98,7 +99,7 @@ def costs_of(
 ) -> Costs:
     """What each stage takes with `images` for training and validation; `sbg` at `small` pixels of a side."""
     write_images(folder / "images", images, classes, side)
-    params = {**BASE, "image_folder": str(folder / "images")}
+    params = {**BASE, "image_folder": str(folder / "images"), "classifier.patch_size": side // PATCHES}
     place = Workplace(folder / "large", params)
     found = {"prepare": [place.stage("prepare")], "diffusion": [place.stage("diffusion")]}
     place.remove("data/diffusion")  # of which the store that is trained on was not made
@@ -193,7 +194,7 @@ def measure(images: int, classes: Sequence[int], *, side: int, small: int, round
 
 def main(
     images: Annotated[int, typer.Option(help="n, training and validation images of the smallest size.")] = 2048,
-    side: Annotated[int, typer.Option(help="Pixels of a side; distillation has a quarter.")] = 64,
+    side: Annotated[int, typer.Option(help=f"Pixels of a side; distillation has {SMALL}.")] = 128,
     rounds: Annotated[int, typer.Option(help="Runs of each training at the largest size.")] = 2,
     smallest: Annotated[bool, typer.Option("--smallest", help="160 to 2,560 images of 32x32 pixels: a trial.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
@@ -202,7 +203,7 @@ def main(
     if smallest:
         found = measure(160, (10, 20, 40), side=32, small=8, rounds=1)
     else:
-        found = measure(images, CLASSES, side=side, small=side // 4, rounds=rounds)
+        found = measure(images, CLASSES, side=side, small=SMALL, rounds=rounds)
     report("growth", found, output, device="cpu", arguments=sys.argv[1:])
 
 
