@@ -8,15 +8,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from this check
 from typing import Any
 
 import torch
+from torch import nn
 
 from pag_core.classifiers.building import load_classifier
 from pag_core.datasets.counts import count
 from pag_core.datasets.prepared import Dataset, Split, read_dataset
-from pag_core.evaluation.judge import judged, judged_clean, trained_judge
+from pag_core.evaluation.judge import Judge, judged, judged_clean, trained_judge
 from pag_core.evaluation.pag_score import pag_score, require_held_gradients
 from pag_core.gradient_store.store import GradientStore, RepresentativeGradients, TargetGradients
 from pag_core.gradients.class_mean import class_mean_representatives
 from pag_core.params.radii import radius_value
+from pag_core.params.sections import Params
 from pag_core.pipeline.origins import require_of_now
 from pag_core.pipeline.paths import classifier_path, dataset_path, gradients_path, measured_path, write_metrics
 from pag_core.pipeline.saved_network import SavedNetwork
@@ -53,6 +55,23 @@ def _provenance(
     return opened.provenance(inputs=inputs)
 
 
+def _judged(
+    judge: Judge, classifier: nn.Module, dataset: Dataset, images: torch.Tensor, labels: torch.Tensor, params: Params
+) -> float:
+    ((norm, radius),) = params.pag_score.judged_radius.items()
+    return judged(
+        judge,
+        classifier,
+        images,
+        labels,
+        classes=dataset.classes,
+        norm=norm,
+        radius=radius_value(radius),
+        steps=params.figures.targeted_steps,
+        batch_size=params.pag_score.batch_size,
+    )
+
+
 def main() -> None:
     """Write metrics/pag_score.json: the score against the own source, and how often a judge sees the target class.
 
@@ -72,27 +91,18 @@ def main() -> None:
         }
         record = _provenance(opened, dataset, stores, {who: saved for who, (_, saved) in loaded.items()})
         images = test.pixels(test.first(params.pag_score.images, "pag_score.images"))
-        shown = test.first(params.pag_score.judged_images, "pag_score.judged_images")
+        judged_rows = test.first(params.pag_score.judged_images, "pag_score.judged_images")
+        shown, labels = test.pixels(judged_rows), test.labels[judged_rows]
         judge = trained_judge(train, test, class_names=dataset.class_names, images=params.pag_score.judge_images)
         size = params.pag_score.batch_size
-        ((norm, radius),) = params.pag_score.judged_radius.items()
         scores, seen = {}, {}
         for who, (classifier, _) in zip(("model", "baseline"), loaded.values(), strict=True):
             scores[who] = {
                 source: pag_score(classifier, images, gradients, classes=dataset.classes, batch_size=size)
                 for source, gradients in targets.items()
             }
-            seen[who] = judged(
-                judge,
-                classifier,
-                test.pixels(shown),
-                test.labels[shown],
-                classes=dataset.classes,
-                norm=norm,
-                radius=radius_value(radius),
-                steps=params.figures.targeted_steps,
-                batch_size=size,
-            )
+            seen[who] = _judged(judge, classifier, dataset, shown, labels, params)
+        ((norm, radius),) = params.pag_score.judged_radius.items()
         own = MEANS if params.source == "none" else params.source
         headline = {
             "PAG": scores["model"][own],
@@ -104,11 +114,11 @@ def main() -> None:
             "images": len(images),
             **scores,
             "judged": {
-                "images": shown.stop,
+                "images": len(shown),
                 "attack": f"{norm} {radius}",
                 "steps": params.figures.targeted_steps,
                 "judge": {"accuracy": judge.accuracy, "training_images": judge.trained_on, "test_images": judge.tested},
-                "clean_images": judged_clean(judge, test.pixels(shown), test.labels[shown], classes=dataset.classes),
+                "clean_images": judged_clean(judge, shown, labels, classes=dataset.classes),
                 **seen,
             },
             "provenance": record,

@@ -87,24 +87,33 @@ def write_gradients(
         if begun.exists():
             _require_same(work.path, read_json(begun), options)
         write_json(begun, options)
-        writer = GradientWriter(work.path / "store", described, images={"train": images}, params=params)
-        units = {}
-        with progress_bar(folder.name, images, 0, "image") as bar, streams_kept(device):
-            for _, number, rows in writer.shards():
-                unit = work.load_unit(str(number))
-                if unit is None or not writer.holds(unit["files"]):
-                    seed_global_streams(seed, "write gradients", number)
-                    content, fingerprint = _shard(dataset, function, rows, number, described, options, device)
-                    unit = {"files": writer.write_shard("train", rows, content), "images": fingerprint}
-                    work.save_unit(str(number), unit)
-                units[number] = unit
-                bar.update(rows.stop - rows.start)
-        writer.dataset = replace(described, fingerprint=digest([unit["images"] for unit in units.values()]))
-        record = provenance(params=options, seed=seed, inputs={}, device=device)
-        files = {name: record for unit in units.values() for name, record in unit["files"].items()}
-        writer.finish(folder, source, record, {}, files)
-        work.discard()
+        _write(folder, work, dataset, function, described, params, options, device)
     return open_targets(folder, device=device)
+
+
+def _write(
+    folder: Path, work: RunFolder, dataset: Any, function: GradientFunction, described: Dataset,
+    params: GradientStoreParams, options: dict[str, Any], device: torch.device,
+) -> None:  # fmt: skip
+    """Write what is missing of the store in `work`, and move it to `folder`."""
+    images, seed = options["images"], options["seed"]
+    writer = GradientWriter(work.path / "store", described, images={"train": images}, params=params)
+    units = {}
+    with progress_bar(folder.name, images, 0, "image") as bar, streams_kept(device):
+        for _, number, rows in writer.shards():
+            unit = work.load_unit(str(number))
+            if unit is None or not writer.holds(unit["files"]):
+                seed_global_streams(seed, "write gradients", number)
+                content, fingerprint = _shard(dataset, function, rows, number, described, options, device)
+                unit = {"files": writer.write_shard("train", rows, content), "images": fingerprint}
+                work.save_unit(str(number), unit)
+            units[number] = unit
+            bar.update(rows.stop - rows.start)
+    writer.dataset = replace(described, fingerprint=digest([unit["images"] for unit in units.values()]))
+    record = provenance(params=options, seed=seed, inputs={}, device=device)
+    files = {name: record for unit in units.values() for name, record in unit["files"].items()}
+    writer.finish(folder, options["source"], record, {}, files)
+    work.discard()
 
 
 def _finished(folder: Path, options: dict[str, Any], device: torch.device) -> GradientTargets:

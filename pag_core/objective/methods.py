@@ -41,7 +41,7 @@ class Standard:
         return F.cross_entropy(logits, step.labels), logits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassificationStep:
     """What a method's loss is computed from; `logits` and `loss_gradient` where the shared forward pass made them.
 

@@ -77,9 +77,15 @@ def pag_objective(
     )
     if config.scaling == "all":
         alignment = alignment * (classes / batch.class_indices.shape[1])
-    network = classifier if compiled is None else compiled  # not `or`: some modules have no truth value
     step = ClassificationStep(
-        network, batch.images, batch.labels, logits, loss_gradient, start, epoch, compiled is not None
+        classifier=classifier if compiled is None else compiled,  # not `or`: some modules have no truth value
+        images=batch.images,
+        labels=batch.labels,
+        logits=logits,
+        loss_gradient=loss_gradient,
+        start=start,
+        epoch=epoch,
+        compiled=compiled is not None,
     )
     classification, counted = method.loss(step)
     return ObjectiveTerms(classification + lambda_ * alignment, classification, alignment, counted)
@@ -111,7 +117,16 @@ def plain_objective(
         )
     elif method.wants_clean:
         logits = logits_of(network, images)
-    step = ClassificationStep(network, images, labels, logits, loss_gradient, start, epoch, compiled is not None)
+    step = ClassificationStep(
+        classifier=network,
+        images=images,
+        labels=labels,
+        logits=logits,
+        loss_gradient=loss_gradient,
+        start=start,
+        epoch=epoch,
+        compiled=compiled is not None,
+    )
     classification, counted = method.loss(step)
     return ObjectiveTerms(classification, classification, torch.full_like(classification, torch.nan), counted)
 
