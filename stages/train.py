@@ -125,6 +125,11 @@ def main(
             config = ObjectiveParams.model_construct(
                 output="logit", differentiation=config.differentiation, batch_norm=config.batch_norm
             )
+        seed_global_streams(params.seed, "classifier")
+        # before the images are opened, which may copy all of them: an option that the network refuses is told at once
+        classifier = build_classifier(
+            params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes
+        ).to(device)
         with run_folder(who, provenance, device) as folder:
             dataset = open_images(
                 dataset,
@@ -135,10 +140,6 @@ def main(
                 run=None if store is None else store.images_per_shard,
             )
             term = None if store is None else _alignment_term(opened, dataset, store, folder)
-            seed_global_streams(params.seed, "classifier")
-            classifier = build_classifier(
-                params.arch, **options, image_shape=dataset.image_shape, classes=dataset.classes
-            ).to(device)
             trainer = Trainer(
                 classifier=classifier,
                 train=dataset.splits["train"],

@@ -156,3 +156,14 @@ def test_model_and_baseline_have_methods_of_their_own_and_the_model_alone_has_th
     assert all(getattr(model.config, key) == getattr(baseline.config, key) for key in of_gradients)
     assert model.seed == baseline.seed == SEED
     assert model.checkpoint_seconds == baseline.checkpoint_seconds == 7
+
+
+def test_an_option_that_the_network_refuses_is_told_before_images_are_copied(train, received, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(train, "open_images", lambda dataset, *rest, **how: opened.append(dataset) or dataset)
+    received({"source": "cm"}, baseline=False)
+    assert len(opened) == 1
+    with pytest.raises(SystemExit):
+        received({"source": "cm", "arch": "vit", "classifier.patch_size": 3}, baseline=False)
+    assert "patch_size is 3" in capsys.readouterr().err
+    assert len(opened) == 1
