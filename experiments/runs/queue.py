@@ -98,7 +98,9 @@ class _Queue:
                         about = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
                         print(f"{left} left: about {about}, if they take as long as those before", flush=True)
                 self._begin_some(waiting, runs, made, total)
-                self._workers.keep(len(self._begun))
+                # a worker that finds nothing ends: while all runs have a process, another command's too, none is started again
+                if not all(self._is_alive(entry.stash_rev) for entry, _ in self._begun.values()):
+                    self._workers.keep(len(self._begun))
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         except BaseException:
             self._give_up()

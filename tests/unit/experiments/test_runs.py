@@ -220,19 +220,26 @@ def test_a_stage_that_there_is_not_is_refused(tmp_path):
 class Simulated(queue._Queue):
     """The queue of a command whose runs take no time; `log` has which are running at each look."""
 
-    def __init__(self, jobs, failing=(), lost=()):
+    def __init__(self, jobs, failing=(), lost=(), alive=None):
         super().__init__(SimpleNamespace(experiments=SimpleNamespace(celery_queue=None)), self, jobs)
         self.failing, self.lost, self.log, self.queued = failing, list(lost), [], set()
+        self.alive = dict(alive or {})
 
     def keep(self, count):
         """As workers."""
         self.log += [sorted(self._begun)] if count else []
 
     def _entries(self, wanted):
-        return {run: SimpleNamespace(name=run) for run in wanted if run in self.queued}
+        return {run: SimpleNamespace(name=run, stash_rev=run) for run in wanted if run in self.queued}
+
+    def _is_alive(self, revision):
+        return self.alive.get(revision, 0) > 0
 
     def _ended(self):
         for run in list(self._begun):
+            if self._is_alive(run):
+                self.alive[run] -= 1
+                continue
             del self._begun[run]
             if run in self.failing:
                 self._failed[run] = "its last lines"
@@ -295,6 +302,12 @@ def test_a_run_that_is_in_the_queue_is_waited_for(monkeypatch):
     """That another command has put there; what shares a stage with it waits."""
     begun, _ = order(monkeypatch, 1, {"a": "x", "b": "x", "c": "y"}, queued=("b",))
     assert begun == [["a"], ["c"]]
+
+
+def test_while_another_command_runs_it_no_worker_is_started_for_it(monkeypatch):
+    """One that finds nothing to do ends, and would be started again at every look."""
+    begun, _ = order(monkeypatch, 1, {"a": "x", "b": "y"}, queued=("b",), alive={"b": 3})
+    assert begun == [["b"], ["a"]], "when its process has gone, in case nobody else takes it again"
 
 
 def test_what_another_command_has_made_since_is_not_run(monkeypatch):
