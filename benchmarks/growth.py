@@ -196,12 +196,12 @@ def main(
     images: Annotated[int, typer.Option(help="n, training and validation images of the smallest size.")] = 2048,
     side: Annotated[int, typer.Option(help=f"Pixels of a side; distillation has {SMALL}.")] = 128,
     rounds: Annotated[int, typer.Option(help="Runs of each training at the largest size.")] = 2,
-    smallest: Annotated[bool, typer.Option("--smallest", help="160 to 2,560 images of 32x32 pixels: a trial.")] = False,
+    smallest: Annotated[bool, typer.Option("--smallest", help="80 to 1,280 images of 16x16 pixels: a trial.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
 ) -> None:
     """Measure how time and peak memory of the stages grow."""
     if smallest:
-        found = measure(160, (10, 20, 40), side=32, small=8, rounds=1)
+        found = measure(80, (10, 20, 40), side=16, small=8, rounds=1)
     else:
         found = measure(images, CLASSES, side=side, small=SMALL, rounds=rounds)
     report("growth", found, output, device="cpu", arguments=sys.argv[1:])

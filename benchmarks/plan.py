@@ -98,13 +98,13 @@ SHARE = 16  # of the simulation's images one is for validation
 SIDE = 64
 
 
-def simulation(images: int, classes: int) -> Experiment:
-    """That of `images` of a folder, by networks as small as they are useful."""
+def simulation(images: int, classes: int, side: int = SIDE) -> Experiment:
+    """That of `images` of a folder, of `side` pixels, by networks as small as they are useful."""
     validation = -(-images // SHARE)
     card = {**NETWORKS["small"], "channel_multipliers": BASE["diffusion.channel_multipliers"]}
     steps = max(1, images // 64) * BASE["diffusion.batch_size"]
     return Experiment(
-        images - validation, validation, classes, 2, SIDE, card, steps, "small_resnet", 1, 2, 0, 1,
+        images - validation, validation, classes, 2, side, card, steps, "small_resnet", 1, 2, 0, 1,
         options={"width": 8, "activation": None},
     )  # fmt: skip
 
@@ -209,13 +209,15 @@ def planned(name: str, tflops: list[float], gpus: int, here: dict[str, float], f
     return found
 
 
-def least(place: Workplace, *command: str) -> Cost:
-    """Of three runs of a short stage: what else the machine does only adds to its time."""
-    return min((place.stage(*command) for _ in range(3)), key=lambda cost: cost.seconds)
-
-
-def simulated(folder: Path, experiment: Experiment, teacher: Path) -> tuple[dict[str, Cost], dict[str, int]]:
+def simulated(
+    folder: Path, experiment: Experiment, teacher: Path, rounds: int
+) -> tuple[dict[str, Cost], dict[str, int]]:
     """Cost of each stage, and bytes of what they leave."""
+
+    def least(*command: str) -> Cost:
+        """Of `rounds` runs of a short stage: what else the machine does only adds to its time."""
+        return min((place.stage(*command) for _ in range(rounds)), key=lambda cost: cost.seconds)
+
     write_images(folder / "images", experiment.images + experiment.validation, experiment.classes, experiment.side)
     values = {
         "image_folder": str(folder / "images"),
@@ -228,12 +230,12 @@ def simulated(folder: Path, experiment: Experiment, teacher: Path) -> tuple[dict
         "objective.classes_per_step": experiment.drawn,
     }
     place = Workplace(folder / "place", {**BASE, **values})
-    costs = {"prepare": least(place, "prepare"), "diffusion": place.stage("diffusion")}
+    costs = {"prepare": least("prepare"), "diffusion": place.stage("diffusion")}
     place.set({"diffusion_checkpoint": str(teacher)})
     costs |= {
         "sbg": place.stage("sbg"),
-        "baseline": least(place, "train", "--baseline"),
-        "train": least(place, "train"),
+        "baseline": least("train", "--baseline"),
+        "train": least("train"),
     }
     kinds = {"images": "data/*.zarr", "store": "data/gradients/*.zarr", "raw copies": ".cache/*.raw"}
     found = {
@@ -242,15 +244,19 @@ def simulated(folder: Path, experiment: Experiment, teacher: Path) -> tuple[dict
     return costs, {kind: sum(file.stat().st_size for file in of if file.is_file()) for kind, of in found.items()}
 
 
-def compared(sizes: tuple[int, int, int], folder: Path) -> tuple[dict[str, Measurement], dict[str, float]]:
+def compared(
+    sizes: tuple[int, int, int], folder: Path, *, side: int, rounds: int
+) -> tuple[dict[str, Measurement], dict[str, float]]:
     """The third size as the first two predict it against a run, printed as a table; and FLOP/s of each stage."""
     taught = trained_teacher(
-        folder, SIDE, {key: BASE[key] for key in TEACHER if key.endswith(("batch_size", "multipliers"))}
+        folder, side, {key: BASE[key] for key in TEACHER if key.endswith(("batch_size", "multipliers"))}
     )
-    experiments = [simulation(size, sizes[0] // SHARE) for size in sizes]
+    experiments = [simulation(size, sizes[0] // SHARE, side) for size in sizes]
     last = experiments[-1]
     write_teacher(taught, folder / "shared", last.classes)
-    costs, left = zip(*(simulated(folder / str(e.images), e, folder / "shared") for e in experiments), strict=True)
+    costs, left = zip(
+        *(simulated(folder / str(e.images), e, folder / "shared", rounds) for e in experiments), strict=True
+    )
     amounts = [
         {"prepare": float(size), **work(experiment)} for size, experiment in zip(sizes, experiments, strict=True)
     ]
@@ -287,7 +293,7 @@ def main(
     tflops: Annotated[list[float] | None, typer.Option(help="TFLOP/s that a GPU sustains; 20 and 200.")] = None,
     gpus: Annotated[int, typer.Option(help="GPUs that share each stage under torchrun.")] = 8,
     simulate: Annotated[bool, typer.Option(help="Check the plan on few images (eleven minutes).")] = True,
-    smallest: Annotated[bool, typer.Option("--smallest", help="CIFAR-10 and 160 to 640 images: a trial.")] = False,
+    smallest: Annotated[bool, typer.Option("--smallest", help="CIFAR-10; 160 to 640 images of 32x32, once.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
 ) -> None:
     """Plan experiments: bytes, FLOPs, hours and bandwidth of every stage."""
@@ -295,8 +301,9 @@ def main(
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of: {', '.join(EXPERIMENTS)}")
     sizes = (160, 320, 640) if smallest else (IMAGENET // 2000, IMAGENET // 1000, IMAGENET // 250)
+    side, rounds = (32, 1) if smallest else (SIDE, 3)
     with tempfile.TemporaryDirectory() as folder:
-        found, rates = compared(sizes, Path(folder)) if simulate else ({}, {})
+        found, rates = compared(sizes, Path(folder), side=side, rounds=rounds) if simulate else ({}, {})
         for name in names:
             found |= planned(name, tflops or [20, 200], gpus, rates, Path(folder))
     report("plan", found, output, device="cpu", arguments=sys.argv[1:])
