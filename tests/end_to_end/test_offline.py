@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.forked import LIBRARIES
 from tests.fixtures.project_copy import CONFIG, SMALL, ProjectCopy
 from tests.fixtures.samples import ROOT
 
@@ -36,11 +37,13 @@ def test_the_pipeline_opens_no_connection_to_another_machine(tmp_path: Path, mon
     assert set(CONFIG.splitlines()) <= set((ROOT / ".dvc/config").read_text(encoding="utf-8").splitlines())
     project = ProjectCopy(tmp_path / "pag", {**SMALL, "processes": 2})
     ask = "import socket; socket.create_connection(('192.0.2.1', 9), timeout=0.01)"
-    project.run(sys.executable, "-c", ask, forked=False, check=False)
-    assert "192.0.2.1" in log.read_text(encoding="utf-8"), "the watch sees nothing"
-    log.unlink()
-    # each Python of its own imports everything anew: not all stages, which would take twice as long
-    project.run("dvc", "repro", "validation", "autoattack", forked=False)
+    for forked in (False, True):
+        project.run(sys.executable, "-c", ask, forked=forked, check=False)
+        assert "192.0.2.1" in log.read_text(encoding="utf-8"), "the watch sees nothing"
+        log.unlink()
+    # what a stage's process has been forked with is imported once as each imports it by itself
+    project.run(sys.executable, "-c", f"import {', '.join(LIBRARIES)}", forked=False)
+    project.run("dvc", "repro", "validation", "autoattack")
     assert (project.path / "metrics/autoattack.json").exists()
     asked = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     assert not [line for line in asked if not line.split()[1].startswith(HERE)], os.linesep.join(asked)
