@@ -19,7 +19,7 @@ from zarr.errors import ZarrUserWarning
 from pag_core.compute.randomness import generator
 from pag_core.datasets.labelled_images import SPLITS, LabelledImages
 from pag_core.errors import DatasetError, ParamsError
-from pag_core.pipeline.artifacts import digest
+from pag_core.pipeline.artifacts import digest, read_json, write_json
 
 # a shard is what is written, checked and read together: few files for DVC, and little memory
 IMAGES_PER_SHARD = 16384
@@ -251,11 +251,14 @@ class Dataset:
 
 
 def consolidate_metadata(folder: Path) -> None:
-    """Gather the metadata of a Zarr group into its root, so that it opens with one read."""
+    """Gather the metadata of a Zarr group into its root, so that it opens with one read; the bytes are always the same."""
     with warnings.catch_warnings():
         # Zarr warns that other implementations may not read it; the metadata of each array stays beside it
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(folder)
+    # it lists arrays in the order in which it happened to read them
+    root = folder / "zarr.json"
+    write_json(root, read_json(root))
 
 
 def sha256(pixels: NDArray[np.uint8]) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
+import zarr
 
 from pag_core.datasets.labelled_images import LabelledImages, RawDataset
 from pag_core.datasets.loading import load_raw
-from pag_core.datasets.prepared import fingerprint, read_dataset
+from pag_core.datasets.prepared import consolidate_metadata, fingerprint, read_dataset
 from pag_core.datasets.preparing import write_dataset
 from pag_core.datasets.splits import split
 from pag_core.errors import DatasetError, ParamsError
@@ -361,3 +362,33 @@ def test_more_images_than_a_split_has_are_refused(dataset):
         ParamsError, match=r"autoattack.images is 16, but the split has 15 images; set it to at most 15"
     ):
         test.first(16, "autoattack.images")
+
+
+def test_the_order_in_which_zarr_lists_arrays_is_not_in_the_bytes(tmp_path, monkeypatch):
+    group = zarr.create_group(tmp_path / "group")
+    for name in ("first", "second", "third"):
+        group.create_array(name, shape=2, dtype="int64")
+    consolidated, found = zarr.consolidate_metadata, []
+
+    def listed(order):
+        def consolidate(folder):
+            consolidated(folder)
+            content = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+            arrays = content["consolidated_metadata"]["metadata"]
+            content["consolidated_metadata"]["metadata"] = {
+                name: arrays[name] for name in sorted(arrays, reverse=order)
+            }
+            (folder / "zarr.json").write_text(json.dumps(content), encoding="utf-8")
+
+        return consolidate
+
+    for order in (False, True):
+        monkeypatch.setattr(zarr, "consolidate_metadata", listed(order))
+        consolidate_metadata(tmp_path / "group")
+        found.append((tmp_path / "group/zarr.json").read_bytes())
+        assert set(zarr.open_group(tmp_path / "group", mode="r", use_consolidated=True).array_keys()) == {
+            "first",
+            "second",
+            "third",
+        }
+    assert found[0] == found[1]
