@@ -56,9 +56,13 @@ WORKS = {
 }  # fmt: skip
 
 
-def prepared(path: Path) -> Workplace:
-    """A workplace with prepared digits, a diffusion model and a vanilla baseline."""
-    place = Workplace(path, {**BASE, "processes": 1})
+# for a trial: no image stands long, and few are trained on
+TRIAL: dict[str, Any] = {"autoattack.radii": {"Linf": [0.6]}, "train.epochs": 1}
+
+
+def prepared(path: Path, values: dict[str, Any]) -> Workplace:
+    """A workplace with prepared digits, a diffusion model and a vanilla baseline; `values` are parameters beside BASE."""
+    place = Workplace(path, {**BASE, **values, "processes": 1})
     place.stage("prepare")
     place.stage("diffusion")
     place.stage("train", "--baseline")
@@ -87,7 +91,7 @@ def timed_runs(place: Workplace, work: Work, rounds: int) -> tuple[Rounds, Round
     return Rounds(whole), Rounds(own)
 
 
-def measure(works: dict[str, Work], rounds: int) -> dict[str, Measurement]:
+def measure(works: dict[str, Work], rounds: int, values: dict[str, Any]) -> dict[str, Measurement]:
     """Two processes against one for each stage, without and with the start-up of Python and its libraries."""
     described = {name: f"one process, {work.amount} {work.described}, one thread each" for name, work in works.items()}
     if usable_cores() < max(COUNTS):
@@ -99,7 +103,7 @@ def measure(works: dict[str, Work], rounds: int) -> dict[str, Measurement]:
         }
     found: dict[str, Measurement] = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = prepared(Path(folder))
+        place = prepared(Path(folder), values)
         for name, work in works.items():
             whole, own = timed_runs(place, work, rounds)
             found[f"{name}.speedup"] = own.speedup("2", "1", f"{described[name]}, from the stage's own timing")
@@ -115,8 +119,11 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
 ) -> None:
     """Compare two processes with one for distillation and for AutoAttack, by the stages' own commands."""
-    works = {name: replace(work, amount=2) for name, work in WORKS.items()} if smallest else WORKS
-    report("processes", measure(works, 1 if smallest else rounds), output, device="cpu", arguments=sys.argv[1:])
+    if smallest:
+        found = measure({name: replace(work, amount=2) for name, work in WORKS.items()}, 1, TRIAL)
+    else:
+        found = measure(WORKS, rounds, {})
+    report("processes", found, output, device="cpu", arguments=sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ TINY = {
     "prepare.validation_fraction": 0.5,
     "prepare.images_per_class": None,
     "autoattack.images": 1,
-    "autoattack.radii": {"L2": [3.0]},
+    "autoattack.radii": {"L2": [30.0]},
     "masking.images": 2,
     "pag_score.images": 2,
     "pag_score.judged_images": 2,
@@ -52,7 +52,7 @@ def train_and_attack(project: ProjectCopy) -> None:
         project.stage(name, "--baseline")
         project.stage(name)
     found = project.metrics("autoattack")
-    assert found["attack"] == "standard" and {"clean", "L2 3.0"} == set(found["model"])
+    assert found["attack"] == "standard" and {"clean", "L2 30.0"} == set(found["model"])
 
 
 def test_cifar100(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ SBG = "stages/gradients/dvc.yaml:sbg"
 AFTER_TRAINING = {"train", "validation", "autoattack", "foolbox", "masking", "pag_score", "figures", "report"}
 # radii at which every image falls to the first attack: the others take seconds a radius, and are tested elsewhere; and so
 # many images for the judge that it sees more in one model than in the other
-QUICK = {**SMALL, "autoattack.radii": {"L2": [3], "Linf": [0.6]}, "pag_score.judged_images": 20}
+QUICK = {**SMALL, "pag_score.judged_images": 20}
 HEADLINES = ("training", "autoattack", "foolbox", "masking", "pag_score", "diffusion")
 BEFORE = {"code", "prepare", "check", "baseline", "baseline_validation", "baseline_autoattack", "baseline_foolbox"}
 

@@ -20,6 +20,7 @@ TINY = {
     "diffusion.steps": "120", "diffusion.learning_rate": "2.0e-3", "gradient_store.images_per_shard": "128",
     "gradient_store.held_out_images": "20", "train.epochs": "1", "train.batch_size": "64", "validation.images": "10",
     "autoattack.images": "3", "autoattack.images_per_shard": "3", "pag_score.images": "6", "pag_score.judged_images": "3",
+    "autoattack.radii": '{"L2": [3], "Linf": [0.6]}',
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_a_validation_that_runs_out_of_memory_costs_no_training(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SMALL_DEVICE, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    failed = project.run("dvc", "repro", "validation", check=False, forked=False)
+    failed = project.run("dvc", "repro", "validation", check=False)
     assert failed.returncode != 0 and "Traceback" not in failed.stderr
     message = "validation_classifier: out of memory (CUDA out of memory. Tried to allocate"
     assert message in failed.stderr and "set validation.batch_size, which is 200, lower" in failed.stderr

@@ -149,7 +149,7 @@ from pag_core.gradients.score_based import score_based_gradients
 from pag_core.params.reading import load_params
 
 torch.set_num_threads(1)
-card = architecture(load_params(Path({params!r})).diffusion) | {{"channel_multipliers": [1]}}
+card = architecture(load_params(Path({params!r})).diffusion) | {{"channel_multipliers": [1], "residual_blocks": 1}}
 torch.manual_seed(0)
 network = build_network(card, (1, 8, 8), 3)
 with torch.no_grad():
